@@ -1,0 +1,92 @@
+# ist_hpc: `make help` lists the targets; INSTALL.md says more.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup ready train test test-serial check lint format clean distclean
+
+VENV := $(CURDIR)/.venv
+REPORTS := $(CURDIR)/.cache/reports
+NP ?= 4
+ARGS ?=
+RANKS := 1 2 3 4
+# seconds, after which a hanging run is stopped, and killed if it does not stop
+SERIAL_TIMEOUT ?= 900
+MPI_TIMEOUT ?= 300
+CHECK_TIMEOUT ?= 120
+
+# One environment for everything below: .venv first, and what Open MPI needs in a container or on a
+# machine with fewer cores than ranks, where a rank that spins takes the core another one needs.
+export PATH := $(VENV)/bin:$(PATH)
+export PYTHONNOUSERSITE := 1
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+ifneq ($(shell test $$(nproc) -lt 4 && echo few),)
+export OMPI_MCA_mpi_yield_when_idle := 1
+endif
+# `MPI` may be set in a cluster's environment and mean something else: only `make setup MPI=...` counts
+export SETUP_MPI := $(if $(filter command,$(firstword $(origin MPI))),$(MPI))
+
+# One thread a rank: the machine may have few cores, and results must not depend on their number.
+TEST_ENV := env OMP_NUM_THREADS=1 HOROVOD_STALL_SHUTDOWN_TIME_SECONDS=60
+
+help: ## list the targets
+	@sed -nE 's/^([a-z%-]+): [^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | \
+		while IFS=$$'\t' read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
+	@echo '  variables: PYTHON=python3.11 TORCH_VERSION=2.13.0 TORCH_INDEX=https://... MPI=path|wheel (setup)'
+	@echo '             NP=4 ARGS="--set train.epochs=3" (train)'
+
+setup: ## make the environment, .venv, or finish making it
+	@tools/setup.sh
+
+ready:
+	@tools/setup.sh --quiet
+
+train: ready ## set up, then horovodrun -np 4 python -m ist_hpc.train with ARGS
+	horovodrun -np $(NP) python -m ist_hpc.train $(ARGS)
+
+test: ready ## set up, then all tests: serially, then on 1, 2, 3 and 4 ranks
+	@rm -rf $(REPORTS)
+	@failed=; for target in test-serial $(RANKS:%=test-%); do \
+		$(MAKE) --no-print-directory $$target || failed="$$failed $$target"; \
+	done; \
+	python tools/no_skips.py --allow-skips $(REPORTS) || failed="$$failed (see above)"; \
+	if [[ -n $$failed ]]; then echo "make test: failed:$$failed"; exit 1; fi
+
+test-serial: ready ## the tests that need one process only
+	@mkdir -p $(REPORTS); rm -f $(REPORTS)/serial.xml
+	$(TEST_ENV) tools/limit.sh $(SERIAL_TIMEOUT) python -m pytest tests --ignore=tests/mpi -rs \
+		--junitxml=$(REPORTS)/serial.xml
+
+test-%: ready ## the tests of tests/mpi on so many ranks: test-1 ... test-4
+	@mkdir -p $(REPORTS); rm -f $(REPORTS)/mpi-$*-rank*
+	$(TEST_ENV) REPORT=$(REPORTS)/mpi-$* tools/limit.sh $(MPI_TIMEOUT) \
+		tools/mpirun.sh -np $* tools/rank_pytest.sh tests/mpi -rs || \
+		{ rc=$$?; tools/rank_pytest.sh --failed $(REPORTS)/mpi-$*; exit $$rc; }
+
+check: ready ## do Horovod, MPI and HDF5 work together here? ends with "check: ok"
+	@mkdir -p .cache/logs; rc=0; \
+	OMP_NUM_THREADS=1 tools/limit.sh $(CHECK_TIMEOUT) \
+		tools/mpirun.sh --quiet -np 2 python -m ist_hpc.check | tee .cache/logs/check.log || rc=$$?; \
+	if ! grep -q '^check: ' .cache/logs/check.log; then \
+		echo "check: no answer (exit code $$rc): mpirun or MPI does not start; its words are above"; rc=1; \
+	fi; exit $$rc
+
+lint: ready ## ruff, mypy, shellcheck
+	ruff check .
+	ruff format --check .
+	mypy
+	find . -path './.*' -prune -o -name '*.sh' -print0 | xargs -0 shellcheck .ci/run
+
+format: ready ## put the code into ruff's format
+	ruff check --fix .
+	ruff format .
+
+clean: ## remove what runs of the tools left; keep .venv and the built wheels
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .cache/reports .cache/logs .cache/build .cache/pip
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv and the built wheels too
+	rm -rf .venv .cache

@@ -1,0 +1,63 @@
+"""What the round loop needs of an algorithm; data parallel and local SGD are to fit it, too."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ist_hpc.exchange import ExchangeReport
+from ist_hpc.held import State
+from ist_hpc.models.base import SharedSpec
+from ist_hpc.placement import TensorSpec
+
+
+class Algorithm(ABC):
+    """How the ranks train one model together, round by round.
+
+    Between rounds the model can be visited at home: then `state` has the home blocks, from which it
+    is evaluated and saved, and the next round goes on as if there had been no visit.
+
+    state         partitioned weights and slots of this rank, by key
+    shared        weights without an axis, the same on all ranks at the end of a round
+    shared_slots  their slots
+    slot_specs    the slots that a checkpoint holds
+    """
+
+    state: State
+    shared: dict[str, Tensor]
+    shared_slots: dict[str, Tensor]
+    slot_specs: Sequence[TensorSpec]
+    shared_slot_specs: Sequence[SharedSpec]
+
+    @abstractmethod
+    def start_new(self, seed: int) -> None:
+        """Draw the initial weights, at home. Collective."""
+
+    @abstractmethod
+    def start_from(
+        self, state: State, shared: dict[str, Tensor], shared_slots: dict[str, Tensor]
+    ) -> None:
+        """Take home blocks and shared tensors from a checkpoint. Collective."""
+
+    @abstractmethod
+    def begin_round(self, round_index: int) -> ExchangeReport:
+        """Bring the weights to where the round trains them. Collective."""
+
+    @abstractmethod
+    def step(self, features: Tensor, labels: Tensor, lr: float, trained: int) -> Tensor:
+        """One local step; returns the batch's mean loss, a scalar. Local for IST.
+
+        `trained` is the number of steps of the run before this one.
+        """
+
+    @abstractmethod
+    def end_round(self) -> None:
+        """Bring the shared weights together. Collective."""
+
+    @abstractmethod
+    def visit_home(self, with_slots: bool) -> ExchangeReport:
+        """Fill the home blocks of the weights, and of the slots if asked for. Collective."""
+
+    @abstractmethod
+    def leave_home(self) -> None:
+        """Free what only the visit needed. Local."""

@@ -1,0 +1,135 @@
+"""Independent subnet training: deal, train alone, deal again (paper, sections 3 and 4)."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ist_hpc.algorithms.base import Algorithm
+from ist_hpc.exchange import Exchanger, ExchangeReport, allocate_home, drop_home_copies
+from ist_hpc.held import State, zeros_at
+from ist_hpc.models.base import Model
+from ist_hpc.optimizer import Optimizer, Slots, slot_key
+from ist_hpc.placement import at_round, home
+from ist_hpc.shared import SharedWeights
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+class IndependentSubnets(Algorithm):
+    """One rank of independent subnet training.
+
+    carry    whether optimiser state travels with its weights, else it begins anew each round
+    sharing  Horovod's part, which may be None if the model shares no weights
+    """
+
+    def __init__(
+        self,
+        comm: "MPI.Comm",
+        model: Model,
+        optimizer: Optimizer,
+        exchanger: Exchanger,
+        seed: int,
+        carry: bool,
+        sharing: SharedWeights | None,
+    ) -> None:
+        assert sharing is not None or not model.shared
+        self.rank, self.ranks = comm.Get_rank(), comm.Get_size()
+        self.model, self.optimizer, self.exchanger = model, optimizer, exchanger
+        self.seed, self.carry, self.sharing = seed, carry, sharing
+        self.slot_specs = optimizer.slot_specs(model.specs) if carry else ()
+        self.shared_slot_specs = optimizer.shared_slot_specs(model.shared) if carry else ()
+        self.placement = home(self.ranks)
+        self.state: State = {}
+        self.shared: dict[str, Tensor] = {}
+        self.shared_slots: dict[str, Tensor] = {}
+        self._steps_in_round = 0
+        self._trained: list[tuple[Tensor, Slots]] = []
+        self._weights: dict[str, Tensor] = {}
+
+    def start_new(self, seed: int) -> None:
+        """Draw the home blocks of the weights block by block; slots begin at zero. Collective."""
+        self.state = allocate_home(self.model.specs, self.rank, self.ranks)
+        for spec in self.model.specs:
+            rows = spec.home_rows(self.rank, self.ranks)
+            values = torch.from_numpy(self.model.initial_rows(spec, seed, rows))
+            self.state[spec.key].home = values
+        self.state |= zeros_at(self.slot_specs, home(self.ranks), self.rank)
+        self.shared = {
+            spec.key: torch.from_numpy(self.model.initial_shared(spec, seed))
+            for spec in self.model.shared
+        }
+        self.shared_slots = {spec.key: torch.zeros(spec.shape) for spec in self.shared_slot_specs}
+        self._start()
+
+    def start_from(
+        self, state: State, shared: dict[str, Tensor], shared_slots: dict[str, Tensor]
+    ) -> None:
+        """Take home blocks and shared tensors from a checkpoint. Collective."""
+        self.state, self.shared, self.shared_slots = state, shared, shared_slots
+        self._start()
+
+    def _start(self) -> None:
+        """Begin at home, with rank 0's shared weights on all ranks (all drew or read the same)."""
+        self.placement = home(self.ranks)
+        if self.sharing is not None:
+            self.sharing.broadcast(self.shared | self.shared_slots)
+
+    def begin_round(self, round_index: int) -> ExchangeReport:
+        """Exchange the weights, and carried slots, to the subnets of the round. Collective."""
+        target = at_round(self.model.axes, self.ranks, self.seed, round_index)
+        self._weights, self._trained = {}, []  # so that the exchange can free the old subnets
+        specs = (*self.model.specs, *self.slot_specs)
+        report = self.exchanger.exchange(specs, self.placement, target, self.state)
+        self.placement = target
+        self._take_up()
+        return report
+
+    def _take_up(self) -> None:
+        """Make the subnet's tensors, and the shared ones, what `step` trains."""
+        self._steps_in_round = 0
+        for spec in self.model.specs:
+            self._train(spec.key, self.state[spec.key].place("subnet"), spec.has_two_axes)
+        for shared in self.model.shared:
+            self._train(shared.key, self.shared[shared.key], False)
+
+    def _train(self, key: str, tensor: Tensor, has_two_axes: bool) -> None:
+        weight = tensor.detach().requires_grad_(True)
+        slots = {
+            slot: self._slot(slot_key(slot, key)) if self.carry else torch.zeros_like(tensor)
+            for slot in self.optimizer.slot_names(has_two_axes)
+        }
+        self._weights[key] = weight
+        self._trained.append((weight, slots))
+
+    def _slot(self, key: str) -> Tensor:
+        if key in self.shared_slots:
+            return self.shared_slots[key]
+        return self.state[key].place("subnet")
+
+    def step(self, features: Tensor, labels: Tensor, lr: float, trained: int) -> Tensor:
+        """One step of the thin network. Local."""
+        loss = self.model.loss(self._weights, features, labels)
+        gradients = torch.autograd.grad(loss, [weight for weight, _ in self._trained])
+        updates = trained if self.carry else self._steps_in_round
+        with torch.no_grad():
+            for (weight, slots), gradient in zip(self._trained, gradients, strict=True):
+                self.optimizer.update(weight, gradient, slots, lr, updates)
+        self._steps_in_round += 1
+        return loss.detach()
+
+    def end_round(self) -> None:
+        """Average the shared weights and, if carried, their slots. Collective if there are any."""
+        if self.sharing is not None:
+            self.sharing.average([*self.shared.values(), *self.shared_slots.values()])
+
+    def visit_home(self, with_slots: bool) -> ExchangeReport:
+        """Exchange home, keeping the subnets. Collective."""
+        specs = (*self.model.specs, *(self.slot_specs if with_slots else ()))
+        target = home(self.ranks)
+        return self.exchanger.exchange(specs, self.placement, target, self.state, keep_source=True)
+
+    def leave_home(self) -> None:
+        """Free the home blocks that the round does not use. Local."""
+        drop_home_copies((*self.model.specs, *self.slot_specs), self.placement, self.state)

@@ -1,0 +1,320 @@
+"""Saving the sharded model and bringing it back, on any number of ranks.
+
+A checkpoint is a folder, complete or absent:
+
+    round-00000040/
+      manifest.json          bytes and SHA-256 of every other file
+      checkpoint.h5          what people open: every tensor at its full global shape
+        attributes           format, format_version, round, steps, samples, ranks, config, ...
+        /parameters/fc1.weight   virtual, over the home blocks in the rank files
+        /optimizer/momentum/fc1.weight
+        /statistics/bn1.mean     of the full network; bn1.variance
+      rank-0000.h5           the home blocks of rank 0, same names
+      rank-0001.h5 ...
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ist_hpc import __version__
+from ist_hpc import config as configuration
+from ist_hpc.checkpoint_read import (
+    FORMAT,
+    FORMAT_VERSION,
+    MAIN_FILE,
+    MANIFEST,
+    Checkpoint,
+    OpenCheckpoint,
+    Progress,
+    log,
+    newest_first,
+    round_folder,
+)
+from ist_hpc.config import Config
+from ist_hpc.errors import InputError
+from ist_hpc.evaluation import Statistics
+from ist_hpc.files import flush_to_disk, sha256_of
+from ist_hpc.held import Held, State
+from ist_hpc.models.base import Model, SharedSpec
+from ist_hpc.placement import TensorSpec, block_bounds
+from ist_hpc.runtime import AgreedInputError, on_root, together
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclasses.dataclass
+class Contents:
+    """What a checkpoint holds; tensors are this rank's home blocks, or shared."""
+
+    config: Config
+    features: int
+    classes: Sequence[str]
+    progress: Progress
+    specs: Sequence[TensorSpec]
+    slot_specs: Sequence[TensorSpec]
+    state: State
+    shared: Mapping[str, Tensor]
+    shared_slots: Mapping[str, Tensor]
+    statistics: Statistics
+    statistics_sizes: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """One dataset of a rank file: this rank's rows of a tensor of `shape`."""
+
+    name: str
+    shape: tuple[int, ...]
+    values: npt.NDArray[np.float32]
+    about: str
+
+
+def save(comm: "MPI.Comm", checkpoints: Path, contents: Contents, keep: int) -> Path:
+    """Write a checkpoint, then remove all but the newest `keep`; returns its folder. Collective.
+
+    Everything is written beside, flushed to disk and checked before the folder gets its name.
+    """
+    final = round_folder(checkpoints, contents.progress.round)
+    partial = final.with_name(f".{final.name}.partial")
+    if comm.Get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    comm.Barrier()
+    blocks = _blocks(contents)
+    path = partial / _rank_file(comm.Get_rank())
+    _write_rank_file(path, blocks)
+    entries = comm.gather(_manifest_entry(path), root=0)
+    if comm.Get_rank() == 0:
+        assert entries is not None
+        _write_main_file(partial / MAIN_FILE, contents, blocks, comm.Get_size())
+        files = dict([*entries, _manifest_entry(partial / MAIN_FILE)])
+        manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "files": files}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        flush_to_disk(partial / MANIFEST)
+        flush_to_disk(partial)
+        _check_readable(partial, contents)
+        _publish(partial, final)
+        for old in newest_first(checkpoints)[keep:]:
+            shutil.rmtree(old)
+    comm.Barrier()
+    return final
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Give a finished checkpoint its name; one of the same round is replaced.
+
+    A resume from an older checkpoint can come to a round whose own checkpoint was found damaged.
+    """
+    if final.exists():
+        aside = final.with_name(f".{final.name}.replaced")
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+        partial.rename(final)
+        shutil.rmtree(aside)
+    else:
+        partial.rename(final)
+    flush_to_disk(final.parent)
+
+
+def _rank_file(rank: int) -> str:
+    return f"rank-{rank:04d}.h5"
+
+
+def _manifest_entry(path: Path) -> tuple[str, dict[str, object]]:
+    return path.name, {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _blocks(contents: Contents) -> list[_Block]:
+    blocks = [
+        _Block(f"{group}/{spec.key}", spec.shape, _home(contents.state[spec.key]), _about(spec))
+        for group, specs in (("parameters", contents.specs), ("optimizer", contents.slot_specs))
+        for spec in specs
+    ]
+    for key, (mean, variance) in contents.statistics.items():
+        shape = (contents.statistics_sizes[key],)
+        for what, values in (("mean", mean), ("variance", variance)):
+            about = f"{what} before normalisation in the full network, over calibration rows"
+            blocks.append(_Block(f"statistics/{key}.{what}", shape, values.numpy(), about))
+    return blocks
+
+
+def _home(held: Held) -> npt.NDArray[np.float32]:
+    return held.place("home").detach().numpy()
+
+
+def _about(spec: TensorSpec) -> str:
+    return "dimensions: " + ", ".join(axis or "not dealt" for axis in spec.axes)
+
+
+def _write_rank_file(path: Path, blocks: Sequence[_Block]) -> None:
+    with h5py.File(path, "w", libver=("v110", "v110")) as file:
+        for block in blocks:
+            options = {}
+            if block.values.size:
+                row_bytes = 4 * max(1, int(np.prod(block.shape[1:], dtype=np.int64)))
+                chunk_rows = min(len(block.values), max(1, _CHUNK_BYTES // row_bytes))
+                options = {"chunks": (chunk_rows, *block.shape[1:]), "fletcher32": True}
+            file.create_dataset(block.name, data=block.values, **options)
+    flush_to_disk(path)
+
+
+def _write_main_file(path: Path, contents: Contents, blocks: Sequence[_Block], ranks: int) -> None:
+    with h5py.File(path, "w", libver=("v110", "v110")) as file:
+        for block in blocks:
+            bounds = block_bounds(block.shape[0], ranks)
+            layout = h5py.VirtualLayout(block.shape, dtype=np.float32)
+            for rank in range(ranks):
+                start, stop = int(bounds[rank]), int(bounds[rank + 1])
+                if start < stop:
+                    shape = (stop - start, *block.shape[1:])
+                    source = h5py.VirtualSource(_rank_file(rank), block.name, shape=shape)
+                    layout[start:stop] = source
+            # HDF5 reads a missing file as the fill value: NaN shows, zeros would not.
+            dataset = file.create_virtual_dataset(block.name, layout, fillvalue=np.nan)
+            dataset.attrs["about"] = block.about
+        for group, tensors in (
+            ("parameters", contents.shared),
+            ("optimizer", contents.shared_slots),
+        ):
+            for key, tensor in tensors.items():
+                dataset = file.create_dataset(f"{group}/{key}", data=tensor.detach().numpy())
+                dataset.attrs["about"] = "shared by all ranks, averaged each round"
+        file.attrs.update(
+            {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "package_version": __version__,
+                "config": configuration.dump(contents.config),
+                "features": contents.features,
+                "classes": json.dumps(list(contents.classes)),
+                **dataclasses.asdict(contents.progress),
+            }
+        )
+    flush_to_disk(path)
+
+
+def _check_readable(folder: Path, contents: Contents) -> None:
+    """Open what was written as a reader would, before it replaces anything."""
+    with Checkpoint(folder).opened() as opened:
+        for group, specs in (("parameters", contents.specs), ("optimizer", contents.slot_specs)):
+            for spec in specs:
+                opened.rows(group, spec.key, spec.shape, (spec.rows - 1, spec.rows))
+
+
+def check(comm: "MPI.Comm", folder: Path) -> Checkpoint:
+    """Read the manifest and check every file, each by one rank. Collective.
+
+    Raises `AgreedInputError` that names what is damaged.
+    """
+    checkpoint = together(comm, lambda: Checkpoint(folder))
+    names = sorted(checkpoint.files)[comm.Get_rank() :: comm.Get_size()]
+    together(comm, lambda: checkpoint.check_files(names))
+    return checkpoint
+
+
+def newest_valid(comm: "MPI.Comm", checkpoints: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole; damaged ones are named and passed over. Collective.
+
+    None if there is no checkpoint at all; `AgreedInputError` if all are damaged.
+    """
+    candidates = on_root(comm, lambda: newest_first(checkpoints))
+    problems = []
+    for folder in candidates:
+        try:
+            return check(comm, folder)
+        except AgreedInputError as error:
+            problems.append(str(error))
+            if comm.Get_rank() == 0:
+                log.warning("checkpoint passed over: %s", error)
+    if problems:
+        raise AgreedInputError(
+            f"no checkpoint in {checkpoints} can be used ({problems[0]}); move the folder away to "
+            "start anew"
+        )
+    return None
+
+
+def check_model(opened: OpenCheckpoint, config: Config, features: int, classes: int) -> None:
+    """Raise `InputError` unless the checkpoint is of the configured model, data and optimiser."""
+    saved = opened.config
+    pairs = [
+        (f"model.{field.name}", getattr(saved.model, field.name), getattr(config.model, field.name))
+        for field in dataclasses.fields(config.model)
+    ]
+    pairs += [
+        ("seed", saved.seed, config.seed),
+        ("optimizer.kind", saved.optimizer.kind, config.optimizer.kind),
+        ("optimizer.state", saved.optimizer.state, config.optimizer.state),
+        ("features a row", opened.features, features),
+        ("classes", len(opened.classes), classes),
+    ]
+    for key, was, now in pairs:
+        if was != now:
+            raise InputError(
+                f"{opened.path} is a checkpoint of another model: `{key}` was {was} there and is "
+                f"{now} now; give the run another --name, or the old value"
+            )
+
+
+@dataclasses.dataclass
+class Restored:
+    """A checkpoint as one rank holds it: home blocks and shared tensors."""
+
+    state: State
+    shared: dict[str, Tensor]
+    shared_slots: dict[str, Tensor]
+    statistics: Statistics
+
+
+def restore(
+    opened: OpenCheckpoint,
+    model: Model,
+    slot_specs: Sequence[TensorSpec],
+    shared_slots: Sequence[SharedSpec],
+    rank: int,
+    ranks: int,
+) -> Restored:
+    """Read the home blocks that `rank` of `ranks` holds, and no more. Local.
+
+    Raises `InputError` if the checkpoint has other tensors.
+    """
+
+    def block(group: str, key: str, shape: Sequence[int]) -> Tensor:
+        bounds = block_bounds(shape[0], ranks)
+        rows = (int(bounds[rank]), int(bounds[rank + 1]))
+        return torch.from_numpy(opened.rows(group, key, shape, rows))
+
+    def whole(group: str, spec: SharedSpec) -> Tensor:
+        return torch.from_numpy(opened.rows(group, spec.key, spec.shape))
+
+    state = {
+        spec.key: Held(home=block(group, spec.key, spec.shape))
+        for group, specs in (("parameters", model.specs), ("optimizer", slot_specs))
+        for spec in specs
+    }
+    statistics = {
+        spec.key: (
+            block("statistics", f"{spec.key}.mean", (spec.size,)),
+            block("statistics", f"{spec.key}.variance", (spec.size,)),
+        )
+        for spec in model.statistics
+    }
+    return Restored(
+        state,
+        {spec.key: whole("parameters", spec) for spec in model.shared},
+        {spec.key: whole("optimizer", spec) for spec in shared_slots},
+        statistics,
+    )

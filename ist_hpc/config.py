@@ -1,0 +1,304 @@
+"""The configuration of a run: sections, defaults, ranges, and reading them from YAML and --set."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ist_hpc.configtypes import describe, fill, key, show
+from ist_hpc.errors import InputError
+from ist_hpc.streams import SEED_LIMIT
+
+QUICKSTART = Path(__file__).parent / "quickstart.yaml"
+"""The configuration of a run that names none."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the shards are and how batches are drawn from them."""
+
+    path: str = key(help="folder of shards made by python -m ist_hpc.prepare")
+    batch_size: int = key(128, "rows a rank trains on in one local step", low=2)
+    assign: str = key(
+        "rows",
+        "rows: all shards, rows divided evenly over the ranks; files: rank r reads the shards "
+        "whose number modulo the ranks is r, which other nodes need not have",
+        choices=("rows", "files"),
+    )
+    window_mib: int = key(
+        256, "memory for shuffling; fewer rows than that are kept and shuffled whole", low=1
+    )
+    verify: bool = key(True, "check every shard's SHA-256 before training")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    kind: str = key("mlp", "the architecture", choices=("mlp",))
+    hidden: list[int] = key(help="widths of the hidden layers", low=1)
+    inputs: int | None = key(None, "features a row; null: as the data has", low=1)
+    outputs: int | None = key(None, "classes; null: as the data has", low=1)
+    output_norm: str = key(
+        "batch",
+        "batch: batch norm without scale and shift on the outputs (the paper's authors); none",
+        choices=("batch", "none"),
+    )
+    output_bias: bool = key(False, "a bias on the outputs, averaged over the ranks each round")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The algorithm and how long it runs."""
+
+    algorithm: str = key("ist", "how the ranks work together", choices=("ist",))
+    local_steps: int = key(20, "steps a rank trains alone in a round (J in the paper)", low=1)
+    epochs: float | None = key(None, "length: passes over the training rows, by all ranks", above=0)
+    rounds: int | None = key(None, "length: rounds, instead of epochs", low=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The optimiser of the local steps."""
+
+    kind: str = key("sgd", "the update rule", choices=("sgd", "adam"))
+    lr: float = key(0.01, "learning rate", low=0)
+    momentum: float = key(0.0, "momentum of sgd", low=0, high=1)
+    betas: tuple[float, float] = key((0.9, 0.999), "decay of adam's moments", low=0, high=0.999999)
+    eps: float = key(1e-8, "adam's epsilon", above=0)
+    state: str = key(
+        "carry",
+        "carry: momentum and moments travel with their weights; reset: begun anew each round",
+        choices=("carry", "reset"),
+    )
+    decay_epochs: list[float] = key([], "epochs at which the learning rate steps down", above=0)
+    decay_factor: float = key(0.1, "what it is multiplied by there", above=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """When and how the full network is evaluated."""
+
+    every_epochs: float = key(1.0, "epochs between evaluations; 0: only at the end", low=0)
+    every_rounds: int = key(0, "rounds between evaluations, beside every_epochs; 0: none", low=0)
+    calibration_rows: int = key(
+        2048, "training rows from which batch-norm statistics are computed", low=2
+    )
+    batch_rows: int = key(1024, "rows evaluated at a time, on all ranks", low=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExchangeConfig:
+    """The exchange of weights."""
+
+    buffer_mib: int = key(256, "bound of the send and receive buffers together", low=1, high=8192)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are saved; there is always one at the end."""
+
+    every_minutes: float = key(30.0, "minutes between checkpoints; 0: only at the end", low=0)
+    every_rounds: int = key(0, "rounds between checkpoints, beside every_minutes; 0: none", low=0)
+    keep: int = key(2, "newest checkpoints that are kept", low=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """The processes."""
+
+    threads: int = key(0, "threads a rank; 0: OMP_NUM_THREADS, else cores over ranks", low=0)
+    silence_s: float = key(
+        600.0, "seconds after which Horovod gives up on a rank it waits for", above=0
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole configuration."""
+
+    data: DataConfig = key()
+    model: ModelConfig = key()
+    name: str = key("run", "names the run folder, runs/NAME-TIME")
+    seed: int = key(0, "deals, initial weights and data order follow from it", low=0)
+    device: str = key("cpu", "where the ranks compute", choices=("cpu",))
+    train: TrainConfig = key(TrainConfig())
+    optimizer: OptimizerConfig = key(OptimizerConfig())
+    evaluate: EvaluateConfig = key(EvaluateConfig())
+    exchange: ExchangeConfig = key(ExchangeConfig())
+    checkpoint: CheckpointConfig = key(CheckpointConfig())
+    runtime: RuntimeConfig = key(RuntimeConfig())
+
+
+def load(path: Path | None, settings: Sequence[str] = ()) -> Config:
+    """The configuration of a file (the quickstart's if None) with `section.key=value` settings.
+
+    Local; every rank reads the same file. Raises `InputError`.
+    """
+    source = path or QUICKSTART
+    try:
+        text = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot read the configuration {source}: {reason}") from None
+    return parse(text, str(source), settings)
+
+
+def parse(text: str, source: str, settings: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML text; `source` names it in errors. Raises `InputError`."""
+    lines: dict[str, str] = {}
+    values = _yaml(text, f"in {source}", lambda key, line: lines.update({key: f"line {line}"}))
+    if values is None:
+        values = {}
+    given: dict[str, str] = {}
+    for setting in settings:
+        _apply_setting(values, setting, given)
+    _let_length_replace(values, given)
+
+    def where(dotted: str) -> str:
+        if dotted in given:
+            return f"in --set {given[dotted]}"
+        return f"in {source}" + (f", {lines[dotted]}" if dotted in lines else "")
+
+    config: Config = fill(Config, values, where)
+    _check_together(config, where)
+    return config
+
+
+def _apply_setting(values: Any, setting: str, given: dict[str, str]) -> None:
+    dotted, separator, text = setting.partition("=")
+    names = dotted.strip().split(".")
+    if not separator or not all(names):
+        raise InputError(f"--set wants key=value, such as optimizer.lr=0.1, got {setting!r}")
+    value = _yaml(text, f"in --set {setting}", lambda key, line: None)
+    section = values
+    for depth, name in enumerate(names[:-1], start=1):
+        if not isinstance(section, dict):
+            break
+        given[".".join(names[:depth])] = setting
+        section = section.setdefault(name, {})
+    if not isinstance(section, dict):
+        raise InputError(f"--set {setting}: `{'.'.join(names[:-1])}` is not a section")
+    section[names[-1]] = value
+    given[".".join(names)] = setting
+
+
+def _let_length_replace(values: Any, given: dict[str, str]) -> None:
+    """A length that is set replaces the other kind of length in the file."""
+    for name, other in (("rounds", "epochs"), ("epochs", "rounds")):
+        if f"train.{name}" in given and f"train.{other}" not in given:
+            train = values["train"]
+            if train[name] is not None:
+                train.pop(other, None)
+
+
+def _check_together(config: Config, where: Callable[[str], str]) -> None:
+    """Rules between keys."""
+    train, model, optimizer = config.train, config.model, config.optimizer
+    if (train.epochs is None) == (train.rounds is None):
+        got = "neither" if train.epochs is None else "both"
+        raise InputError(
+            f"give either `train.epochs` or `train.rounds`, got {got} {where('train')}"
+        )
+    if not model.hidden:
+        raise InputError(
+            f"`model.hidden` must name at least one hidden layer, got [] {where('model.hidden')}"
+        )
+    if model.output_bias and model.output_norm == "batch":
+        raise InputError(
+            "`model.output_bias` has no effect before batch norm; set `model.output_norm: none` "
+            f"or leave the bias out {where('model.output_bias')}"
+        )
+    if optimizer.momentum and optimizer.kind != "sgd":
+        raise InputError(
+            f"`optimizer.momentum` is of sgd; {optimizer.kind} takes `optimizer.betas`, got "
+            f"{optimizer.momentum} {where('optimizer.momentum')}"
+        )
+    if config.seed >= SEED_LIMIT:
+        raise InputError(f"`seed` must be below 2^64, got {config.seed} {where('seed')}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
+        raise InputError(
+            "`name` names a folder: letters, digits, dots, dashes and underscores, got "
+            f"{show(config.name)} {where('name')}"
+        )
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML that `parse` reads back to an equal one."""
+    plain = dataclasses.asdict(config)
+    plain["optimizer"]["betas"] = list(config.optimizer.betas)
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def describe_keys() -> str:
+    """Every key with its type, default and meaning, for --help."""
+    lines = []
+
+    def walk(section: type, prefix: str) -> None:
+        for field in dataclasses.fields(section):
+            dotted = prefix + field.name
+            if dataclasses.is_dataclass(field.type):
+                assert isinstance(field.type, type)
+                walk(field.type, dotted + ".")
+                continue
+            if field.default is not dataclasses.MISSING:
+                default = f"default {field.default}"
+            elif field.default_factory is not dataclasses.MISSING:
+                default = f"default {field.default_factory()}"
+            else:
+                default = "required"
+            lines.append(f"  {dotted:28} {describe(field.type)}; {default}")
+            lines.append(f"      {field.metadata['help']}")
+
+    walk(Config, "")
+    return "\n".join(lines)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML, with 1e-3 a number (YAML 1.1 wants 1.0e-3) and doubled keys an error."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _yaml(text: str, where: str, on_key: Callable[[str, int], None]) -> Any:
+    """The value of a YAML text; tells `on_key` the dotted keys and their lines."""
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _walk_keys(node, "", where, on_key)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise InputError(f"cannot read the YAML {where}{place}: {problem}") from None
+
+
+def _walk_keys(
+    node: yaml.Node, prefix: str, where: str, on_key: Callable[[str, int], None]
+) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: dict[str, int] = {}
+    for key_node, value_node in node.value:
+        name = str(getattr(key_node, "value", ""))
+        line = key_node.start_mark.line + 1
+        dotted = f"{prefix}{name}"
+        if name in seen:
+            raise InputError(f"`{dotted}` is given twice {where}, lines {seen[name]} and {line}")
+        seen[name] = line
+        on_key(dotted, line)
+        _walk_keys(value_node, f"{dotted}.", where, on_key)

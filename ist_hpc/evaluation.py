@@ -1,0 +1,81 @@
+"""The full network, evaluated without any rank holding it.
+
+Each rank computes its home block of every layer's outputs for the same rows, and the ranks gather
+the activations (rows x width, small beside the weights). Batch-norm statistics come from
+calibration rows of the training data with the full network, layer by layer (paper, section 5), and
+never from the rows that are evaluated.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ist_hpc.metrics import ClassificationMetrics
+from ist_hpc.models.base import Model
+from ist_hpc.placement import block_bounds
+from ist_hpc.rows import CommonRows
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+Statistics = dict[str, tuple[Tensor, Tensor]]
+"""(mean, variance) of the units of this rank's home blocks, by normalisation layer."""
+
+
+class HomeNetwork:
+    """The full network, of which each rank has its home blocks.
+
+    weights     home blocks and shared weights of this rank, by key
+    statistics  of a checkpoint, or empty until `calibrate`
+    """
+
+    def __init__(
+        self,
+        comm: "MPI.Comm",
+        model: Model,
+        weights: Mapping[str, Tensor],
+        statistics: Statistics | None = None,
+    ) -> None:
+        self.comm, self.model, self.weights = comm, model, weights
+        self.statistics: Statistics = dict(statistics or {})
+
+    @torch.no_grad()
+    def calibrate(self, features: Tensor) -> None:
+        """Compute the statistics from rows that are the same on all ranks. Collective."""
+        self.model.full_outputs(self.weights, self.statistics, features, self._gather, True)
+
+    @torch.no_grad()
+    def outputs(self, features: Tensor) -> Tensor:
+        """Outputs for rows that are the same on all ranks; float32 [rows, outputs]. Collective."""
+        return self.model.full_outputs(self.weights, self.statistics, features, self._gather, False)
+
+    def predict(
+        self, rows: CommonRows, batch_rows: int
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Tensor, Tensor]]:
+        """(rows, outputs, labels) of a whole split, a batch at a time. Collective."""
+        for indices, (features, labels) in rows.batches(batch_rows):
+            yield indices, self.outputs(features), labels
+
+    def evaluate(self, rows: CommonRows, batch_rows: int) -> dict[str, float]:
+        """The metrics of a whole split; the same on all ranks. Collective."""
+        metrics = ClassificationMetrics()
+        for _, outputs, labels in self.predict(rows, batch_rows):
+            metrics.add(outputs, labels)
+        return metrics.result()
+
+    def _gather(self, own: Tensor, width: int) -> Tensor:
+        """All columns from each rank's block of columns; [rows, width]. Collective."""
+        ranks = self.comm.Get_size()
+        if ranks == 1:
+            return own
+        rows = len(own)
+        widths = np.diff(block_bounds(width, ranks))
+        gathered = torch.empty(rows * width)
+        counts = widths * rows
+        self.comm.Allgatherv(own.contiguous().numpy(), [gathered.numpy(), counts])
+        blocks = torch.split(gathered, counts.tolist())
+        return torch.cat([block.view(rows, -1) for block in blocks if len(block)], dim=1)

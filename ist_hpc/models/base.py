@@ -1,0 +1,99 @@
+"""What the rest of the package needs to know of a network.
+
+A model names its axes, its partitioned tensors and its shared ones, draws initial values, and
+computes: the loss of a thin network (which at one rank is the full one), and the outputs of the
+full network from home blocks, of which each rank has its own. Models know nothing of MPI; the
+gathering of activations is handed to them as a function.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from ist_hpc.placement import TensorSpec
+
+Tensors = Mapping[str, Tensor]
+GatherColumns = Callable[[Tensor, int], Tensor]
+"""(local columns [rows, local_width], global width) -> all columns [rows, width]. Collective."""
+
+
+@dataclass(frozen=True)
+class SharedSpec:
+    """A tensor without axes: on every rank, trained locally, averaged each round."""
+
+    key: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StatisticSpec:
+    """Mean and variance of one normalisation layer of the full network, each of shape [size].
+
+    They are computed over calibration rows, in home blocks of `size`, and never in thin networks.
+    """
+
+    key: str
+    size: int
+
+
+class Model(ABC):
+    """A network, thin or full: shapes and arithmetic, without any weights of its own."""
+
+    axes: dict[str, int]
+    """Size of each axis."""
+    specs: tuple[TensorSpec, ...]
+    """The partitioned weights."""
+    shared: tuple[SharedSpec, ...]
+    """The weights without an axis."""
+    statistics: tuple[StatisticSpec, ...]
+    """The normalisation layers, in the order of the forward pass."""
+    outputs: int
+    """Width of the output."""
+
+    @abstractmethod
+    def initial_rows(
+        self, spec: TensorSpec, seed: int, rows: tuple[int, int]
+    ) -> npt.NDArray[np.float32]:
+        """Initial values of the global rows [rows[0], rows[1]) of a weight, in logical order.
+
+        A function of the seed and the rows, so that the ranks' blocks make the same full tensor
+        whatever their number.
+        """
+
+    @abstractmethod
+    def initial_shared(self, spec: SharedSpec, seed: int) -> npt.NDArray[np.float32]:
+        """Initial value of a shared weight."""
+
+    @abstractmethod
+    def loss(self, weights: Tensors, features: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of a batch in training mode, batch statistics included.
+
+        weights   partitioned ones as stored in subnets, and shared ones, by key
+        features  float32 [batch, ...]
+        labels    int64 [batch]
+        """
+
+    @abstractmethod
+    def full_outputs(
+        self,
+        weights: Tensors,
+        statistics: dict[str, tuple[Tensor, Tensor]],
+        features: Tensor,
+        gather: GatherColumns,
+        calibrate: bool,
+    ) -> Tensor:
+        """Outputs of the full network for rows that all ranks give; float32 [rows, outputs].
+
+        weights     home blocks and shared weights, by key
+        statistics  (mean, variance) of the units of this rank's home blocks, by key; with
+                    `calibrate` they are computed from `features` and stored here, else read
+        Collective if `gather` is.
+        """
+
+    @abstractmethod
+    def multiplications(self, batch: int, ranks: int) -> int:
+        """Multiply-adds of one forward pass of one rank's thin network."""

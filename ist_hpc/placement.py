@@ -1,0 +1,200 @@
+"""Who holds what: axes, deals, homes and holders.
+
+A network is described by partitioned tensors whose dimensions carry axes. A deal gives each unit of
+an axis to the rank that trains it for one round. A placement gives every element of every
+partitioned tensor its holder: *home* (contiguous blocks of the output dimension) or *round t* (an
+element whose every axis is dealt to one rank is held by that rank, every other one by its home).
+Nothing here communicates: every rank computes the same placements from the same seed (paper,
+section 3.1; the shared seed is its idea of avoiding messages about partitions).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from ist_hpc import streams
+from ist_hpc.errors import InputError
+
+Units = npt.NDArray[np.int64]
+
+
+def block_bounds(size: int, ranks: int) -> Units:
+    """Bounds of the balanced contiguous blocks of range(size); int64, shape [ranks + 1].
+
+    Block r is bounds[r] to bounds[r + 1]; the first size % ranks blocks hold one unit more.
+    """
+    rank = np.arange(ranks + 1, dtype=np.int64)
+    return rank * (size // ranks) + np.minimum(rank, size % ranks)
+
+
+def block_of(size: int, ranks: int) -> Units:
+    """For each unit of range(size) the rank of its block; int64, shape [size]."""
+    return np.repeat(np.arange(ranks, dtype=np.int64), np.diff(block_bounds(size, ranks)))
+
+
+@dataclass(frozen=True, eq=False)
+class Deal:
+    """One axis dealt out for one round.
+
+    `holder`: for each unit the rank that trains it; int64, shape [axis size].
+    """
+
+    axis: str
+    ranks: int
+    holder: Units
+
+    @cached_property
+    def _ordered(self) -> tuple[Units, Units]:
+        order = np.argsort(self.holder, kind="stable")
+        bounds = np.searchsorted(self.holder[order], np.arange(self.ranks + 1))
+        return order.astype(np.int64), bounds.astype(np.int64)
+
+    def units(self, rank: int) -> Units:
+        """The units that `rank` trains, ascending; int64, shape [count]."""
+        order, bounds = self._ordered
+        return order[bounds[rank] : bounds[rank + 1]]
+
+    @property
+    def counts(self) -> Units:
+        """How many units each rank trains; int64, shape [ranks]."""
+        return np.diff(self._ordered[1])
+
+    @cached_property
+    def position(self) -> Units:
+        """For each unit its index among its holder's units; int64, shape [axis size]."""
+        order, bounds = self._ordered
+        position = np.empty_like(order)
+        position[order] = np.arange(len(order)) - np.repeat(bounds[:-1], np.diff(bounds))
+        return position
+
+
+def deal(axis: str, size: int, ranks: int, seed: int, round_index: int) -> Deal:
+    """Deal the units of an axis to the ranks, uniformly at random and balanced to within one unit.
+
+    The first size % ranks ranks always get the extra unit, so a rank's tensors keep their shapes
+    through the run. Raises `InputError` if a rank would get no unit.
+    """
+    if size < ranks:
+        raise InputError(
+            f"axis `{axis}` has {size} units, too few for {ranks} ranks: each rank needs at least "
+            f"one; widen the layer (`model.hidden`) or start at most {size} ranks"
+        )
+    holder = np.empty(size, dtype=np.int64)
+    holder[streams.permutation(f"deal/{axis}", seed, round_index, size)] = block_of(size, ranks)
+    return Deal(axis, ranks, holder)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A partitioned tensor: a weight, or a slot of the optimiser that belongs to one.
+
+    key         unique name, such as `fc1.weight` or `momentum/fc1.weight`
+    shape       global shape, the logical output dimension first
+    axes        for each dimension its axis or None; dimensions after the second are never dealt
+    transposed  the subnet is stored with its first two dimensions exchanged, which makes the dealt
+                axis of an output layer dimension 0, so that a neuron is one long contiguous row.
+                Home blocks always keep the logical order, output dimension first.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    transposed: bool = False
+
+    def __post_init__(self) -> None:
+        assert len(self.axes) == len(self.shape)
+        assert any(self.axes), f"{self.key} has no axis: it is shared, not partitioned"
+        assert not any(self.axes[2:]), f"{self.key}: only the first two dimensions can be dealt"
+        assert not self.transposed or len(self.shape) >= 2
+
+    @property
+    def rows(self) -> int:
+        """Size of the logical output dimension."""
+        return self.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Size of the logical input dimension; 1 for a vector."""
+        return self.shape[1] if len(self.shape) > 1 else 1
+
+    @property
+    def element_width(self) -> int:
+        """Numbers at one (row, column): the product of the dimensions after the second."""
+        return int(np.prod(self.shape[2:], dtype=np.int64))
+
+    @property
+    def row_axis(self) -> str | None:
+        """Axis of the output dimension."""
+        return self.axes[0]
+
+    @property
+    def column_axis(self) -> str | None:
+        """Axis of the input dimension."""
+        return self.axes[1] if len(self.axes) > 1 else None
+
+    @property
+    def has_two_axes(self) -> bool:
+        """Whether both dimensions are dealt, so that part of the tensor stays home in a round."""
+        return self.row_axis is not None and self.column_axis is not None
+
+    def home_rows(self, rank: int, ranks: int) -> tuple[int, int]:
+        """First and last + 1 of the global rows whose home is `rank`."""
+        bounds = block_bounds(self.rows, ranks)
+        return int(bounds[rank]), int(bounds[rank + 1])
+
+    def home_shape(self, rank: int, ranks: int) -> tuple[int, ...]:
+        """Shape of the home block of `rank`."""
+        start, stop = self.home_rows(rank, ranks)
+        return (stop - start, *self.shape[1:])
+
+    def subnet_shape(self, rank: int, ranks: int) -> tuple[int, ...]:
+        """Shape, as stored, of the subnet part of `rank`; the same in every round."""
+        dims = [
+            int(np.diff(block_bounds(size, ranks))[rank]) if axis else size
+            for size, axis in zip(self.shape, self.axes, strict=True)
+        ]
+        if self.transposed:
+            dims[0], dims[1] = dims[1], dims[0]
+        return tuple(dims)
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """The rule that gives every element its holder: a round's deals, or home when there are none.
+
+    round_index  the round, or None for home
+    deals        a deal for each axis; empty for home
+    """
+
+    ranks: int
+    round_index: int | None
+    deals: Mapping[str, Deal]
+
+    @property
+    def is_home(self) -> bool:
+        """Whether every element is at home."""
+        return self.round_index is None
+
+    def keeps_home_block(self, spec: TensorSpec) -> bool:
+        """Whether elements of the tensor stay at home in this placement.
+
+        An element of a tensor with one axis is in some subnet every round.
+        """
+        return self.is_home or spec.has_two_axes
+
+    def __str__(self) -> str:
+        return "home" if self.is_home else f"round {self.round_index}"
+
+
+def home(ranks: int) -> Placement:
+    """The placement in which every element is at home."""
+    return Placement(ranks, None, {})
+
+
+def at_round(axes: Mapping[str, int], ranks: int, seed: int, round_index: int) -> Placement:
+    """The placement of a round; `axes` maps each axis to its size. Raises as `deal` does."""
+    deals = {axis: deal(axis, size, ranks, seed, round_index) for axis, size in axes.items()}
+    return Placement(ranks, round_index, deals)

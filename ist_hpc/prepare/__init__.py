@@ -1,0 +1,16 @@
+"""Published data sets into HDF5 shards: `python -m ist_hpc.prepare`.
+
+A new data set is a module here and a line in `DATASETS`. The module has
+
+    HELP                     one line for --help
+    EXAMPLES                 command lines for its own --help
+    add_arguments(parser)    its arguments
+    run(args)                does it; `args.command_line` is the whole command, for meta.json
+
+and imports what is slow to import inside its functions, so that --help is quick.
+"""
+
+DATASETS = {
+    "digits": "ist_hpc.prepare.digits",
+    "speech": "ist_hpc.prepare.speech",
+}

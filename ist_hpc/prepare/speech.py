@@ -1,0 +1,309 @@
+"""Google Speech Commands (v0.01 or v0.02) as log-mel spectrograms, as in the paper's experiments.
+
+DIR holds a folder a word with clips named <speaker>_nohash_<n>.wav, RIFF PCM of 16 bit, mono,
+16 kHz; folders whose name begins with _ or . are ignored. A clip becomes 4096 float32 features:
+128 mels x 32 frames (librosa's defaults, FFT of 2048 samples, hop of 512), in dB relative to the
+loudest of the clip, row-major. Clips are padded with zeros, or cut, to one second. A clip that
+cannot be read is named and left out.
+
+A fifth of the speakers, by the SHA-1 of their name, is the test set: nobody is in both. --fold says
+which fifth; over the five folds every clip is tested once.
+"""
+
+import argparse
+import hashlib
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ist_hpc.errors import InputError
+from ist_hpc.prepare.common import (
+    add_output_arguments,
+    check_range,
+    check_seed,
+    ordered_map,
+    require,
+    shard_ends,
+    usable_cores,
+)
+from ist_hpc.prepare.speech_audio import FRAMES, MELS, SAMPLE_RATE, Converted, convert_clips
+from ist_hpc.shard_writer import check_target
+from ist_hpc.shards import DatasetWriter
+from ist_hpc.streams import permutation
+
+HELP = "Google Speech Commands: one-second clips of spoken words as log-mel spectrograms"
+EXAMPLES = """\
+examples:
+  python -m ist_hpc.prepare speech --input speech_commands_v0.02 --output data/speech
+  python -m ist_hpc.prepare speech --input speech_commands_v0.02 --output data/speech-fold1 --fold 1
+"""
+
+NUM_FOLDS = 5
+
+_SPEAKER_END = "_nohash_"
+_HASH_BYTES = 8  # of a SHA-1; a fold is a fifth of their range
+_CLIPS_A_TASK = 16
+_TRAIN_SHARDS_PER_TEST_SHARD = 4
+_MOST_NAMED = 5  # unreadable clips named on stderr; meta.json names them all
+_INSTALL = "pip install 'ist_hpc[speech]'"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A wav file: its path, the number of its word, its speaker."""
+
+    path: Path
+    label: int
+    speaker: str
+
+
+@dataclass
+class Report:
+    """What became of the clips below `folder`; `unreadable` maps a clip to the reason."""
+
+    folder: Path
+    padded: int = 0
+    cut: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    rows: Counter[str] = field(default_factory=Counter)
+    speakers: dict[str, set[str]] = field(default_factory=lambda: {"train": set(), "test": set()})
+
+    def left_out(self, path: Path, reason: str) -> None:
+        """Count a clip that cannot be used."""
+        self.unreadable[str(path.relative_to(self.folder))] = reason
+
+    def used(self, split: str, clip: Clip, samples: int) -> None:
+        """Count a clip that became a row of `split`; its file has so many samples."""
+        self.rows[split] += 1
+        self.speakers[split].add(clip.speaker)
+        self.padded += samples < SAMPLE_RATE
+        self.cut += samples > SAMPLE_RATE
+
+    def as_json(self) -> dict[str, Any]:
+        """For `made_by` in meta.json."""
+        return {
+            "clips": self.rows.total() + len(self.unreadable),
+            "padded": self.padded,
+            "cut": self.cut,
+            "speakers": {split: len(names) for split, names in self.speakers.items()},
+            "unreadable": dict(sorted(self.unreadable.items())),
+        }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `prepare speech`."""
+    parser.add_argument(
+        "--input", type=Path, required=True, metavar="DIR", help="the folder of word folders"
+    )
+    add_output_arguments(parser)
+    parser.add_argument(
+        "--fold",
+        type=int,
+        default=0,
+        help=f"which fifth of the speakers is the test set, 0 to {NUM_FOLDS - 1} (default 0)",
+    )
+    parser.add_argument(
+        "--shards",
+        type=int,
+        default=8,
+        help="files of train rows (default 8); a quarter as many of test rows",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=usable_cores(),
+        help="processes; any number gives the same data (default: every core, here %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what `prepare speech` was asked; raises InputError."""
+    began = time.perf_counter()
+    check_range("--fold", args.fold, 0, NUM_FOLDS - 1)
+    check_range("--shards", args.shards, 1)
+    check_range("--workers", args.workers, 1)
+    check_seed(args.seed)
+    check_target(args.output, args.overwrite)
+    require("librosa", _INSTALL)
+    report = Report(args.input)
+    words, clips = find_clips(report)
+    parts = {
+        split: [clips[row] for row in rows]
+        for split, rows in split_rows(clips, args.fold, args.seed).items()
+    }
+    _write(args, words, parts, report)
+    seconds = time.perf_counter() - began
+    _print_report(args.output, words, report, seconds)
+
+
+def find_clips(report: Report) -> tuple[list[str], list[Clip]]:
+    """The words below `report.folder`, sorted, and their clips, sorted by word and name.
+
+    A word is a folder with wav files. A clip whose name has no speaker is left out. Raises
+    InputError if there is no such folder or no clip in it.
+    """
+    folder = report.folder
+    if not folder.is_dir():
+        raise InputError(f"--input {folder}: no such folder; {_where_to_get()}")
+    words: list[str] = []
+    clips: list[Clip] = []
+    for word in sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] not in "_."):
+        paths = [p for p in word.iterdir() if p.suffix.lower() == ".wav" and p.name[0] != "."]
+        if not paths:
+            continue
+        words.append(word.name)
+        for path in sorted(paths):
+            speaker, end, _ = path.name.partition(_SPEAKER_END)
+            if speaker and end:
+                clips.append(Clip(path, len(words) - 1, speaker))
+            else:
+                report.left_out(path, f"its name is not <speaker>{_SPEAKER_END}<n>.wav")
+    if not clips:
+        found = "none of its .wav files has such a name" if words else "it has no such file"
+        raise InputError(
+            f"--input {folder} must hold clips <word>/<speaker>{_SPEAKER_END}<n>.wav, but {found}; "
+            f"{_where_to_get()}"
+        )
+    return words, clips
+
+
+def _where_to_get() -> str:
+    return (
+        "give the folder that the archive speech_commands_v0.02.tar.gz unpacks to "
+        "(http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz)"
+    )
+
+
+def fold_of(speaker: str) -> int:
+    """The fold, 0 to 4, in whose test set the speaker is: a fifth of the range of a SHA-1.
+
+    Its leading bytes decide. The data set's publisher divides by the last 27 bits; dividing by the
+    same bits would make nearly all of the official test archive test rows in one fold and train
+    rows in the others. The leading bytes divide that archive, and any other part, evenly.
+    """
+    digest = hashlib.sha1(speaker.encode(), usedforsecurity=False).digest()
+    leading = int.from_bytes(digest[:_HASH_BYTES], "big")
+    return leading * NUM_FOLDS >> (8 * _HASH_BYTES)
+
+
+def split_rows(clips: list[Clip], fold: int, seed: int) -> dict[str, list[int]]:
+    """The positions in `clips` of the train and of the test rows, each in its random order.
+
+    The order matters: a rank is given a contiguous range of rows, and unshuffled it would hold a
+    few words only. Raises InputError if either part is empty.
+    """
+    is_test = [fold_of(clip.speaker) == fold for clip in clips]
+    order = permutation("prepare speech rows", seed, 0, len(clips)).tolist()
+    rows = {
+        "train": [row for row in order if not is_test[row]],
+        "test": [row for row in order if is_test[row]],
+    }
+    for split, chosen in rows.items():
+        if not chosen:
+            speakers = len({clip.speaker for clip in clips})
+            raise InputError(
+                f"fold {fold} of {speakers} speakers leaves no {split} clips; "
+                "give another --fold or an --input with more speakers"
+            )
+    return rows
+
+
+def _write(
+    args: argparse.Namespace, words: list[str], parts: dict[str, list[Clip]], report: Report
+) -> None:
+    shards = {"train": args.shards, "test": max(1, args.shards // _TRAIN_SHARDS_PER_TEST_SHARD)}
+    with DatasetWriter(
+        args.output,
+        name="speech",
+        feature_shape=(MELS * FRAMES,),
+        feature_dtype="float32",
+        feature_description=(
+            f"log-mel spectrogram, {MELS} mels x {FRAMES} frames, row-major; "
+            "FFT of 2048 samples, hop of 512, at 16 kHz; dB relative to the loudest of the clip"
+        ),
+        classes=words,
+        made_by={
+            "command": args.command_line,
+            "parameters": {"fold": args.fold, "seed": args.seed, "shards": args.shards},
+            "source": "Google Speech Commands",
+        },
+        shard_rows=max(-(-len(parts[split]) // count) for split, count in shards.items()),
+        overwrite=args.overwrite,
+    ) as writer:
+        with closing(_converted(parts["train"] + parts["test"], args.workers)) as results:
+            for split, clips in parts.items():
+                ends = set(shard_ends(len(clips), shards[split]))
+                for row, clip in enumerate(clips, start=1):
+                    _append(writer, split, clip, next(results), report)
+                    if row in ends:
+                        writer.end_shard(split)
+        _check_any_readable(parts, report)
+        writer.made_by.update(report.as_json(), versions=_versions())
+
+
+def _append(
+    writer: DatasetWriter, split: str, clip: Clip, result: Converted | str, report: Report
+) -> None:
+    if isinstance(result, str):
+        report.left_out(clip.path, result)
+    else:
+        writer.append(split, result.features[np.newaxis], np.array([clip.label]))
+        report.used(split, clip, result.samples)
+
+
+def _check_any_readable(parts: dict[str, list[Clip]], report: Report) -> None:
+    for split, clips in parts.items():
+        if not report.rows[split]:
+            name, reason = min(report.unreadable.items())
+            raise InputError(
+                f"--input {report.folder}: none of the {len(clips)} {split} clips can be read, "
+                f"for example {name}: {reason}"
+            )
+
+
+def _converted(clips: list[Clip], workers: int) -> Generator[Converted | str, None, None]:
+    """For each clip in order its features, or the reason why it has none."""
+    tqdm = require("tqdm", _INSTALL).tqdm
+    tasks = (
+        [clip.path for clip in clips[start : start + _CLIPS_A_TASK]]
+        for start in range(0, len(clips), _CLIPS_A_TASK)
+    )
+    workers = min(workers, math.ceil(len(clips) / _CLIPS_A_TASK))
+    # disable=None: no bar unless stderr is a terminal, so that a batch log stays readable.
+    with (
+        tqdm(total=len(clips), unit="clip", disable=None, leave=False) as bar,
+        closing(ordered_map(convert_clips, tasks, workers)) as blocks,
+    ):
+        for results in blocks:
+            yield from results
+            bar.update(len(results))
+
+
+def _versions() -> dict[str, str]:
+    return {name: str(require(name, _INSTALL).__version__) for name in ("librosa", "numpy")}
+
+
+def _print_report(output: Path, words: list[str], report: Report, seconds: float) -> None:
+    named = sorted(report.unreadable.items())
+    for name, reason in named[:_MOST_NAMED]:
+        print(f"prepare: warning: left out {name}: {reason}", file=sys.stderr)
+    if len(named) > _MOST_NAMED:
+        more = len(named) - _MOST_NAMED
+        print(f"prepare: warning: left out {more} more, named in meta.json", file=sys.stderr)
+    rows, speakers = report.rows, report.speakers
+    clips = rows.total() + len(named)
+    print(
+        f"speech: {clips} clips of {len(words)} words; "
+        f"{report.padded} padded, {report.cut} cut, {len(named)} unreadable\n"
+        f"train: {rows['train']} rows of {len(speakers['train'])} speakers; "
+        f"test: {rows['test']} rows of {len(speakers['test'])} speakers\n"
+        f"{seconds:.1f} s, {clips / seconds:.0f} clips/s; wrote {output}"
+    )

@@ -1,0 +1,210 @@
+"""Which rows a rank has, the endless stream of its batches, and rows that all ranks need alike."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ist_hpc import streams
+from ist_hpc.errors import InputError
+from ist_hpc.placement import block_bounds
+from ist_hpc.shards import Dataset
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_BLOCK_BYTES = 1 << 20  # rows that stay together when a data set is larger than the window
+
+
+def rank_segments(
+    dataset: Dataset, split: str, assign: str, rank: int, ranks: int
+) -> list[tuple[int, int]]:
+    """The global rows of a rank, as (start, stop) segments; local.
+
+    `assign` is `rows` (all rows divided evenly) or `files` (shards whose number modulo `ranks` is
+    the rank). Raises `InputError` if a rank gets no row.
+    """
+    if assign == "rows":
+        bounds = block_bounds(dataset.rows(split), ranks)
+        segments = [(int(bounds[rank]), int(bounds[rank + 1]))]
+    else:
+        count = len(dataset.shards[split])
+        segments = [dataset.shard_range(split, index) for index in range(rank, count, ranks)]
+    if sum(stop - start for start, stop in segments) == 0:
+        have = (
+            f"{dataset.rows(split)} rows"
+            if assign == "rows"
+            else f"{len(dataset.shards[split])} "
+            "shards (`data.assign: files` gives each rank its own)"
+        )
+        raise InputError(
+            f"{dataset.path}: {have} of {split} are too few for {ranks} ranks, rank {rank} gets "
+            "none; start fewer ranks or make more shards"
+        )
+    return segments
+
+
+def as_features(features: npt.NDArray[Any]) -> Tensor:
+    """Stored features as the networks take them: float32 [rows, width]; uint8 scaled to [0, 1]."""
+    flat = torch.from_numpy(features.reshape(len(features), -1))
+    return flat.float().div_(255) if flat.dtype == torch.uint8 else flat
+
+
+class BatchStream:
+    """The batches of one rank: its rows, reshuffled each pass, without end. Local.
+
+    The order is a function of (seed, rank, pass), so the position in rows is all the state there
+    is. Rows that fit in the window are read once, kept and shuffled whole; else blocks of rows are
+    shuffled, read a window at a time, and the rows of a window shuffled.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        segments: list[tuple[int, int]],
+        batch_size: int,
+        seed: int,
+        rank: int,
+        window_bytes: int,
+        position_rows: int = 0,
+    ) -> None:
+        self.batch_size = batch_size
+        self.position_rows = position_rows
+        self._dataset, self._segments = dataset, segments
+        self._seed, self._purpose = seed, f"order/rank{rank}"
+        lengths = [stop - start for start, stop in segments]
+        self._starts = np.cumsum([0, *lengths])
+        self.rows = int(self._starts[-1])
+        row_bytes = 4 * int(np.prod(dataset.feature_shape)) + 8
+        window_rows = max(1, window_bytes // row_bytes)
+        block_rows = max(1, min(_BLOCK_BYTES // row_bytes, window_rows))
+        if self.rows <= window_rows:
+            block_rows = self.rows
+        self._block_bounds = np.append(np.arange(0, self.rows, block_rows), self.rows)
+        self._blocks_per_window = max(1, window_rows // block_rows)
+        self._loaded: tuple[int, int] | None = None  # (pass, window) of the order
+        self._rows_of: tuple[int, ...] = ()  # the blocks whose rows are in memory
+        self._features, self._labels = torch.empty(0), torch.empty(0)
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """The next batch: features float32 [batch_size, width], labels int64 [batch_size]."""
+        parts = []
+        wanted = self.batch_size
+        while wanted:
+            offset = self._load()
+            chosen = self._order[offset : offset + wanted]
+            parts.append((self._features[chosen], self._labels[chosen]))
+            wanted -= len(chosen)
+            self.position_rows += len(chosen)
+        if len(parts) == 1:
+            return parts[0]
+        features, labels = zip(*parts, strict=True)
+        return torch.cat(features), torch.cat(labels)
+
+    def _load(self) -> int:
+        """Bring the window of the position into memory; the offset of the position in it."""
+        pass_index, offset = divmod(self.position_rows, self.rows)
+        blocks = self._blocks(pass_index)
+        bounds = np.cumsum([0, *(self._size(window) for window in blocks)])
+        window = int(np.searchsorted(bounds, offset, side="right")) - 1
+        if self._loaded != (pass_index, window):
+            self._read(blocks[window])
+            index = pass_index * len(blocks) + window
+            order = streams.permutation(self._purpose, self._seed, index, len(self._labels))
+            self._order = torch.from_numpy(order)
+            self._loaded = (pass_index, window)
+        return offset - int(bounds[window])
+
+    def _blocks(self, pass_index: int) -> list[tuple[int, ...]]:
+        """The blocks of each window of a pass."""
+        count = len(self._block_bounds) - 1
+        if count == 1:
+            return [(0,)]
+        order = streams.permutation(f"{self._purpose}/blocks", self._seed, pass_index, count)
+        step = self._blocks_per_window
+        return [tuple(order[first : first + step].tolist()) for first in range(0, count, step)]
+
+    def _size(self, blocks: tuple[int, ...]) -> int:
+        bounds = self._block_bounds
+        return int(sum(bounds[block + 1] - bounds[block] for block in blocks))
+
+    def _read(self, blocks: tuple[int, ...]) -> None:
+        if self._rows_of == blocks:
+            return
+        self._features = self._labels = torch.empty(0)  # never two windows in memory
+        parts = [
+            self._dataset.read("train", start, stop)
+            for block in blocks
+            for start, stop in self._global(
+                int(self._block_bounds[block]), int(self._block_bounds[block + 1])
+            )
+        ]
+        features, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+        self._features, self._labels = as_features(features), torch.from_numpy(labels)
+        self._rows_of = blocks
+
+    def _global(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """The global rows of the local rows first to last."""
+        for (start, stop), begin in zip(self._segments, self._starts, strict=False):
+            low, high = max(first, int(begin)), min(last, int(begin) + stop - start)
+            if low < high:
+                yield start + low - int(begin), start + high - int(begin)
+
+
+class CommonRows:
+    """Rows that every rank needs alike, for calibration and evaluation of the sharded network.
+
+    Each row is read by one rank (under `files` by the one that has its shard) and gathered.
+    """
+
+    def __init__(self, comm: "MPI.Comm", dataset: Dataset, split: str, assign: str) -> None:
+        self.comm, self.dataset, self.split, self.assign = comm, dataset, split, assign
+        self.rows = dataset.rows(split)
+        self._shard_starts = [
+            dataset.shard_range(split, i)[0] for i in range(len(dataset.shards[split]))
+        ]
+
+    def fetch(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Features float32 [n, width] and labels int64 [n] of ascending global rows. Collective.
+
+        `rows` must be the same on all ranks.
+        """
+        ranks = self.comm.Get_size()
+        if self.assign == "rows":
+            reader = np.repeat(np.arange(ranks), np.diff(block_bounds(len(rows), ranks)))
+        else:
+            reader = (np.searchsorted(self._shard_starts, rows, side="right") - 1) % ranks
+        mine = rows[reader == self.comm.Get_rank()]
+        features, labels = self.dataset.take(self.split, mine)
+        counts = np.bincount(reader, minlength=ranks)
+        all_features = self._gather(features, counts)
+        all_labels = self._gather(labels, counts)
+        back = np.argsort(np.argsort(reader, kind="stable"), kind="stable")
+        if not np.array_equal(back, np.arange(len(rows))):
+            all_features, all_labels = all_features[back], all_labels[back]
+        return as_features(all_features), torch.from_numpy(all_labels)
+
+    def batches(
+        self, batch_rows: int
+    ) -> Iterator[tuple[npt.NDArray[np.int64], tuple[Tensor, Tensor]]]:
+        """All rows in order: (rows, (features, labels)) of at most `batch_rows`. Collective."""
+        for start in range(0, self.rows, batch_rows):
+            rows = np.arange(start, min(start + batch_rows, self.rows), dtype=np.int64)
+            yield rows, self.fetch(rows)
+
+    def sample(self, count: int, seed: int) -> npt.NDArray[np.int64]:
+        """`count` rows (all, if fewer) that depend on the seed alone, ascending. Local."""
+        order = streams.permutation("calibration", seed, 0, self.rows)
+        return np.sort(order[:count])
+
+    def _gather(self, part: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        if len(counts) == 1:
+            return part
+        whole = np.empty((int(counts.sum()), *part.shape[1:]), dtype=part.dtype)
+        width = int(np.prod(part.shape[1:], dtype=np.int64))
+        self.comm.Allgatherv(part, [whole, counts * width])
+        return whole

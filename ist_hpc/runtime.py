@@ -1,0 +1,230 @@
+"""Starting MPI and Horovod, refusing what would hang or lie, and ending all ranks together.
+
+Only entry points call `launch`; every other module is given a communicator.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ist_hpc.errors import EXIT_BAD_INPUT, InputError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+log = logging.getLogger("ist_hpc")
+Result = TypeVar("Result")
+
+
+class AgreedInputError(InputError):
+    """An `InputError` that every rank raises: the job ends in order, without an abort."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What an entry point's body is given.
+
+    comm     all ranks
+    threads  threads that torch uses on this rank
+    """
+
+    comm: "MPI.Comm"
+    rank: int
+    ranks: int
+    threads: int
+
+
+def launch(program: str, body: Callable[[Runtime], int | None], threads: int = 0) -> int:
+    """Start MPI, run `body` on every rank and return the job's exit code. Collective.
+
+    Whatever ends one rank ends them all: an `InputError` that all ranks raise is printed once and
+    gives exit code 2; one that a single rank raises is printed by it and aborts the job with 2; any
+    other exception is printed with its traceback and aborts the job with 1.
+    """
+    try:
+        _refuse_launchers_without_mpi()
+        from mpi4py import MPI
+
+        comm = MPI.COMM_WORLD
+        _start_log(comm.Get_rank(), comm.Get_size())
+        _refuse_bad_mpi(MPI, comm)
+    except InputError as error:
+        if os.environ.get("HOROVOD_RANK", "0") == "0" and _rank_of_launcher() == 0:
+            print(f"{program}: error: {error}", file=sys.stderr, flush=True)
+        return EXIT_BAD_INPUT
+    rank, ranks = comm.Get_rank(), comm.Get_size()
+    try:
+        runtime = Runtime(comm, rank, ranks, _set_threads(comm, threads))
+        return body(runtime) or 0
+    except AgreedInputError as error:
+        if rank == 0:
+            print(f"{program}: error: {error}", file=sys.stderr, flush=True)
+        return EXIT_BAD_INPUT
+    except InputError as error:
+        place = f" (rank {rank} of {ranks} on {socket.gethostname()})" if ranks > 1 else ""
+        print(f"{program}: error: {error}{place}", file=sys.stderr, flush=True)
+        return _end_all(comm, EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        return _end_all(comm, 130)
+    except BaseException:
+        report = io.StringIO()
+        traceback.print_exc(file=report)
+        header = f"{program}: rank {rank} of {ranks} on {socket.gethostname()} failed:\n"
+        print(header + report.getvalue(), file=sys.stderr, flush=True)
+        return _end_all(comm, 1)
+
+
+def _end_all(comm: "MPI.Comm", code: int) -> int:
+    """Abort the job, so that no rank waits for this one; alone, just return the code."""
+    logging.shutdown()
+    sys.stdout.flush()
+    if comm.Get_size() > 1:
+        comm.Abort(code)
+    return code
+
+
+def together(comm: "MPI.Comm", action: Callable[[], Result]) -> Result:
+    """Run a local `action` on every rank; if any rank finds bad input, all raise it. Collective.
+
+    The error is that of the lowest rank that has one. Use it wherever ranks may find different
+    things wrong before training starts.
+    """
+    result: Result | None = None
+    message = None
+    try:
+        result = action()
+    except InputError as error:
+        message = str(error)
+    messages = [found for found in comm.allgather(message) if found is not None]
+    if messages:
+        raise AgreedInputError(messages[0])
+    return result  # type: ignore[return-value]
+
+
+def on_root(comm: "MPI.Comm", action: Callable[[], Result]) -> Result:
+    """Run `action` on rank 0 alone and give its (small, picklable) result to all. Collective.
+
+    An `InputError` is raised on all ranks.
+    """
+    result = together(comm, lambda: action() if comm.Get_rank() == 0 else None)
+    return comm.bcast(result, root=0)
+
+
+def start_horovod(comm: "MPI.Comm", silence_s: float) -> ModuleType:
+    """Initialise Horovod over the same ranks and return `horovod.torch`. Collective.
+
+    A rank that waits longer than `silence_s` for the others raises instead of hanging. Raises
+    `AgreedInputError` where Horovod was built without MPI or sees other ranks.
+    """
+    os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(max(1, int(silence_s / 2))))
+    os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(max(2, int(silence_s))))
+
+    def start() -> ModuleType:
+        try:
+            import horovod.torch as hvd
+        except ImportError as error:
+            raise InputError(f"Horovod cannot be imported ({error}); see INSTALL.md") from None
+        if not hvd.mpi_built():
+            raise InputError("this Horovod was built without MPI; see INSTALL.md")
+        return hvd
+
+    hvd = together(comm, start)
+    hvd.init(comm=comm)
+    expected = (comm.Get_rank(), comm.Get_size())
+
+    def check() -> None:
+        seen = (hvd.rank(), hvd.size())
+        if seen != expected:
+            raise InputError(f"Horovod sees (rank, ranks) {seen}, MPI {expected}; see INSTALL.md")
+
+    together(comm, check)
+    return hvd
+
+
+def _rank_of_launcher() -> int:
+    """The rank as the launcher's environment has it, before or without MPI."""
+    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+def _refuse_launchers_without_mpi() -> None:
+    environment = os.environ
+    gloo = "HOROVOD_GLOO_RENDEZVOUS_ADDR" in environment
+    if gloo or environment.get("HOROVOD_CONTROLLER", "mpi").lower() == "gloo":
+        raise InputError(
+            "started by horovodrun on the Gloo controller, where every process would be alone in "
+            "MPI; start it with MPI: horovodrun --mpi -np N ..., mpirun -np N ... or srun "
+            "--mpi=pmix ..."
+        )
+    if environment.get("HOROVOD_MPI_THREADS_DISABLE", "0") not in ("", "0"):
+        raise InputError(
+            "HOROVOD_MPI_THREADS_DISABLE is set, which takes from MPI the thread support that "
+            "Horovod beside mpi4py needs; unset it"
+        )
+
+
+def _refuse_bad_mpi(mpi: Any, comm: "MPI.Comm") -> None:
+    levels = {
+        mpi.THREAD_SINGLE: "MPI_THREAD_SINGLE",
+        mpi.THREAD_FUNNELED: "MPI_THREAD_FUNNELED",
+        mpi.THREAD_SERIALIZED: "MPI_THREAD_SERIALIZED",
+        mpi.THREAD_MULTIPLE: "MPI_THREAD_MULTIPLE",
+    }
+    got = mpi.Query_thread()
+    if got < mpi.THREAD_MULTIPLE:
+        raise InputError(
+            f"MPI runs with {levels.get(got, got)}, MPI_THREAD_MULTIPLE is needed (Horovod's "
+            "thread talks to MPI beside this program's); unset MPI4PY_RC_THREADS and "
+            "MPI4PY_RC_THREAD_LEVEL, or use an MPI built with thread support"
+        )
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks.isdigit() and int(tasks) > 1 and comm.Get_size() == 1:
+        raise InputError(
+            f"Slurm started {tasks} tasks but each is alone in MPI; start it with srun "
+            "--mpi=pmix (srun --mpi=list shows what there is), or with mpirun"
+        )
+
+
+def _set_threads(comm: "MPI.Comm", threads: int) -> int:
+    """Set torch's threads; by default the cores of the node over the ranks that share them."""
+    import torch
+    from mpi4py import MPI
+
+    if not threads and not os.environ.get("OMP_NUM_THREADS"):
+        cores = frozenset(os.sched_getaffinity(0))
+        node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        sharing = node.allgather(cores).count(cores)
+        node.Free()
+        threads = max(1, len(cores) // sharing)
+    if threads:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+class _Formatter(logging.Formatter):
+    """Time and message; off rank 0 the rank, too."""
+
+    def __init__(self, rank: int, ranks: int) -> None:
+        place = "" if rank == 0 else f"[rank {rank}/{ranks}@{socket.gethostname()}] "
+        super().__init__(f"%(asctime)s {place}%(message)s", datefmt="%H:%M:%S")
+
+
+def _start_log(rank: int, ranks: int) -> None:
+    """Rank 0 reports what goes on, the others only what is wrong."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter(rank, ranks))
+    log.handlers = [handler]
+    log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    log.propagate = False
+    with contextlib.suppress(AttributeError, ValueError):
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

@@ -1,0 +1,123 @@
+"""From a configuration to a trainer: every check that can be made before training starts."""
+
+from ist_hpc import algorithms, checkpoint, models, optimizer
+from ist_hpc.checkpoint_read import Checkpoint, Progress
+from ist_hpc.config import Config
+from ist_hpc.errors import InputError
+from ist_hpc.models.base import Model
+from ist_hpc.placement import at_round
+from ist_hpc.rows import rank_segments
+from ist_hpc.runfolder import RunFolder, facts_of_start
+from ist_hpc.runtime import Runtime, log, on_root, together
+from ist_hpc.shards import Dataset
+from ist_hpc.training import Trainer
+
+
+def start_run(runtime: Runtime, config: Config, folder: RunFolder, resume: bool) -> Trainer:
+    """Check everything, then make or enter the run folder and build the trainer. Collective.
+
+    Raises `AgreedInputError` before anything is written if something cannot be used.
+    """
+    comm = runtime.comm
+    if not resume:
+        on_root(comm, lambda: _refuse_existing(folder))
+    dataset, model = together(comm, lambda: _open(config, runtime.ranks))
+    together(comm, lambda: check_shards(dataset, config, runtime.rank, runtime.ranks))
+    segments = together(
+        comm,
+        lambda: rank_segments(dataset, "train", config.data.assign, runtime.rank, runtime.ranks),
+    )
+    saved = checkpoint.newest_valid(comm, folder.checkpoints) if resume else None
+    if saved is not None:
+        together(comm, lambda: _check_saved(saved, config, dataset))
+    algorithm = algorithms.build(comm, config, model)
+    if saved is None:
+        progress = Progress(ranks=runtime.ranks)
+        algorithm.start_new(config.seed)
+    else:
+        progress, restored = together(comm, lambda: _restore(runtime, config, model, saved))
+        algorithm.start_from(restored.state, restored.shared, restored.shared_slots)
+    on_root(comm, lambda: _enter(runtime, config, folder, resume, progress))
+    return Trainer(comm, config, dataset, model, algorithm, folder, segments, progress)
+
+
+def _refuse_existing(folder: RunFolder) -> None:
+    if folder.path.exists():
+        raise folder.exists_error()
+
+
+def _open(config: Config, ranks: int) -> tuple[Dataset, Model]:
+    dataset = Dataset.open(config.data.path)
+    for split in ("train", "test"):
+        if dataset.rows(split) == 0:
+            raise InputError(f"{dataset.path}: the {split} split has no rows")
+    model = build_model(config, dataset)
+    at_round(model.axes, ranks, config.seed, 0)  # refuses axes narrower than the ranks
+    return dataset, model
+
+
+def build_model(config: Config, dataset: Dataset) -> Model:
+    """The configured model for the data; `InputError` if the configuration says other widths."""
+    return models.build(config.model, *widths(config, dataset))
+
+
+def widths(config: Config, dataset: Dataset) -> tuple[int, int]:
+    """(features a row, classes) of the data; `InputError` if the configuration says others."""
+    features, classes = dataset.features, len(dataset.classes)
+    for name, configured, found, what in (
+        ("inputs", config.model.inputs, features, "features a row"),
+        ("outputs", config.model.outputs, classes, "classes"),
+    ):
+        if configured is not None and configured != found:
+            raise InputError(
+                f"{dataset.path} has {found} {what}, `model.{name}` says {configured}; is "
+                "`data.path` the data this configuration is for?"
+            )
+    return features, classes
+
+
+def check_shards(dataset: Dataset, config: Config, rank: int, ranks: int) -> None:
+    """Check this rank's part of the shards; the ranks together check all. Local.
+
+    Under `data.assign: files` a rank checks its own shards, the only ones that it must have.
+    """
+    numbered = [(split, i) for split, shards in dataset.shards.items() for i in range(len(shards))]
+    for position, (split, index) in enumerate(numbered):
+        mine = index if config.data.assign == "files" else position
+        if mine % ranks == rank:
+            dataset.check_shard(split, index, checksum=config.data.verify)
+
+
+def _check_saved(saved: Checkpoint, config: Config, dataset: Dataset) -> None:
+    with saved.opened() as opened:
+        checkpoint.check_model(opened, config, dataset.features, len(dataset.classes))
+
+
+def _restore(
+    runtime: Runtime, config: Config, model: Model, saved: Checkpoint
+) -> tuple[Progress, checkpoint.Restored]:
+    carry = config.optimizer.state == "carry"
+    rule = optimizer.build(config.optimizer)
+    slot_specs = rule.slot_specs(model.specs) if carry else ()
+    shared_slots = rule.shared_slot_specs(model.shared) if carry else ()
+    with saved.opened() as opened:
+        restored = checkpoint.restore(
+            opened, model, slot_specs, shared_slots, runtime.rank, runtime.ranks
+        )
+        return opened.progress, restored
+
+
+def _enter(
+    runtime: Runtime, config: Config, folder: RunFolder, resume: bool, progress: Progress
+) -> None:
+    from mpi4py import MPI
+
+    folder.create(resume)
+    folder.rewind_metrics(progress.round)
+    facts = facts_of_start(runtime.ranks, runtime.threads, MPI.Get_library_version())
+    folder.record_start(config, facts)
+    folder.set_status("running")
+    went_on = f", from round {progress.round}" if progress.round else ""
+    log.info(
+        "%s: %d rank(s), %d thread(s) each%s", folder.path, runtime.ranks, runtime.threads, went_on
+    )

@@ -1,0 +1,117 @@
+"""`python -m ist_hpc.train`: train a network by independent subnets."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ist_hpc import __version__
+from ist_hpc import config as configuration
+from ist_hpc.config import QUICKSTART, Config
+from ist_hpc.errors import InputError
+from ist_hpc.runtime import Runtime, launch, log, on_root, together
+
+_EXAMPLES = """\
+examples:
+  python -m ist_hpc.train                                   the quickstart, on one rank
+  horovodrun -np 4 python -m ist_hpc.train                  the quickstart, on four
+  mpirun -np 4 python -m ist_hpc.train --config configs/speech2.yaml --name speech2-a
+  srun --mpi=pmix python -m ist_hpc.train --config configs/speech2.yaml --name a --resume
+  python -m ist_hpc.train --set train.epochs=3 model.hidden=[512,512] optimizer.lr=0.05
+
+keys of a configuration (and of --set):
+"""
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m ist_hpc.train",
+        description="Train a network by independent subnets, on as many ranks as the launcher "
+        "starts. With no configuration: a quickstart on scikit-learn's handwritten digits.",
+        epilog=_EXAMPLES + configuration.describe_keys(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML configuration")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="values that replace the file's",
+    )
+    parser.add_argument("--name", help="the run folder's name; by default NAME-TIME of the config")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run of this --name from its newest valid checkpoint, or start it "
+        "where nothing was saved yet",
+    )
+    parser.add_argument("--version", action="version", version=f"ist_hpc {__version__}")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse arguments, start MPI, train. Returns the exit code."""
+    arguments = _arguments(argv)
+    return launch("train", lambda runtime: _train(runtime, arguments))
+
+
+def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
+    from ist_hpc.runfolder import RunFolder
+    from ist_hpc.starting import start_run
+
+    comm = runtime.comm
+    config, prepare_quickstart = together(comm, lambda: _configuration(arguments))
+    if prepare_quickstart:
+        on_root(comm, lambda: _prepare_quickstart(Path(config.data.path)))
+    name = comm.bcast(arguments.name or f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = RunFolder(arguments.runs / name)
+    trainer = start_run(runtime, config, folder, arguments.resume)
+    try:
+        summary = trainer.run()
+    except BaseException as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        folder.set_status(f"failed: rank {runtime.rank}: {reason}")
+        raise
+    if runtime.rank == 0:
+        folder.set_status("finished")
+        saved = summary["checkpoint"]
+        print(f"test accuracy: {summary['test']['accuracy']:.4f}")
+        if saved:
+            print(f"checkpoint:    {saved}")
+            print(f"look into it:  python -m ist_hpc.show {saved}")
+    return 0
+
+
+def _configuration(arguments: argparse.Namespace) -> tuple[Config, bool]:
+    """The configuration, and whether its data are the quickstart's and still to be made."""
+    path = arguments.config
+    if arguments.resume and not arguments.name:
+        raise InputError("--resume goes on with a run that has a name; give its --name")
+    if arguments.name and Path(arguments.name).name != arguments.name:
+        raise InputError(
+            f"--name names a folder in {arguments.runs}/, got {arguments.name!r}; use --runs for "
+            "another place"
+        )
+    written = arguments.runs / (arguments.name or "") / "config.yaml"
+    if path is None and arguments.resume and written.is_file():
+        path = written
+    config = configuration.load(path, arguments.set)
+    own = configuration.load(None).data.path
+    is_quickstart = path is None or (path.is_file() and path.samefile(QUICKSTART))
+    missing = not Path(config.data.path).exists()
+    return config, is_quickstart and missing and config.data.path == own
+
+
+def _prepare_quickstart(path: Path) -> None:
+    from ist_hpc.prepare.digits import prepare_digits
+
+    log.info("making the quickstart's data, %s", path)
+    prepare_digits(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

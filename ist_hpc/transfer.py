@@ -1,0 +1,269 @@
+"""The plan of an exchange for one rank: pieces, counts, displacements and chunks; no data, no MPI.
+
+An exchange is one packed buffer a peer. Its plan follows from two placements, so the two sides of
+every pair agree on order and counts without a message. A limit on the buffers cuts the plan into
+chunks; their number is computed from the counts of all pairs, so that all ranks agree on it too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ist_hpc.errors import InputError
+from ist_hpc.geometry import Place, Rectangle, Selection, TensorGeometry, compact, selection_size
+from ist_hpc.placement import Placement, TensorSpec
+
+ELEMENT_BYTES = 4
+"""Everything that is exchanged is float32."""
+MPI_COUNT_LIMIT = 2**31 - 1
+"""mpi4py passes counts and displacements as C int to MPI libraries before MPI 4."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Rows x columns of one tensor on this rank, in local units of its home block or subnet.
+
+    Its elements lie in the buffer in storage order: column by column for a transposed tensor.
+    """
+
+    spec: TensorSpec
+    place: Place
+    rows: Selection
+    columns: Selection
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        across = selection_size(self.rows) * selection_size(self.columns)
+        return across * self.spec.element_width
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """One Alltoallv. Counts and displacements are in elements; int64, shape [ranks]."""
+
+    send_pieces: tuple[Piece, ...]
+    send_counts: npt.NDArray[np.int64]
+    recv_pieces: tuple[Piece, ...]
+    recv_counts: npt.NDArray[np.int64]
+
+    @property
+    def send_displacements(self) -> npt.NDArray[np.int64]:
+        """Where in the send buffer each peer's part begins."""
+        return np.cumsum(self.send_counts) - self.send_counts
+
+    @property
+    def recv_displacements(self) -> npt.NDArray[np.int64]:
+        """Where in the receive buffer each peer's part begins."""
+        return np.cumsum(self.recv_counts) - self.recv_counts
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What one rank does to get from one placement to another.
+
+    specs        the tensors that move
+    local_moves  (from, to) pieces whose holder is this rank before and after
+    chunks       the same number on every rank; at least one unless nothing moves anywhere
+    """
+
+    rank: int
+    source: Placement
+    target: Placement
+    specs: tuple[TensorSpec, ...]
+    local_moves: tuple[tuple[Piece, Piece], ...]
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes this rank sends."""
+        return sum(int(c.send_counts.sum()) for c in self.chunks) * ELEMENT_BYTES
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes this rank receives."""
+        return sum(int(c.recv_counts.sum()) for c in self.chunks) * ELEMENT_BYTES
+
+
+def pair_counts(
+    specs: Sequence[TensorSpec], source: Placement, target: Placement
+) -> npt.NDArray[np.int64]:
+    """Elements sent from s to q, for all pairs, zero on the diagonal; int64, [ranks, ranks]."""
+    total = np.zeros((source.ranks, source.ranks), dtype=np.int64)
+    for geometry, members in _by_geometry(specs, source, target):
+        total += geometry.pair_counts() * len(members)
+    np.fill_diagonal(total, 0)
+    return total
+
+
+def plan_exchange(
+    specs: Sequence[TensorSpec],
+    source: Placement,
+    target: Placement,
+    rank: int,
+    buffer_bytes: int,
+) -> Plan:
+    """Plan the exchange of `specs` from `source` to `target` for `rank`. Local.
+
+    `buffer_bytes` bounds the send and the receive buffer together (to within one element a peer).
+    Raises `InputError` if a chunk's buffer would need more elements than MPI can count.
+    """
+    chunk_count = _chunk_count(pair_counts(specs, source, target), buffer_bytes)
+    sends: list[list[Piece]] = [[] for _ in range(source.ranks)]
+    receives: list[list[Piece]] = [[] for _ in range(source.ranks)]
+    local_moves: list[tuple[Piece, Piece]] = []
+    rectangles = {
+        id(member): (geometry.sent_by(rank), geometry.received_by(rank))
+        for geometry, members in _by_geometry(specs, source, target)
+        for member in members
+    }
+    for spec in specs:
+        sent, received = rectangles[id(spec)]
+        for peer, rectangle in sent:
+            piece = _localise(spec, rectangle, rectangle.source, source, rank)
+            if peer == rank:
+                landing = _localise(spec, rectangle, rectangle.target, target, rank)
+                local_moves.append((piece, landing))
+            else:
+                sends[peer].append(piece)
+        for peer, rectangle in received:
+            if peer != rank:
+                receives[peer].append(_localise(spec, rectangle, rectangle.target, target, rank))
+    chunks = _chunks(sends, receives, chunk_count)
+    return Plan(rank, source, target, tuple(specs), tuple(local_moves), chunks)
+
+
+def _by_geometry(
+    specs: Sequence[TensorSpec], source: Placement, target: Placement
+) -> list[tuple[TensorGeometry, list[TensorSpec]]]:
+    groups: dict[object, tuple[TensorGeometry, list[TensorSpec]]] = {}
+    for spec in specs:
+        key = (spec.shape, spec.axes)
+        if key not in groups:
+            groups[key] = (TensorGeometry(spec, source, target), [])
+        groups[key][1].append(spec)
+    return list(groups.values())
+
+
+def _localise(
+    spec: TensorSpec, rectangle: Rectangle, place: Place, placement: Placement, rank: int
+) -> Piece:
+    """The rectangle in the local units of the place where `rank` has it in `placement`."""
+    if place == "home":
+        start, _ = spec.home_rows(rank, placement.ranks)
+        if isinstance(rectangle.rows, slice):
+            rows: Selection = slice(rectangle.rows.start - start, rectangle.rows.stop - start)
+        else:
+            rows = rectangle.rows - start
+        return Piece(spec, place, rows, rectangle.columns)
+    rows = _positions(rectangle.rows, spec.row_axis, placement)
+    columns = _positions(rectangle.columns, spec.column_axis, placement)
+    return Piece(spec, place, rows, columns)
+
+
+def _positions(selection: Selection, axis: str | None, placement: Placement) -> Selection:
+    if axis is None:
+        return selection
+    return compact(placement.deals[axis].position[selection])
+
+
+def _chunk_count(counts: npt.NDArray[np.int64], buffer_bytes: int) -> int:
+    busiest = int(max(counts.sum(axis=0).max(), counts.sum(axis=1).max()))
+    if busiest == 0:
+        return 0
+    limit = max(1, buffer_bytes // (2 * ELEMENT_BYTES))
+    chunk_count = -(-busiest // limit)
+    if -(-busiest // chunk_count) > MPI_COUNT_LIMIT - counts.size:
+        raise InputError(
+            f"an exchange of {busiest} elements a rank in {chunk_count} chunk(s) does not fit "
+            f"MPI's limit of {MPI_COUNT_LIMIT} elements; lower `exchange.buffer_mib` (got "
+            f"{buffer_bytes // 2**20}, at most 8192 is safe)"
+        )
+    return chunk_count
+
+
+def _chunks(
+    sends: list[list[Piece]], receives: list[list[Piece]], chunk_count: int
+) -> tuple[Chunk, ...]:
+    if chunk_count == 0:
+        return ()
+    cut_sends = [_cut(pieces, chunk_count) for pieces in sends]
+    cut_receives = [_cut(pieces, chunk_count) for pieces in receives]
+    chunks = []
+    for index in range(chunk_count):
+        going = [parts[index] for parts in cut_sends]
+        coming = [parts[index] for parts in cut_receives]
+        chunks.append(
+            Chunk(
+                send_pieces=tuple(piece for pieces in going for piece in pieces),
+                send_counts=np.array([sum(p.size for p in pieces) for pieces in going]),
+                recv_pieces=tuple(piece for pieces in coming for piece in pieces),
+                recv_counts=np.array([sum(p.size for p in pieces) for pieces in coming]),
+            )
+        )
+    return tuple(chunks)
+
+
+def _cut(pieces: list[Piece], chunk_count: int) -> list[list[Piece]]:
+    """Cut one pair's pieces into `chunk_count` runs of nearly equal size.
+
+    Only the sizes and shapes of the pieces decide, which both sides of the pair know, so sender
+    and receiver cut at the same elements.
+    """
+    if chunk_count == 1:
+        return [pieces]
+    total = sum(piece.size for piece in pieces)
+    runs: list[list[Piece]] = [[] for _ in range(chunk_count)]
+    index, done = 0, 0
+    pending = pieces[::-1]
+    while pending:
+        piece = pending.pop()
+        room = total * (index + 1) // chunk_count - done
+        if piece.size <= room or index == chunk_count - 1:
+            runs[index].append(piece)
+            done += piece.size
+            continue
+        parts = _split(piece, room // piece.spec.element_width)
+        if parts is None:
+            index += 1
+            pending.append(piece)
+        else:
+            head, *tail = parts
+            runs[index].append(head)
+            done += head.size
+            pending.extend(tail[::-1])
+    return runs
+
+
+def _split(piece: Piece, elements: int) -> list[Piece] | None:
+    """Split into parts, the first of at most `elements` > 0 whole elements; None if it cannot be.
+
+    In storage order: whole major lines first (rows; columns of a transposed tensor), else a part
+    of the first line.
+    """
+    transposed = piece.spec.transposed
+    major, minor = (piece.columns, piece.rows) if transposed else (piece.rows, piece.columns)
+    line = selection_size(minor)
+
+    def part(majors: Selection, minors: Selection) -> Piece:
+        rows, columns = (minors, majors) if transposed else (majors, minors)
+        return Piece(piece.spec, piece.place, rows, columns)
+
+    if elements <= 0:
+        return None
+    if elements >= line:
+        head, tail = _halves(major, elements // line)
+        return [part(head, minor), part(tail, minor)]
+    first, others = _halves(major, 1)
+    head, tail = _halves(minor, elements)
+    parts = [part(first, head), part(first, tail)]
+    return [*parts, part(others, minor)] if selection_size(others) else parts
+
+
+def _halves(selection: Selection, count: int) -> tuple[Selection, Selection]:
+    if isinstance(selection, slice):
+        middle = selection.start + count
+        return slice(selection.start, middle), slice(middle, selection.stop)
+    return selection[:count], selection[count:]

