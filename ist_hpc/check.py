@@ -121,7 +121,7 @@ def check_mpi() -> MPI.Comm:
         )
     if comm.size < 2:
         raise CheckError("one rank has nobody to talk to: run `make check`, or this under mpirun")
-    library = " ".join(MPI.Get_library_version().split("\x00")[0].split())
+    library = " ".join(MPI.Get_library_version().splitlines()[0].strip("\x00").split())
     say(comm.rank, "mpi4py", mpi4py.__version__)
     say(comm.rank, "MPI", f"{library} (MPI {MPI.VERSION}.{MPI.SUBVERSION})")
     names = {

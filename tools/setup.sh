@@ -268,7 +268,7 @@ install_mpi4py() {
     # The wheel finds the MPI wheel in the same environment. Against the machine's own MPI build from
     # source: the wheel would look for a libmpi of its own choice.
     if [[ $mpi == wheel ]]; then
-        pip install --no-deps "mpi4py==$(pin mpi4py)"
+        pip install --no-deps --force-reinstall "mpi4py==$(pin mpi4py)"
         return
     fi
     local dir wheel
@@ -367,7 +367,7 @@ PATH=$venv/bin:$outer_path
 step tools "build tools" "$(<tools/requirements-build.txt)" install_tools
 step torch "torch $torch_version" "$torch_version $torch_index $(pin numpy)" install_torch
 step mpi "$mpi_text" "$mpi $mpi_id $(declare -f install_mpi)" install_mpi
-step mpi4py "mpi4py $(pin mpi4py)" "$(pin mpi4py)" install_mpi4py
+step mpi4py "mpi4py $(pin mpi4py)" "$(pin mpi4py) $(declare -f install_mpi4py)" install_mpi4py
 step horovod "Horovod $(pin horovod) (the first build takes some minutes)" \
     "$(pin horovod) $horovod_build $(declare -f build_horovod)" install_horovod
 step packages "the other packages" "$(<requirements.txt) $(<requirements-dev.txt)" install_packages

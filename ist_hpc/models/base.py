@@ -40,6 +40,21 @@ class StatisticSpec:
     size: int
 
 
+@dataclass(frozen=True)
+class ExportEntry:
+    """One entry of the plain PyTorch state dict that `show --export` writes.
+
+    name    in the state dict, such as `bn1.running_mean`
+    shape   global
+    source  (group, key) in a checkpoint, such as ("statistics", "bn1.mean"); None for a counter of
+            batches, which is int64 and zero
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source: tuple[str, str] | None
+
+
 class Model(ABC):
     """A network, thin or full: shapes and arithmetic, without any weights of its own."""
 
@@ -97,3 +112,14 @@ class Model(ABC):
     @abstractmethod
     def multiplications(self, batch: int, ranks: int) -> int:
         """Multiply-adds of one forward pass of one rank's thin network."""
+
+    @abstractmethod
+    def export_entries(self) -> tuple[ExportEntry, ...]:
+        """The state dict of the full network as a plain PyTorch module, in the module's order."""
+
+    @abstractmethod
+    def module_source(self) -> str:
+        """Python source, importing only torch, that leaves that module in the variable `model`.
+
+        The module loads the state dict of `export_entries` with `strict=True`.
+        """

@@ -19,7 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ist_hpc import streams
-from ist_hpc.models.base import GatherColumns, Model, SharedSpec, StatisticSpec, Tensors
+from ist_hpc.models.base import (
+    ExportEntry,
+    GatherColumns,
+    Model,
+    SharedSpec,
+    StatisticSpec,
+    Tensors,
+)
 from ist_hpc.placement import TensorSpec
 
 NORM_EPSILON = 1e-5
@@ -148,6 +155,55 @@ class MultiLayerPerceptron(Model):
             outputs = layer.outputs / (ranks if index < len(self._layers) - 1 else 1)
             total += batch * inputs * outputs
         return round(total)
+
+    def export_entries(self) -> tuple[ExportEntry, ...]:
+        """Entries of an `nn.Sequential` of fc1, bn1, relu1, ..., out, bn_out; see the base class.
+
+        Weights have the logical order of `nn.Linear`, outputs first, as checkpoints have.
+        """
+        shapes = {spec.key: spec.shape for spec in self.specs}
+        shapes |= {spec.key: spec.shape for spec in self.shared}
+        entries: list[ExportEntry] = []
+        for layer in self._layers:
+            weights = [layer.weight, layer.bias]
+            if layer.norm and layer.affine:
+                weights += [f"{layer.norm}.weight", f"{layer.norm}.bias"]
+            entries += [
+                ExportEntry(key, shapes[key], ("parameters", key)) for key in weights if key
+            ]
+            if layer.norm:
+                size = (layer.outputs,)
+                for name, statistic in (("running_mean", "mean"), ("running_var", "variance")):
+                    source = ("statistics", f"{layer.norm}.{statistic}")
+                    entries.append(ExportEntry(f"{layer.norm}.{name}", size, source))
+                entries.append(ExportEntry(f"{layer.norm}.num_batches_tracked", (), None))
+        return tuple(entries)
+
+    def module_source(self) -> str:
+        """An `nn.Sequential` whose layers are named as in checkpoints; see the base class."""
+        modules = []
+        for index, layer in enumerate(self._layers, start=1):
+            name = layer.weight.removesuffix(".weight")
+            modules.append(
+                f"{name}=nn.Linear({layer.inputs}, {layer.outputs}, bias={bool(layer.bias)}),"
+            )
+            if layer.norm:
+                affine = "" if layer.affine else ", affine=False"
+                modules.append(
+                    f"{layer.norm}=nn.BatchNorm1d({layer.outputs}, eps={NORM_EPSILON}{affine}),"
+                )
+            if layer is not self._layers[-1]:
+                modules.append(f"relu{index}=nn.ReLU(),")
+        lines = [
+            "from collections import OrderedDict",
+            "import torch",
+            "from torch import nn",
+            "",
+            "model = nn.Sequential(OrderedDict(",
+            *(f"    {module}" for module in modules),
+            "))",
+        ]
+        return "\n".join(lines)
 
 
 def _batch_norm(values: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:

@@ -1,0 +1,440 @@
+"""What a run costs before it is started: memory of a rank, bytes of a round, operations of a step.
+
+Everything is counted from shapes and deals: no MPI, no torch, no data. Bytes are what the exchange
+passes to Alltoallv, exactly; memory is the tensors that the code holds at the same time, phase by
+phase, without Python, PyTorch, MPI and Horovod themselves; operations are those of the matrix
+products. The same is counted for data parallel training and for local SGD, where every rank holds
+the whole model and averages by a ring allreduce.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ist_hpc.geometry import selection_size
+from ist_hpc.placement import Placement, TensorSpec, at_round, block_bounds, home
+from ist_hpc.transfer import ELEMENT_BYTES, Piece, Plan, pair_counts, plan_exchange
+
+UPDATE_SCRATCH: Mapping[str, tuple[int, int]] = {"sgd": (0, 0), "adam": (8, 20)}
+"""Temporary bytes an element of the weight that is being updated, by kind of optimiser.
+
+(where one count of updates serves the tensor, where every element has its own). Adam makes a root
+and a quotient; with counts of their own also an index (int64) and the factors looked up by it.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is trained, on how many ranks, as far as its cost depends on it.
+
+    weights, slots   partitioned weights, in the order of the forward pass, and their slots
+    carry            whether slots travel with their weights, else they are begun anew each round
+    axes             size of each axis
+    shared_elements, shared_slot_elements
+                     elements of the weights without an axis, and of their slots
+    replica_slots    slots a weight has where it is not dealt out: data parallel and local SGD
+    scratch          see `UPDATE_SCRATCH`
+    batch_size       rows a rank trains on in one step
+    calibration_rows, evaluation_rows
+                     rows through the full network at a time, on every rank
+    window_bytes     bound of the rows that are kept for shuffling
+    buffer_bytes     bound of the exchange's send and receive buffer together
+    """
+
+    weights: tuple[TensorSpec, ...]
+    slots: tuple[TensorSpec, ...]
+    axes: Mapping[str, int]
+    ranks: int
+    seed: int = 0
+    carry: bool = True
+    shared_elements: int = 0
+    shared_slot_elements: int = 0
+    replica_slots: int = 0
+    scratch: tuple[int, int] = (0, 0)
+    batch_size: int = 128
+    local_steps: int = 20
+    calibration_rows: int = 2048
+    evaluation_rows: int = 1024
+    window_bytes: int = 256 << 20
+    buffer_bytes: int = 256 << 20
+
+    @property
+    def exchanged(self) -> tuple[TensorSpec, ...]:
+        """What every round exchanges: the weights, and the slots if they are carried."""
+        return (*self.weights, *(self.slots if self.carry else ()))
+
+    @property
+    def weight_elements(self) -> int:
+        """Weights of the whole model, shared ones included."""
+        return sum(elements(spec) for spec in self.weights) + self.shared_elements
+
+    def placement(self, round_index: int) -> Placement:
+        """The placement of a round; raises `InputError` if there are more ranks than units."""
+        return at_round(self.axes, self.ranks, self.seed, round_index)
+
+
+def elements(spec: TensorSpec) -> int:
+    """Elements of a whole tensor."""
+    return int(np.prod(spec.shape, dtype=np.int64))
+
+
+def matrices(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
+    """The weights that are multiplied with activations: those of two and more dimensions."""
+    return [spec for spec in specs if len(spec.shape) > 1]
+
+
+# Bytes.
+
+
+def expected_received(spec: TensorSpec, ranks: int) -> float:
+    """Elements of a tensor that a rank receives in an exchange between rounds, on average.
+
+    One dealt axis: S/N (1 - 1/N). Two: S/N^2 (1 - 1/N)(2 - 1/N). Averaged over deals and ranks.
+    """
+    share, moving = 1 / ranks, 1 - 1 / ranks
+    if spec.has_two_axes:
+        return elements(spec) * share**2 * moving * (1 + moving)
+    return elements(spec) * share * moving
+
+
+def expected_received_at_home(spec: TensorSpec, ranks: int) -> float:
+    """Elements of a tensor that a rank receives in a visit home, on average.
+
+    What a subnet has: S/N of a tensor with one dealt axis, S/N^2 of one with two; times 1 - 1/N.
+    """
+    share = 1 / ranks ** (2 if spec.has_two_axes else 1)
+    return elements(spec) * share * (1 - 1 / ranks)
+
+
+def expected_bytes(specs: Sequence[TensorSpec], ranks: int, at_home: bool = False) -> float:
+    """Bytes that a rank receives, on average, in an exchange between rounds or in a visit home."""
+    count = expected_received_at_home if at_home else expected_received
+    return sum(count(spec, ranks) for spec in specs) * ELEMENT_BYTES
+
+
+@dataclass(frozen=True, eq=False)
+class ExchangeBytes:
+    """The bytes of one exchange: of each rank, int64 [ranks]; the total is the same both ways.
+
+    round_index  the round that the exchange leads to
+    """
+
+    round_index: int
+    sent: npt.NDArray[np.int64]
+    received: npt.NDArray[np.int64]
+
+    @property
+    def total(self) -> int:
+        """Bytes received by all ranks together."""
+        return int(self.received.sum())
+
+
+def exact_bytes(job: Job, rounds: int) -> list[ExchangeBytes]:
+    """The exchanges from home to round 0, from 0 to 1, ... to `rounds`: `rounds` + 1 of them.
+
+    Exactly what a run of this seed measures (`bytes_received` of its rows), whether or not it
+    visits home between rounds. Raises `InputError` if there are more ranks than units.
+    """
+    source, exchanges = home(job.ranks), []
+    for round_index in range(rounds + 1):
+        target = job.placement(round_index)
+        counts = pair_counts(job.exchanged, source, target) * ELEMENT_BYTES
+        exchanges.append(ExchangeBytes(round_index, counts.sum(axis=1), counts.sum(axis=0)))
+        source = target
+    return exchanges
+
+
+def allreduce_bytes(count: int, ranks: int) -> float:
+    """Bytes that a rank receives in a ring allreduce of `count` elements: 2 (N - 1)/N of them."""
+    return 2 * (ranks - 1) / ranks * count * ELEMENT_BYTES
+
+
+def averaging_bytes(job: Job) -> float:
+    """Bytes that a rank receives in a round to average the shared weights and carried slots."""
+    slots = job.shared_slot_elements if job.carry else 0
+    return allreduce_bytes(job.shared_elements + slots, job.ranks)
+
+
+def data_parallel_bytes(job: Job) -> float:
+    """Bytes that a rank receives in `local_steps` steps, each with an allreduce of the gradient."""
+    return job.local_steps * allreduce_bytes(job.weight_elements, job.ranks)
+
+
+def local_sgd_bytes(job: Job) -> float:
+    """Bytes that a rank receives in a round of local SGD: one allreduce of the weights alone."""
+    return allreduce_bytes(job.weight_elements, job.ranks)
+
+
+# Operations.
+
+
+def step_flops(specs: Iterable[TensorSpec], batch_size: int, ranks: int, rank: int = 0) -> int:
+    """Floating-point operations of one step of one rank: those of its matrix products.
+
+    Two a multiply-add, for the output, the gradient of the weight and the gradient of the input;
+    a matrix that the data enter (no dealt input) has no use for the last one. Element-wise work,
+    such as batch norm and the optimiser's, is not counted. `ranks` is 1 for a whole model.
+    """
+    total = 0
+    for spec in matrices(specs):
+        products = 2 if spec.column_axis is None else 3
+        total += 2 * products * batch_size * _product(spec.subnet_shape(rank, ranks))
+    return total
+
+
+def _product(shape: Sequence[int]) -> int:
+    return int(np.prod(shape, dtype=np.int64))
+
+
+# Memory.
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank, phase by phase: phase -> item -> bytes that are held at the same time."""
+
+    phases: Mapping[str, Mapping[str, int]]
+
+    def total(self, phase: str) -> int:
+        """Bytes of a phase."""
+        return sum(self.phases[phase].values())
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that holds most."""
+        return max(self.phases, key=self.total)
+
+    @property
+    def peak(self) -> int:
+        """Bytes of that phase."""
+        return self.total(self.peak_phase)
+
+
+def subnet_memory(job: Job) -> Memory:
+    """Memory of rank 0 under independent subnet training.
+
+    Deals and home blocks give the first ranks the extra units, so no rank holds more but for the
+    buffers, which are those of the busiest rank. Phases:
+
+    training    a step: gradient, activations of a batch, temporaries of the optimiser's update
+    reading     a window of rows is read: the rows are held twice for a moment
+    exchange    to the next round: what its chunks hold twice, and pieces that stay on the rank
+    evaluation  a visit home: home blocks of input and output layers, the full network's activations
+    checkpoint  the same with the slots' home blocks; statistics are computed for a checkpoint, too
+
+    Activations are an estimate; everything else is counted as the code allocates it.
+    """
+    weights, slots = _round_bytes(job.weights, job), _slot_bytes(job)
+    shared = job.shared_elements * ELEMENT_BYTES
+    next_round = _exchange_scratch(job, job.exchanged, to_home=False)
+    visit = _exchange_scratch(job, job.weights, to_home=True)
+    saving = _exchange_scratch(job, job.exchanged, to_home=True)
+    kept = {
+        "weights": weights + shared,
+        "buffers": max(next_round.buffers, visit.buffers, saving.buffers),
+        **_rows_kept(job),
+    }
+    widths = full_activations(job)
+    weight_copies = _home_copies(job.weights, job.ranks)
+    slot_copies = _home_copies(job.slots, job.ranks) if job.carry else 0
+    phases = {
+        "training": {
+            "slots": slots,
+            "gradient": _subnet_bytes(job.weights, job.ranks) + shared,
+            "update": _update_scratch(job, job.ranks),
+            "activations": step_activations(job.weights, job.batch_size, job.ranks),
+        },
+        "reading": {"slots": slots, "window_read": _rows_kept(job)["window"]},
+        "exchange": {
+            "slots": slots if job.carry else 0,
+            "doubled": next_round.doubled,
+            "copies": next_round.copies,
+        },
+        "evaluation": {
+            "slots": slots,
+            "home_copies": weight_copies,
+            "copies": visit.copies,
+            "activations": widths,
+        },
+        "checkpoint": {
+            "slots": slots,
+            "home_copies": weight_copies + slot_copies,
+            "copies": saving.copies,
+            "activations": widths,
+        },
+    }
+    return Memory({name: kept | items for name, items in phases.items()})
+
+
+def replica_memory(job: Job) -> Memory:
+    """Memory of a rank that holds the whole model, in a step: data parallel and local SGD.
+
+    Without Horovod's fusion buffer, and without an evaluation, which adds activations.
+    """
+    whole = job.weight_elements * ELEMENT_BYTES
+    step = {
+        "weights": whole,
+        **_rows_kept(job),
+        "slots": job.replica_slots * whole,
+        "gradient": whole,
+        "update": _update_scratch(job, ranks=1),
+        "activations": step_activations(job.weights, job.batch_size, ranks=1),
+    }
+    return Memory({"training": step})
+
+
+def step_activations(specs: Iterable[TensorSpec], batch_size: int, ranks: int) -> int:
+    """Estimated bytes of the activations of one step of rank 0 (`ranks` 1: of the whole model).
+
+    The batch; two of every layer's width, before and after its norm, and one more of the output
+    for its softmax; two of the widest layer while gradients pass through it.
+    """
+    layers = matrices(specs)
+    shapes = [_logical_subnet(spec, ranks) for spec in layers]
+    if not shapes:
+        return 0
+    widths = [rows for rows, _ in shapes]
+    across = shapes[0][1] + 2 * sum(widths) + widths[-1] + 2 * max(widths)
+    return batch_size * across * ELEMENT_BYTES
+
+
+def full_activations(job: Job) -> int:
+    """Estimated bytes of the activations of the full network on one rank.
+
+    Layer by layer: what came in, and either this rank's outputs before and after their norm or
+    its outputs and those of all ranks, gathered and put in order. The larger of the calibration
+    (whose input is counted as kept rows) and of a batch of the evaluation.
+    """
+    layers = matrices(job.weights)
+    if not layers:
+        return 0
+    peak = 0
+    for index, spec in enumerate(layers):
+        own = int(block_bounds(spec.rows, job.ranks)[1])
+        gathering = own + 2 * spec.rows if job.ranks > 1 else 0
+        width = max(2 * own, gathering) + (spec.columns if index else 0)
+        calibrating = job.calibration_rows * width
+        evaluating = job.evaluation_rows * (layers[0].columns + width)
+        peak = max(peak, calibrating, evaluating)
+    return peak * ELEMENT_BYTES
+
+
+@dataclass(frozen=True)
+class _Scratch:
+    """Bytes that one kind of exchange needs beside the state itself."""
+
+    buffers: int
+    doubled: int
+    copies: int
+
+
+def _exchange_scratch(job: Job, specs: Sequence[TensorSpec], to_home: bool) -> _Scratch:
+    """Of the exchange from round 0 to round 1, or from round 0 home, which stand for all others."""
+    source = job.placement(0)
+    target = home(job.ranks) if to_home else job.placement(1)
+    plan = plan_exchange(specs, source, target, 0, job.buffer_bytes)
+    counts = pair_counts(specs, source, target)
+    limit = job.buffer_bytes // (2 * ELEMENT_BYTES)
+    buffers = 0
+    if plan.chunks:
+        for axis in (0, 1):
+            most = -(-int(counts.sum(axis=axis).max()) // len(plan.chunks))
+            buffers += max(most, min(most + most // 8, limit)) * ELEMENT_BYTES
+    doubled = 0 if to_home else _doubled_bytes(plan)
+    return _Scratch(buffers, doubled, _copy_bytes(plan))
+
+
+def _doubled_bytes(plan: Plan) -> int:
+    """The most that an exchange to another round holds twice: old and new of what a chunk touches.
+
+    A tensor is doubled from the first chunk that writes it to the last that touches it.
+    """
+    opened: dict[str, int] = {}
+    closed: dict[str, int] = {}
+    for index, chunk in enumerate(plan.chunks):
+        for piece in chunk.recv_pieces:
+            if piece.place == "subnet":
+                opened.setdefault(piece.spec.key, index)
+        for piece in (*chunk.send_pieces, *chunk.recv_pieces):
+            closed[piece.spec.key] = index
+    size = {
+        spec.key: _product(spec.subnet_shape(plan.rank, plan.target.ranks)) for spec in plan.specs
+    }
+    moved = {source.spec.key for source, _ in plan.local_moves} | closed.keys()
+    peak = max((size[key] for key in moved), default=0)  # those without a chunk: one at a time
+    for index in range(len(plan.chunks)):
+        at_once = sum(size[key] for key, first in opened.items() if first <= index <= closed[key])
+        peak = max(peak, at_once)
+    return peak * ELEMENT_BYTES
+
+
+def _copy_bytes(plan: Plan) -> int:
+    """The largest temporary: a piece that stays on the rank, and lines gathered on the way."""
+    stay = max((source.size + _lines(source, plan) for source, _ in plan.local_moves), default=0)
+    sent = (piece for chunk in plan.chunks for piece in chunk.send_pieces)
+    return max(stay, max((_lines(piece, plan) for piece in sent), default=0)) * ELEMENT_BYTES
+
+
+def _lines(piece: Piece, plan: Plan) -> int:
+    """Elements of the whole lines that a piece with indices in both dimensions is picked from."""
+    if isinstance(piece.rows, slice) or isinstance(piece.columns, slice):
+        return 0
+    spec = piece.spec
+    if piece.place == "home":
+        rows, columns = spec.home_shape(plan.rank, plan.source.ranks)[:2]
+    else:
+        rows, columns = _logical_subnet(spec, plan.source.ranks, plan.rank)
+    if spec.transposed:
+        return selection_size(piece.columns) * rows * spec.element_width
+    return selection_size(piece.rows) * columns * spec.element_width
+
+
+def _logical_subnet(spec: TensorSpec, ranks: int, rank: int = 0) -> tuple[int, int]:
+    """(outputs, inputs) of the subnet part of a rank, however it is stored."""
+    first, second = spec.subnet_shape(rank, ranks)[:2]
+    return (second, first) if spec.transposed else (first, second)
+
+
+def _subnet_bytes(specs: Iterable[TensorSpec], ranks: int) -> int:
+    return sum(_product(spec.subnet_shape(0, ranks)) for spec in specs) * ELEMENT_BYTES
+
+
+def _home_bytes(specs: Iterable[TensorSpec], ranks: int) -> int:
+    return sum(_product(spec.home_shape(0, ranks)) for spec in specs) * ELEMENT_BYTES
+
+
+def _round_bytes(specs: Sequence[TensorSpec], job: Job) -> int:
+    """What a rank holds in a round: subnets, and the home blocks of tensors with two dealt axes."""
+    middle = [spec for spec in specs if spec.has_two_axes]
+    return _subnet_bytes(specs, job.ranks) + _home_bytes(middle, job.ranks)
+
+
+def _home_copies(specs: Iterable[TensorSpec], ranks: int) -> int:
+    """What a visit adds: the home blocks of tensors with one dealt axis."""
+    return _home_bytes([spec for spec in specs if not spec.has_two_axes], ranks)
+
+
+def _slot_bytes(job: Job) -> int:
+    own = _round_bytes(job.slots, job) if job.carry else _subnet_bytes(job.slots, job.ranks)
+    return own + job.shared_slot_elements * ELEMENT_BYTES
+
+
+def _update_scratch(job: Job, ranks: int) -> int:
+    one, two = job.scratch
+    per_tensor = (
+        _product(spec.subnet_shape(0, ranks)) * (two if spec.has_two_axes and ranks > 1 else one)
+        for spec in job.weights
+    )
+    return max(per_tensor, default=0)
+
+
+def _rows_kept(job: Job) -> dict[str, int]:
+    """Rows that stay in memory: those for calibration, from the first visit on, and the window."""
+    layers = matrices(job.weights)
+    inputs = layers[0].columns if layers else 0
+    return {
+        "calibration": job.calibration_rows * inputs * ELEMENT_BYTES,
+        "window": job.window_bytes,
+    }

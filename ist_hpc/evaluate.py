@@ -1,0 +1,324 @@
+"""`python -m ist_hpc.evaluate`: a checkpoint on a data set, at any number of ranks."""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ist_hpc import __version__
+from ist_hpc.errors import InputError
+from ist_hpc.runtime import AgreedInputError, Runtime, launch, on_root, together
+
+if TYPE_CHECKING:
+    import h5py
+    from torch import Tensor
+
+    from ist_hpc.checkpoint_read import Checkpoint, OpenCheckpoint
+    from ist_hpc.evaluation import HomeNetwork
+    from ist_hpc.shards import Dataset
+
+_PROGRAM = "python -m ist_hpc.evaluate"
+_DESCRIPTION = """\
+Evaluate a checkpoint on a data set and print rows, accuracy and loss. Any number of ranks will do,
+whatever number trained it: each holds its part of the network. The batch-norm statistics are those
+that the checkpoint has, so a prediction depends on its own row only.
+"""
+_EPILOG = f"""\
+CKPT is a checkpoint's folder, the checkpoint.h5 in it, or a run's folder (its newest checkpoint).
+
+examples:
+  {_PROGRAM} runs/a --data data/digits
+  mpirun -np 4 {_PROGRAM} runs/a --data data/speech --predictions out.h5
+  srun --mpi=pmix {_PROGRAM} runs/a --data /scratch/mine --split train
+
+FILE of --predictions is HDF5: `logits` [rows, classes] float32, `labels` and `predicted` [rows]
+int64, in the order of the data set's rows, with the checkpoint and data named in its attributes.
+exit code 2, and one line that says what, for files that are damaged or do not fit each other.
+"""
+
+FORMAT = "ist_hpc predictions"
+FORMAT_VERSION = 1
+_CHUNK_BYTES = 1 << 20
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line as every other mistake is reported: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise AgreedInputError(f"{message}; see {self.prog} --help")
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(
+        prog=_PROGRAM,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint or run folder")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", required=True, help="folder of shards to evaluate on"
+    )
+    parser.add_argument("--split", default="test", metavar="NAME", help="test (default) or train")
+    parser.add_argument(
+        "--predictions", type=Path, metavar="FILE", help="write every row's outputs to this file"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="let --predictions replace its FILE"
+    )
+    parser.add_argument(
+        "--batch-rows",
+        type=_count,
+        metavar="N",
+        help="rows evaluated at a time; default: `evaluate.batch_rows` of the checkpoint",
+    )
+    parser.add_argument(
+        "--assign",
+        choices=("rows", "files"),
+        default="rows",
+        help="rows (default): every rank can read all shards; files: rank r reads those whose "
+        "number modulo the ranks is r, which other nodes need not have",
+    )
+    parser.add_argument("--version", action="version", version=f"ist_hpc {__version__}")
+    arguments = parser.parse_args(argv)
+    if arguments.overwrite and not arguments.predictions:
+        raise AgreedInputError("--overwrite is of --predictions FILE, which is not given")
+    return arguments
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse arguments, start MPI, evaluate. Returns the exit code."""
+    try:
+        arguments = _arguments(argv)
+    except AgreedInputError as error:
+        wrong = error  # every rank has it; launch prints it once
+        return launch("evaluate", lambda runtime: _refuse(wrong))
+    return launch("evaluate", lambda runtime: _evaluate(runtime, arguments))
+
+
+def _refuse(error: AgreedInputError) -> NoReturn:
+    raise error
+
+
+def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
+    """Check everything, then evaluate and print. Collective."""
+    from ist_hpc import checkpoint
+    from ist_hpc.checkpoint_read import resolve
+
+    comm, target = runtime.comm, arguments.predictions
+    if target:
+        on_root(comm, lambda: _refuse_target(target, arguments.overwrite))
+    saved = checkpoint.check(comm, on_root(comm, lambda: resolve(arguments.checkpoint)))
+    loaded = together(comm, lambda: _load(runtime, arguments, saved))
+    together(comm, lambda: _check_shards(loaded.dataset, arguments, runtime))
+    result = _predict(runtime, arguments, loaded)
+    if runtime.rank == 0:
+        print(f"checkpoint:  {saved.folder}")
+        print(f"data:        {arguments.data}, {arguments.split}")
+        print(f"rows:        {loaded.dataset.rows(arguments.split)}")
+        print(f"accuracy:    {result['accuracy']:.4f}")
+        print(f"loss:        {result['loss']:.4f}")
+        if target:
+            print(f"predictions: {target}")
+    return 0
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The data set, and the network as this rank holds it.
+
+    attributes  of a file of predictions: what they were computed from
+    """
+
+    dataset: "Dataset"
+    network: "HomeNetwork"
+    batch_rows: int
+    attributes: dict[str, Any]
+
+
+def _load(runtime: Runtime, arguments: argparse.Namespace, saved: "Checkpoint") -> _Loaded:
+    """Open the data, and read this rank's home blocks and no more. Local; `InputError`."""
+    from ist_hpc import checkpoint, models
+    from ist_hpc.evaluation import HomeNetwork
+    from ist_hpc.shards import Dataset
+
+    dataset = Dataset.open(arguments.data)
+    with saved.opened() as opened:
+        _check_fit(dataset, arguments.split, opened)
+        model = models.build(opened.config.model, opened.features, len(opened.classes))
+        restored = checkpoint.restore(opened, model, (), (), runtime.rank, runtime.ranks)
+    weights = {spec.key: restored.state[spec.key].place("home") for spec in model.specs}
+    network = HomeNetwork(runtime.comm, model, weights | restored.shared, restored.statistics)
+    batch_rows = arguments.batch_rows or opened.config.evaluate.batch_rows
+    return _Loaded(dataset, network, batch_rows, _attributes(arguments, saved, opened))
+
+
+def _check_fit(dataset: "Dataset", split: str, opened: "OpenCheckpoint") -> None:
+    """Raise `InputError` unless the data set has rows that the model was made for. Local."""
+    if dataset.rows(split) == 0:
+        raise InputError(f"{dataset.path}: the {split} split has no rows")
+    for what, found, wanted in (
+        ("features a row", dataset.features, opened.features),
+        ("classes", len(dataset.classes), len(opened.classes)),
+    ):
+        if found != wanted:
+            raise InputError(
+                f"{dataset.path} has {found} {what}, the model of {opened.path.parent} has "
+                f"{wanted}; give the --data that it was trained for"
+            )
+    for label, (name, expected) in enumerate(zip(dataset.classes, opened.classes, strict=True)):
+        if name != expected:
+            raise InputError(
+                f"{dataset.path}: class {label} is {name!r}, in {opened.path.parent} it is "
+                f"{expected!r}; prepare the data with the classes in the model's order"
+            )
+
+
+def _check_shards(dataset: "Dataset", arguments: argparse.Namespace, runtime: Runtime) -> None:
+    """Check this rank's part of the split's shards; the ranks together check all. Local.
+
+    Under `--assign files` these are the shards that the rank must have.
+    """
+    for index in range(runtime.rank, len(dataset.shards[arguments.split]), runtime.ranks):
+        dataset.check_shard(arguments.split, index)
+
+
+def _attributes(
+    arguments: argparse.Namespace, saved: "Checkpoint", opened: "OpenCheckpoint"
+) -> dict[str, Any]:
+    from ist_hpc.checkpoint_read import MANIFEST
+    from ist_hpc.files import sha256_of
+    from ist_hpc.shard_meta import META_FILE
+
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "package_version": __version__,
+        "checkpoint": str(saved.folder.resolve()),
+        "checkpoint_manifest_sha256": sha256_of(saved.folder / MANIFEST),
+        "round": opened.progress.round,
+        "data": str(arguments.data.resolve()),
+        "data_meta_sha256": sha256_of(arguments.data / META_FILE),
+        "split": arguments.split,
+    }
+
+
+def _predict(runtime: Runtime, arguments: argparse.Namespace, loaded: _Loaded) -> dict[str, float]:
+    """Evaluate the split, a batch at a time, and write what rank 0 is asked to. Collective."""
+    from ist_hpc.metrics import ClassificationMetrics
+    from ist_hpc.rows import CommonRows
+
+    comm, network = runtime.comm, loaded.network
+    rows = CommonRows(comm, loaded.dataset, arguments.split, arguments.assign)
+    metrics = ClassificationMetrics()
+    with contextlib.ExitStack() as stack:
+        writer = None
+        if arguments.predictions and runtime.rank == 0:
+            shape = (rows.rows, network.model.outputs)
+            writer = _Predictions(arguments.predictions, shape, loaded.attributes)
+            stack.enter_context(writer)
+        together(comm, lambda: writer.begin() if writer else None)
+        for indices, logits, labels in network.predict(rows, loaded.batch_rows):
+            metrics.add(logits, labels)
+            if writer:
+                writer.add(int(indices[0]), logits, labels)
+        result = metrics.result()
+        together(comm, lambda: writer.finish(result) if writer else None)
+    return result
+
+
+class _Predictions:
+    """A file of predictions, on rank 0: written beside, a batch at a time; `finish` names it.
+
+    Methods raise `InputError` where the file cannot be written.
+    """
+
+    def __init__(self, target: Path, shape: tuple[int, int], attributes: dict[str, Any]) -> None:
+        self._target, self._shape, self._attributes = target, shape, attributes
+        self._beside = target.with_name(f".{target.name}.partial")
+        self._file: h5py.File | None = None
+
+    def __enter__(self) -> "_Predictions":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError, RuntimeError):  # of a disk that is full
+            self._close()
+        self._beside.unlink(missing_ok=True)
+
+    def begin(self) -> None:
+        """Make the file, with nothing in it."""
+        import h5py
+
+        rows, classes = self._shape
+        with self._reporting():
+            self._file = h5py.File(self._beside, "w", libver=("v110", "v110"))
+            self._file.attrs.update(self._attributes)
+            for name, shape, kind, about in (
+                ("logits", self._shape, "f4", "outputs of the network, before softmax"),
+                ("labels", (rows,), "i8", "classes as the data set has them"),
+                ("predicted", (rows,), "i8", "class of the largest output"),
+            ):
+                row_bytes = 4 * classes if name == "logits" else 8
+                chunk = (min(rows, max(1, _CHUNK_BYTES // row_bytes)), *shape[1:])
+                dataset = self._file.create_dataset(
+                    name, shape, kind, chunks=chunk, fletcher32=True
+                )
+                dataset.attrs["about"] = about
+
+    def add(self, start: int, logits: "Tensor", labels: "Tensor") -> None:
+        """Write the rows from `start` on: logits float32 [n, classes], labels int64 [n]."""
+        assert self._file is not None
+        place = slice(start, start + len(labels))
+        with self._reporting():
+            self._file["logits"][place] = logits.numpy()
+            self._file["labels"][place] = labels.numpy()
+            self._file["predicted"][place] = logits.argmax(dim=1).numpy()
+
+    def finish(self, result: dict[str, float]) -> None:
+        """Add the metrics, flush to disk and give the file its name."""
+        from ist_hpc.files import flush_to_disk
+
+        assert self._file is not None
+        with self._reporting():
+            self._file.attrs.update(result)
+            self._close()
+            flush_to_disk(self._beside)
+            os.replace(self._beside, self._target)
+            flush_to_disk(self._target.parent)
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(
+                f"--predictions {self._target}: cannot be written ({reason})"
+            ) from None
+
+
+def _refuse_target(target: Path, overwrite: bool) -> None:
+    if target.is_dir() or not target.parent.is_dir():
+        raise InputError(f"--predictions {target}: must be a file in a folder that is there")
+    if target.exists() and not overwrite:
+        raise InputError(f"--predictions {target}: the file exists; add --overwrite to replace it")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,379 @@
+"""`python -m ist_hpc.show`: what is in a checkpoint, whether it is whole, and its plain export.
+
+No MPI is started: one process reads the checkpoint a block of rows at a time. Only `--export` holds
+the whole model.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ist_hpc import __version__
+from ist_hpc.errors import EXIT_BAD_INPUT, InputError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from ist_hpc.checkpoint_read import Checkpoint, OpenCheckpoint
+    from ist_hpc.models.base import ExportEntry, Model
+
+_PROGRAM = "python -m ist_hpc.show"
+_DESCRIPTION = """\
+Show what is in a checkpoint: what it is, every tensor with its shape and statistics, its files and
+its configuration. CKPT is a checkpoint's folder, the checkpoint.h5 in it, or a run's folder, which
+means its newest checkpoint. Needs no MPI, and memory for a few MiB of rows, whatever the model.
+"""
+_EPILOG = f"""\
+examples:
+  {_PROGRAM} runs/a                                     the newest checkpoint of a run
+  {_PROGRAM} runs/a/checkpoints/round-00000040
+  {_PROGRAM} runs/a --verify                            is every byte as it was written?
+  {_PROGRAM} runs/a --export model.pt                   for PyTorch, without this package
+
+exit code 2, and one line that names the file, for a checkpoint that is damaged or not there.
+docs/checkpoint-format.md describes the files; h5ls, h5dump and h5py read them, too.
+"""
+
+GROUPS = ("parameters", "statistics", "optimizer")
+_BLOCK_BYTES = 8 << 20  # read at a time
+_MOST_FILES = 8  # listed one by one
+_MOST_CLASSES = 10  # named
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line as every other mistake is reported: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(
+        prog=_PROGRAM,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint or run folder")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="check the SHA-256 of every file, read every tensor, refuse NaN and infinity",
+    )
+    parser.add_argument(
+        "--export",
+        type=Path,
+        metavar="FILE",
+        help="write a PyTorch state dict (torch.save) that loads without this package, and print "
+        "the Python that loads it; the one command that holds the whole model in memory",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="let --export replace FILE")
+    parser.add_argument("--version", action="version", version=f"ist_hpc {__version__}")
+    arguments = parser.parse_args(argv)
+    if arguments.overwrite and not arguments.export:
+        raise InputError("--overwrite is of --export FILE, which is not given")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse arguments and do what they ask. Returns the exit code."""
+    try:
+        _show(_arguments(argv))
+        sys.stdout.flush()
+    except InputError as error:
+        sys.stdout.flush()
+        print(f"show: error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except BrokenPipeError:  # of `show ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from ist_hpc.checkpoint_read import Checkpoint, resolve
+
+    if arguments.export:
+        _refuse_target(arguments.export, arguments.overwrite)
+    checkpoint = Checkpoint(resolve(arguments.checkpoint))
+    if arguments.verify:
+        verify(checkpoint)
+    if arguments.export:
+        export(checkpoint, arguments.export)
+    if not arguments.verify and not arguments.export:
+        describe(checkpoint)
+
+
+# What the checkpoint is.
+
+
+def describe(checkpoint: "Checkpoint") -> None:
+    """Check the files of a checkpoint and print what is in it, on one screen. Local.
+
+    Raises `InputError` if a file is damaged: what is printed is what was saved.
+    """
+    checkpoint.check_files(checkpoint.files)
+    with checkpoint.opened() as opened:
+        print(checkpoint.folder)
+        for name, value in _facts(checkpoint, opened):
+            print(f"  {name:10} {value}")
+        unusable = _print_tensors(opened)
+        _print_files(checkpoint)
+        _print_configuration(opened)
+    if unusable:
+        print(f"\n{unusable} values are NaN or infinite: training diverged")
+
+
+def _facts(checkpoint: "Checkpoint", opened: "OpenCheckpoint") -> Iterator[tuple[str, str]]:
+    """What is printed on top, as (name, value)."""
+    attributes, progress = opened.file.attrs, opened.progress
+    epochs = _epochs(checkpoint.folder, progress.round)
+    passed = f"{epochs:g} epochs, " if epochs is not None else ""
+    best = f"{progress.best:.4f}" if progress.best >= 0 else "none, not evaluated yet"
+    classes = ", ".join(opened.classes[:_MOST_CLASSES])
+    more = ", ..." if len(opened.classes) > _MOST_CLASSES else ""
+    yield (
+        "format",
+        f"{attributes['format']}, version {attributes['format_version']}, written by ist_hpc "
+        f"{attributes['package_version']}",
+    )
+    yield "trained", f"algorithm {opened.config.train.algorithm} on {progress.ranks} rank(s)"
+    yield (
+        "progress",
+        f"{progress.round} rounds, {progress.steps} local steps a rank, {passed}"
+        f"{progress.samples} samples",
+    )
+    yield "best", f"test accuracy {best}"
+    hidden = ", ".join(map(str, opened.config.model.hidden))
+    yield "model", f"{opened.config.model.kind}, hidden [{hidden}]"
+    yield "features", f"{opened.features} a row"
+    yield "classes", f"{len(opened.classes)}: {classes}{more}"
+
+
+def _epochs(folder: Path, round_index: int) -> float | None:
+    """Passes over the training rows, from the run's metrics.jsonl if it is there.
+
+    The checkpoint alone does not know how many rows there were.
+    """
+    try:
+        with (folder.parent.parent / "metrics.jsonl").open(encoding="utf-8") as file:
+            for line in file:
+                row = json.loads(line)
+                if row["round"] == round_index:
+                    return float(row["epoch"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """Mean, standard deviation and range of the finite values, and how many are not finite."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    unusable: int
+
+
+def _summarise(blocks: Iterator["npt.NDArray[Any]"]) -> _Summary:
+    """Statistics of values that come in blocks, in float64, by merging those of the blocks."""
+    import numpy as np
+
+    count, mean, squares = 0, 0.0, 0.0
+    low, high, unusable = math.inf, -math.inf, 0
+    for block in blocks:
+        finite = block[np.isfinite(block)] if not np.isfinite(block).all() else block
+        unusable += block.size - finite.size
+        if not finite.size:
+            continue
+        block_mean = float(finite.mean(dtype=np.float64))
+        difference = block_mean - mean
+        total = count + finite.size
+        squares += float(finite.var(dtype=np.float64)) * finite.size
+        squares += difference**2 * count * finite.size / total
+        mean += difference * finite.size / total
+        count = total
+        low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if not count:
+        return _Summary(math.nan, math.nan, math.nan, math.nan, unusable)
+    return _Summary(mean, math.sqrt(squares / count), low, high, unusable)
+
+
+def _blocks(
+    opened: "OpenCheckpoint", group: str, key: str, shape: tuple[int, ...]
+) -> Iterator["npt.NDArray[Any]"]:
+    """The rows of a tensor, about `_BLOCK_BYTES` at a time."""
+    step = max(1, _BLOCK_BYTES // (4 * max(1, math.prod(shape[1:]))))
+    for start in range(0, shape[0], step):
+        yield opened.rows(group, key, shape, (start, min(start + step, shape[0])))
+
+
+def _print_tensors(opened: "OpenCheckpoint") -> int:
+    """Print the table of tensors; returns how many values are not finite."""
+    unusable = 0
+    for group in GROUPS:
+        rows = []
+        for key in opened.keys(group):
+            shape = opened.shape(group, key)
+            found = _summarise(_blocks(opened, group, key, shape))
+            unusable += found.unusable
+            rows.append((key, shape, found, _about(opened, group, key)))
+        if not rows:
+            continue
+        size = sum(_mib(shape) for _, shape, _, _ in rows)
+        columns = (
+            f"{'shape':>14} {'MiB':>9} {'mean':>10} {'std':>10} {'min':>10} {'max':>10}  about"
+        )
+        width = max(len(key) for key, *_ in rows)
+        width = max(width, len(group) + 14)
+        print(f"\n{f'{group}, {size:.2f} MiB':{width + 2}} {columns}")
+        for key, shape, found, about in rows:
+            numbers = (found.mean, found.std, found.low, found.high)
+            print(
+                f"  {key:{width}} {' x '.join(map(str, shape)):>14} {_mib(shape):9.3f} "
+                + " ".join(f"{number:10.3g}" for number in numbers)
+                + (f"  {found.unusable} NaN or infinite!" if found.unusable else "")
+                + f"  {about}"
+            )
+    return unusable
+
+
+def _about(opened: "OpenCheckpoint", group: str, key: str) -> str:
+    about = str(opened.file[group][key].attrs.get("about", ""))
+    return about.removeprefix("dimensions: ")
+
+
+def _mib(shape: Sequence[int]) -> float:
+    return 4 * math.prod(shape) / 2**20
+
+
+def _print_files(checkpoint: "Checkpoint") -> None:
+    total = sum(size for size, _ in checkpoint.files.values())
+    print(f"\nfiles, {total / 2**20:.2f} MiB")
+    for name, (size, _) in list(checkpoint.files.items())[:_MOST_FILES]:
+        print(f"  {name:20} {size:14,} bytes")
+    if len(checkpoint.files) > _MOST_FILES:
+        print(f"  ... and {len(checkpoint.files) - _MOST_FILES} more")
+
+
+def _print_configuration(opened: "OpenCheckpoint") -> None:
+    """One line a section, as YAML that `train --config` takes."""
+    import yaml
+
+    print("\nconfiguration")
+    for section, values in yaml.safe_load(str(opened.file.attrs["config"])).items():
+        flow = {"default_flow_style": True, "sort_keys": False, "width": math.inf}
+        print("  " + yaml.safe_dump({section: values}, **flow).strip()[1:-1])
+
+
+# Whether it is whole.
+
+
+def verify(checkpoint: "Checkpoint") -> None:
+    """Check every byte and value, and print the verdict of each file. Local.
+
+    The SHA-256 of every file against the manifest; then every dataset is read, which checks HDF5's
+    own checksums. Raises `InputError` for the first damaged file, or a value that is not finite.
+    """
+    print(checkpoint.folder)
+    problems = []
+    for name in sorted(checkpoint.files):
+        try:
+            checkpoint.check_files([name])
+            print(f"  ok       {name}")
+        except InputError as error:
+            problems.append(error)
+            print(f"  DAMAGED  {name}")
+    if problems:
+        more = f" (and {len(problems) - 1} more files)" if len(problems) > 1 else ""
+        raise InputError(f"{problems[0]}{more}")
+    tensors = values = 0
+    with checkpoint.opened() as opened:
+        for group in GROUPS:
+            for key in opened.keys(group):
+                shape = opened.shape(group, key)
+                unusable = _summarise(_blocks(opened, group, key, shape)).unusable
+                if unusable:
+                    raise InputError(
+                        f"{opened.path}: {unusable} of {math.prod(shape)} values of {group}/{key} "
+                        "are NaN or infinite, and were when it was written: training diverged"
+                    )
+                tensors, values = tensors + 1, values + math.prod(shape)
+    print(f"  ok       {tensors} tensors, {values:,} values, all finite")
+
+
+# The export.
+
+
+def export(checkpoint: "Checkpoint", target: Path) -> None:
+    """Write the model as a PyTorch state dict and print the Python that loads it. Local.
+
+    All files are checked first; the whole model is held in memory. `target` appears complete or not
+    at all. Raises `InputError`.
+    """
+    checkpoint.check_files(checkpoint.files)
+    with checkpoint.opened() as opened:
+        features, classes = opened.features, len(opened.classes)
+        model = _model(opened)
+        entries = model.export_entries()
+        mib = sum(_mib(entry.shape) for entry in entries)
+        print(f"export: the whole model is held in memory: {mib:.1f} MiB")
+        state = {entry.name: _value(opened, entry) for entry in entries}
+    _save(state, target)
+    print(f"export: wrote {target}; this loads it, with nothing but PyTorch:\n")
+    print(model.module_source())
+    print(f"model.load_state_dict(torch.load({str(target)!r}, weights_only=True), strict=True)")
+    print("model.eval()")
+    print(f"# float32 [rows, {features}] -> logits [rows, {classes}]; uint8 data divided by 255")
+
+
+def _model(opened: "OpenCheckpoint") -> "Model":
+    from ist_hpc import models
+
+    return models.build(opened.config.model, opened.features, len(opened.classes))
+
+
+def _value(opened: "OpenCheckpoint", entry: "ExportEntry") -> "Tensor":
+    import torch
+
+    if entry.source is None:
+        return torch.zeros(entry.shape, dtype=torch.int64)
+    group, key = entry.source
+    return torch.from_numpy(opened.rows(group, key, entry.shape))
+
+
+def _refuse_target(target: Path, overwrite: bool) -> None:
+    if target.is_dir() or not target.parent.is_dir():
+        raise InputError(f"--export {target}: must be a file in a folder that is there")
+    if target.exists() and not overwrite:
+        raise InputError(f"--export {target}: the file exists; add --overwrite to replace it")
+
+
+def _save(state: dict[str, "Tensor"], target: Path) -> None:
+    import torch
+
+    from ist_hpc.files import flush_to_disk
+
+    beside = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        torch.save(state, beside)
+        flush_to_disk(beside)
+        os.replace(beside, target)
+        flush_to_disk(target.parent)
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"--export {target}: cannot be written ({reason})") from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

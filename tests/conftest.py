@@ -1,0 +1,41 @@
+"""What tests of several files share: a small run that was trained once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.launching import run_ranks
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run on the digits; tests that change files work on a copy.
+
+    data        folder of shards: 64 features, 10 classes, 359 test rows
+    folder      the run's folder
+    checkpoint  the folder of its newest checkpoint, written by 2 ranks after 4 rounds
+    """
+
+    data: Path
+    folder: Path
+    checkpoint: Path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> TrainedRun:
+    """A perceptron of odd widths, 24 and 17, trained for 4 rounds with momentum on 2 ranks."""
+    from ist_hpc.prepare.digits import prepare_digits
+
+    place = tmp_path_factory.mktemp("trained")
+    prepare_digits(place / "digits")
+    train(place, "small", "optimizer.momentum=0.9")
+    folder = place / "runs" / "small"
+    return TrainedRun(place / "digits", folder, folder / "checkpoints" / "round-00000004")
+
+
+def train(place: Path, name: str, *settings: str) -> None:
+    """Train on `place`/digits; the quickstart's configuration, smaller."""
+    small = ["data.path=digits", "model.hidden=[24,17]", "train.rounds=4", "optimizer.lr=0.05"]
+    arguments = ["-m", "ist_hpc.train", "--name", name, "--set", *small, *settings]
+    run_ranks(2, arguments, cwd=place)

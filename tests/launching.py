@@ -1,0 +1,149 @@
+"""Starting the commands of the package as users do: real processes, under mpirun, with a limit.
+
+A program that hangs is ended with all its processes, and the test fails with what it had printed.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_GRACE_S = 5.0  # for mpirun to end its ranks, and for pipes to be closed
+_SHOWN_CHARACTERS = 6000
+
+Text = subprocess.CompletedProcess[str]
+
+
+def run_ranks(
+    ranks: int,
+    args: Sequence[str | os.PathLike[str]],
+    cwd: Path,
+    timeout_s: float = 120,
+    env: Mapping[str, str] | None = None,
+    check: bool = True,
+) -> Text:
+    """Run `python ARGS` on `ranks` ranks under mpirun, one thread each; wait for it.
+
+    args   of Python, such as ["-m", "ist_hpc.train", "--name", "a"]
+    env    set beside the environment of the tests
+    check  fail the test unless the exit code is 0
+
+    The result has `returncode`, `stdout` and `stderr` of all ranks together. Fails the test after
+    `timeout_s`, when every process that was started has been killed.
+    """
+    mpirun = [ROOT / "tools" / "mpirun.sh", "--quiet", "-np", str(ranks)]
+    return _run([*mpirun, sys.executable, *args], cwd, timeout_s, env, check)
+
+
+def run_python(
+    args: Sequence[str | os.PathLike[str]],
+    cwd: Path,
+    timeout_s: float = 120,
+    env: Mapping[str, str] | None = None,
+    check: bool = True,
+) -> Text:
+    """Run `python ARGS` in one process, without mpirun; otherwise as `run_ranks`."""
+    return _run([sys.executable, *args], cwd, timeout_s, env, check)
+
+
+def one_error_line(done: Text, code: int = 2) -> str:
+    """The one line on stderr with which a command ended; fails the test if it is not one line."""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode == code, _report(done.args, f"exit code {done.returncode}", done)
+    assert len(lines) == 1, _report(done.args, f"{len(lines)} lines on stderr, one wanted", done)
+    return lines[0]
+
+
+def _run(
+    command: Sequence[str | os.PathLike[str]],
+    cwd: Path,
+    timeout_s: float,
+    env: Mapping[str, str] | None,
+    check: bool,
+) -> Text:
+    words = [os.fspath(word) for word in command]
+    process = subprocess.Popen(
+        words,
+        cwd=cwd,
+        env=_environment(env or {}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    late = False
+    try:
+        stdout, stderr = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        late = True
+    finally:
+        _end_session(process)
+    if late:
+        stdout, stderr = process.communicate()
+    done = subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
+    if late:
+        raise AssertionError(_report(words, f"killed after {timeout_s:g} s", done))
+    if check and done.returncode != 0:
+        raise AssertionError(_report(words, f"exit code {done.returncode}", done))
+    return done
+
+
+def _environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the tests, fit to start mpirun, even from a rank of another mpirun."""
+    inherited = dict(os.environ)
+    if "OMPI_COMM_WORLD_SIZE" in inherited or "PMIX_RANK" in inherited or "PMI_RANK" in inherited:
+        of_job = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "HYDRA_", "MPI_LOCAL")
+        inherited = {key: value for key, value in inherited.items() if not key.startswith(of_job)}
+    tools = str(Path(sys.executable).parent)
+    return {
+        **inherited,
+        "PATH": os.pathsep.join([tools, inherited.get("PATH", os.defpath)]),
+        "OMP_NUM_THREADS": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMPI_MCA_mpi_yield_when_idle": "1",  # ranks may be more than cores
+        "PYTHONUNBUFFERED": "1",  # what a killed rank printed is not lost
+        **extra,
+    }
+
+
+def _end_session(process: subprocess.Popen[str]) -> None:
+    """Kill whatever is left of what was started; mpirun is first asked to end its ranks.
+
+    mpirun gives each rank a process group of its own, but all stay in the session of `process`.
+    """
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_S)
+    for pid in _processes_of_session(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def _processes_of_session(session: int) -> list[int]:
+    """The processes of a session that run still (Linux: from /proc)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile
+        state, of_session = fields[0], int(fields[3])
+        if of_session == session and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def _report(command: Sequence[str], what: str, done: Text) -> str:
+    parts = [f"{what}: {' '.join(command)}"]
+    for name, text in (("stdout", done.stdout), ("stderr", done.stderr)):
+        parts.append(f"--- {name}\n{text[-_SHOWN_CHARACTERS:]}")
+    return "\n".join(parts)

@@ -1,0 +1,48 @@
+"""Tests of this folder run under mpirun, the same body at 1, 2, 3 and 4 ranks.
+
+A rank that fails cannot tell the others, which may wait for it in MPI: it prints its report and
+aborts the job. A rank that hangs is ended, with its stack, after a time limit; that ends the job.
+"""
+
+import faulthandler
+import sys
+
+import pytest
+
+LIMIT_S = 90
+
+
+@pytest.fixture(scope="session")
+def world():
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD
+
+
+@pytest.fixture(scope="session")
+def hvd(world):
+    from ist_hpc.runtime import start_horovod
+
+    return start_horovod(world, silence_s=30)
+
+
+@pytest.fixture(autouse=True)
+def limited(world):
+    faulthandler.dump_traceback_later(LIMIT_S, exit=True, file=sys.__stderr__)
+    yield
+    world.Barrier()
+    faulthandler.cancel_dump_traceback_later()
+
+
+def pytest_runtest_logreport(report):
+    if not report.failed:
+        return
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    place = f"rank {world.Get_rank()} of {world.Get_size()}"
+    print(
+        f"\n{place}: {report.nodeid} failed\n{report.longreprtext}", file=sys.__stderr__, flush=True
+    )
+    if world.Get_size() > 1:
+        world.Abort(1)

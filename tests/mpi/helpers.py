@@ -1,0 +1,55 @@
+"""Small networks, batches and gathering, for the tests that run on several ranks."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ist_hpc import optimizer
+from ist_hpc.algorithms.ist import IndependentSubnets
+from ist_hpc.config import OptimizerConfig
+from ist_hpc.exchange import Exchanger
+from ist_hpc.models.base import Model
+from ist_hpc.placement import TensorSpec
+from ist_hpc.shared import SharedWeights
+
+INPUTS, OUTPUTS, BATCH = 13, 5, 8
+
+
+def batch(rank: int, step: int, rows: int = BATCH) -> tuple[Tensor, Tensor]:
+    """A batch that is a function of rank and step."""
+    generator = torch.Generator().manual_seed(1000 * rank + step)
+    features = torch.randn(rows, INPUTS, generator=generator)
+    return features, torch.randint(OUTPUTS, (rows,), generator=generator)
+
+
+def rule(**settings) -> OptimizerConfig:
+    return OptimizerConfig(**{"lr": 0.05, **settings})
+
+
+def build(world, model: Model, config: OptimizerConfig, seed=3, buffer_mib=1.0, hvd=None):
+    algorithm = IndependentSubnets(
+        world,
+        model,
+        optimizer.build(config),
+        Exchanger(world, buffer_mib),
+        seed,
+        config.state == "carry",
+        SharedWeights(hvd) if hvd else None,
+    )
+    algorithm.start_new(seed)
+    return algorithm
+
+
+def full(world, algorithm: IndependentSubnets, specs: tuple[TensorSpec, ...]) -> dict[str, Tensor]:
+    """Every tensor in whole, on every rank; visits home. Collective."""
+    algorithm.visit_home(with_slots=True)
+    whole = {}
+    for spec in specs:
+        blocks = world.allgather(algorithm.state[spec.key].place("home").detach().numpy().copy())
+        whole[spec.key] = torch.from_numpy(np.concatenate(blocks))
+    algorithm.leave_home()
+    return whole
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.view(torch.int32), other.view(torch.int32))

@@ -1,0 +1,277 @@
+"""Properties of plan and exchange at many sizes, each against a description from first principles.
+
+Every element carries its own global index as its value, so wherever it lands one sees what it is.
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ist_hpc import transfer
+from ist_hpc.errors import InputError
+from ist_hpc.exchange import Exchanger, allocate_home
+from ist_hpc.placement import Placement, TensorSpec, at_round, home
+from ist_hpc.transfer import pair_counts, plan_exchange
+from tests.threads import ThreadRanks
+
+SEED = 11
+
+
+def perceptron(one: int, two: int, outputs: int) -> tuple[dict[str, int], tuple[TensorSpec, ...]]:
+    """Every kind of tensor: one axis on either side, two axes, vectors, a kernel, slots."""
+    axes = {"a": one, "b": two}
+    return axes, (
+        TensorSpec("in", (one, 3), ("a", None)),
+        TensorSpec("norm", (one,), ("a",)),
+        TensorSpec("middle", (two, one), ("b", "a")),
+        TensorSpec("momentum/middle", (two, one), ("b", "a")),
+        TensorSpec("middle_t", (two, one), ("b", "a"), transposed=True),
+        TensorSpec("kernel", (two, one, 2), ("b", "a", None)),
+        TensorSpec("columns", (4, one), (None, "a")),
+        TensorSpec("out", (outputs, two), (None, "b"), transposed=True),
+    )
+
+
+def ids(spec: TensorSpec) -> torch.Tensor:
+    return torch.arange(float(np.prod(spec.shape))).view(spec.shape)
+
+
+def trainer(spec: TensorSpec, placement: Placement) -> np.ndarray:
+    """The rank whose subnet has each (row, column), -1 for none; by the definition of a subnet."""
+    trained = np.full((spec.rows, spec.columns), -1)
+    if placement.is_home:
+        return trained
+    for i in range(spec.rows):
+        for j in range(spec.columns):
+            dealt = {
+                int(placement.deals[axis].holder[unit])
+                for axis, unit in ((spec.row_axis, i), (spec.column_axis, j))
+                if axis is not None
+            }
+            if len(dealt) == 1:
+                (trained[i, j],) = dealt
+    return trained
+
+
+def holder(spec: TensorSpec, placement: Placement) -> np.ndarray:
+    """The holder of each (row, column): its trainer, or else its home."""
+    homes = np.empty((spec.rows, spec.columns), dtype=int)
+    for rank in range(placement.ranks):
+        start, stop = spec.home_rows(rank, placement.ranks)
+        homes[start:stop] = rank
+    trained = trainer(spec, placement)
+    return np.where(trained >= 0, trained, homes)
+
+
+def stale_at_home(spec: TensorSpec, placement: Placement, rank: int) -> torch.Tensor:
+    """Of the elements of a home block, which are in a subnet and so not to be read here."""
+    start, stop = spec.home_rows(rank, placement.ranks)
+    stale = torch.from_numpy(trainer(spec, placement)[start:stop] >= 0)
+    if len(spec.shape) == 1:
+        return stale[:, 0]
+    extra = spec.shape[2:]
+    return stale.view(*stale.shape, *[1] * len(extra)).expand(*stale.shape, *extra)
+
+
+def subnet_of(spec: TensorSpec, whole: torch.Tensor, placement: Placement, rank: int):
+    part = whole
+    for dimension, axis in enumerate(spec.axes):
+        if axis is not None:
+            units = torch.from_numpy(placement.deals[axis].units(rank))
+            part = part.index_select(dimension, units)
+    return part.transpose(0, 1).contiguous() if spec.transposed else part
+
+
+def at_home(specs, comm):
+    """The home blocks of a rank, every element its own index."""
+    state = allocate_home(specs, comm.Get_rank(), comm.Get_size())
+    for spec in specs:
+        start, stop = spec.home_rows(comm.Get_rank(), comm.Get_size())
+        state[spec.key].home = ids(spec)[start:stop].clone()
+    return state
+
+
+def assert_holds(specs, state, placement: Placement, rank: int) -> None:
+    """Every element that the rank holds in the placement is the one it should be."""
+    for spec in specs:
+        if not placement.is_home:
+            expected = subnet_of(spec, ids(spec), placement, rank)
+            assert torch.equal(state[spec.key].subnet, expected), spec.key
+        if placement.keeps_home_block(spec):
+            start, stop = spec.home_rows(rank, placement.ranks)
+            held = ~stale_at_home(spec, placement, rank)
+            assert torch.equal(state[spec.key].home[held], ids(spec)[start:stop][held]), spec.key
+        else:
+            assert state[spec.key].home is None
+        if placement.is_home:
+            assert state[spec.key].subnet is None
+
+
+def spoil_what_is_not_held(specs, state, placement, rank):
+    """Overwrite stale elements of home blocks: nothing may ever be read from them."""
+    for spec in specs:
+        if not placement.is_home and placement.keeps_home_block(spec):
+            state[spec.key].home[stale_at_home(spec, placement, rank)] = -1
+
+
+sizes = st.integers(1, 5).flatmap(
+    lambda ranks: st.tuples(
+        st.just(ranks), st.integers(ranks, 17), st.integers(ranks, 14), st.integers(1, 6)
+    )
+)
+buffers = st.sampled_from([1 << 20, 600, 64, 1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes, buffers, st.integers(0, 1000))
+def test_every_exchange_puts_every_element_where_its_placement_says(size, buffer_bytes, first):
+    ranks, one, two, outputs = size
+    axes, specs = perceptron(one, two, outputs)
+    rounds = [at_round(axes, ranks, SEED, first + i) for i in range(3)]
+    journey = [rounds[0], rounds[1], home(ranks), rounds[2], home(ranks)]
+
+    def body(comm):
+        exchanger = Exchanger(comm, buffer_bytes / 2**20)
+        state, source = at_home(specs, comm), home(ranks)
+        for target in journey:
+            exchanger.exchange(specs, source, target, state)
+            assert_holds(specs, state, target, comm.Get_rank())
+            spoil_what_is_not_held(specs, state, target, comm.Get_rank())
+            source = target
+
+    ThreadRanks(ranks).run(body)
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes, buffers)
+def test_a_visit_home_changes_nothing_for_the_round(size, buffer_bytes):
+    ranks, one, two, outputs = size
+    axes, specs = perceptron(one, two, outputs)
+    before, after = (at_round(axes, ranks, SEED, i) for i in (4, 5))
+
+    def body(comm):
+        exchanger = Exchanger(comm, buffer_bytes / 2**20)
+        state = at_home(specs, comm)
+        exchanger.exchange(specs, home(ranks), before, state)
+        exchanger.exchange(specs, before, home(ranks), state, keep_source=True)
+        for spec in specs:
+            start, stop = spec.home_rows(comm.Get_rank(), ranks)
+            assert torch.equal(state[spec.key].home, ids(spec)[start:stop])
+            if not before.keeps_home_block(spec):
+                state[spec.key].home = None
+        spoil_what_is_not_held(specs, state, before, comm.Get_rank())
+        exchanger.exchange(specs, before, after, state)
+        assert_holds(specs, state, after, comm.Get_rank())
+
+    ThreadRanks(ranks).run(body)
+
+
+placements = st.sampled_from(["home", 0, 1, 2])
+
+
+@settings(max_examples=80, deadline=None)
+@given(sizes, buffers, placements, placements)
+def test_exactly_the_elements_whose_holder_changes_move_each_once(size, buffer_bytes, a, b):
+    """And what s says it sends to q is what q expects from s, chunk by chunk."""
+    ranks, one, two, outputs = size
+    axes, specs = perceptron(one, two, outputs)
+    source, target = (
+        home(ranks) if p == "home" else at_round(axes, ranks, SEED, p) for p in (a, b)
+    )
+    plans = [plan_exchange(specs, source, target, rank, buffer_bytes) for rank in range(ranks)]
+    assert len({len(plan.chunks) for plan in plans}) == 1
+    counts = pair_counts(specs, source, target)
+    sent = np.array([sum((c.send_counts for c in p.chunks), np.zeros(ranks)) for p in plans])
+    received = np.array([sum((c.recv_counts for c in p.chunks), np.zeros(ranks)) for p in plans])
+    assert np.array_equal(sent, counts)
+    assert np.array_equal(received, counts.T)
+    moved = {spec.key: np.zeros((spec.rows, spec.columns), dtype=int) for spec in specs}
+    for index in range(len(plans[0].chunks)):
+        chunks = [plan.chunks[index] for plan in plans]
+        leaving = [
+            _elements_by_peer(c.send_pieces, c.send_counts, source, r) for r, c in enumerate(chunks)
+        ]
+        coming = [
+            _elements_by_peer(c.recv_pieces, c.recv_counts, target, r) for r, c in enumerate(chunks)
+        ]
+        for s in range(ranks):
+            for q in range(ranks):
+                assert leaving[s][q] == coming[q][s]
+                for key, row, column in leaving[s][q]:
+                    moved[key][row, column] += 1
+        limit = max(1, buffer_bytes // 8)
+        room = limit + 2 * ranks  # a kernel's elements are never cut
+        assert all(c.send_counts.sum() <= room for c in chunks)
+    for spec in specs:
+        changes = holder(spec, source) != holder(spec, target)
+        assert np.array_equal(moved[spec.key], changes.astype(int)), spec.key
+
+
+def _elements_by_peer(pieces, counts, placement, rank):
+    """Of each peer the (tensor, row, column) in the order of the buffer."""
+    flat = []
+    for piece in pieces:
+        spec = piece.spec
+        rows = _global(piece.rows, piece.place, spec, 0, placement, rank)
+        columns = _global(piece.columns, piece.place, spec, 1, placement, rank)
+        pairs = (
+            [(i, j) for j in columns for i in rows]
+            if spec.transposed
+            else [(i, j) for i in rows for j in columns]
+        )
+        flat += [(spec.key, i, j) for i, j in pairs for _ in range(spec.element_width)]
+    bounds = np.cumsum([0, *counts])
+    assert bounds[-1] == len(flat)
+    width = {piece.spec.key: piece.spec.element_width for piece in pieces}
+    by_peer = [flat[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [_once(part, width) for part in by_peer]
+
+
+def _once(part, width):
+    single, position = [], 0
+    while position < len(part):
+        single.append(part[position])
+        position += width[part[position][0]]
+    return single
+
+
+def _global(selection, place, spec, dimension, placement, rank):
+    size = spec.rows if dimension == 0 else spec.columns
+    local = np.arange(size)[selection] if isinstance(selection, slice) else selection
+    if place == "home":
+        return (
+            local + spec.home_rows(rank, placement.ranks)[0] if dimension == 0 else local
+        ).tolist()
+    axis = spec.row_axis if dimension == 0 else spec.column_axis
+    return (local if axis is None else placement.deals[axis].units(rank)[local]).tolist()
+
+
+def test_one_round_is_one_alltoallv():
+    axes, specs = perceptron(16, 12, 5)
+
+    def body(comm):
+        exchanger = Exchanger(comm, 1.0)
+        state = at_home(specs, comm)
+        exchanger.exchange(specs, home(3), at_round(axes, 3, SEED, 0), state)
+        calls = comm.calls
+        exchanger.exchange(specs, at_round(axes, 3, SEED, 0), at_round(axes, 3, SEED, 1), state)
+        return comm.calls - calls
+
+    assert ThreadRanks(3).run(body) == [1, 1, 1]
+
+
+def test_one_rank_sends_nothing_and_copies_nothing_between_rounds():
+    axes, specs = perceptron(16, 12, 5)
+    plan = plan_exchange(specs, at_round(axes, 1, SEED, 0), at_round(axes, 1, SEED, 1), 0, 1 << 20)
+    assert plan.chunks == ()
+    assert plan.local_moves == ()
+
+
+def test_counts_past_the_limit_of_mpi_are_refused(monkeypatch):
+    axes, specs = perceptron(16, 12, 5)
+    monkeypatch.setattr(transfer, "MPI_COUNT_LIMIT", 100)
+    with pytest.raises(InputError, match=r"exchange\.buffer_mib"):
+        plan_exchange(specs, home(3), at_round(axes, 3, SEED, 0), 0, 8 << 20)
+    plan_exchange(specs, home(3), at_round(axes, 3, SEED, 0), 0, 512)
