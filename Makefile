@@ -55,15 +55,15 @@ test: ready ## set up, then all tests: serially, then on 1, 2, 3 and 4 ranks
 	if [[ -n $$failed ]]; then echo "make test: failed:$$failed"; exit 1; fi
 
 test-serial: ready ## the tests that need one process only
-	@mkdir -p $(REPORTS); rm -f $(REPORTS)/serial.xml
-	$(TEST_ENV) tools/limit.sh $(SERIAL_TIMEOUT) python -m pytest tests --ignore=tests/mpi -rs \
-		--junitxml=$(REPORTS)/serial.xml
+	@echo "---- tests of one process"; mkdir -p $(REPORTS); rm -f $(REPORTS)/serial.xml; \
+	$(TEST_ENV) tools/limit.sh $(SERIAL_TIMEOUT) \
+		python -m pytest tests --ignore=tests/mpi -rs --junitxml=$(REPORTS)/serial.xml
 
 test-%: ready ## the tests of tests/mpi on so many ranks: test-1 ... test-4
-	@mkdir -p $(REPORTS); rm -f $(REPORTS)/mpi-$*-rank*
-	$(TEST_ENV) REPORT=$(REPORTS)/mpi-$* tools/limit.sh $(MPI_TIMEOUT) \
-		tools/mpirun.sh -np $* tools/rank_pytest.sh tests/mpi -rs || \
-		{ rc=$$?; tools/rank_pytest.sh --failed $(REPORTS)/mpi-$*; exit $$rc; }
+	@echo "---- tests of $* ranks"; mkdir -p $(REPORTS); rm -f $(REPORTS)/mpi-$*-rank*; rc=0; \
+	REPORT=$(REPORTS)/mpi-$* $(TEST_ENV) tools/limit.sh $(MPI_TIMEOUT) \
+		tools/mpirun.sh --quiet -np $* tools/rank_pytest.sh tests/mpi -rs || rc=$$?; \
+	if ((rc)); then tools/rank_pytest.sh --failed $(REPORTS)/mpi-$*; fi; exit $$rc
 
 check: ready ## do Horovod, MPI and HDF5 work together here? ends with "check: ok"
 	@mkdir -p .cache/logs; rc=0; \

@@ -263,7 +263,7 @@ def draw(lines: Sequence[Curve], kinds: Sequence[str]) -> "Figure":
         _panel(axes, lines, x)
     panels[0].set_ylabel("test accuracy (%)")
     if len(lines) > 1 or len(lines[0].runs) > 1:
-        panels[-1].legend(loc="lower right", frameon=False)
+        panels[-1].legend(loc="best", framealpha=0.85, edgecolor="none", fontsize="small")
     else:
         figure.suptitle(lines[0].label, fontsize="medium")
     return figure
@@ -295,16 +295,13 @@ def _axis(places: Sequence[Values], x: str) -> tuple[str, float]:
     """The label of an x axis, and what its values are divided by to be short numbers."""
     most = max((float(at[-1]) for at in places if len(at)), default=0.0)
     if x == "bytes":
-        unit, name = max(
-            (pair for pair in ((1, "bytes"), (2**10, "KiB"), (2**20, "MiB"), (2**30, "GiB"))),
-            key=lambda pair: pair[0] if pair[0] <= most else 0,
-        )
-        return f"received by all ranks in rounds ({name})", unit
+        for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+            if most >= unit:
+                return f"received by all ranks in rounds ({name})", unit
+        return "received by all ranks in rounds (bytes)", 1
     if x == "seconds":
-        minutes = most > 600
-        return f"training and exchanging ({'minutes' if minutes else 'seconds'})", (
-            60 if minutes else 1
-        )
+        unit, name = (60, "minutes") if most > 600 else (1, "seconds")
+        return f"time of training and exchanging ({name})", unit
     what = "local steps of a rank" if x == "steps" else "training samples seen by all ranks"
     for unit, name in ((10**6, "millions"), (10**3, "thousands")):
         if most >= 5 * unit:

@@ -134,7 +134,7 @@ def _facts(checkpoint: "Checkpoint", opened: "OpenCheckpoint") -> Iterator[tuple
     """What is printed on top, as (name, value)."""
     attributes, progress = opened.file.attrs, opened.progress
     epochs = _epochs(checkpoint.folder, progress.round)
-    passed = f"{epochs:g} epochs, " if epochs is not None else ""
+    passed = f"{epochs:.2f} epochs, " if epochs is not None else ""
     best = f"{progress.best:.4f}" if progress.best >= 0 else "none, not evaluated yet"
     classes = ", ".join(opened.classes[:_MOST_CLASSES])
     more = ", ..." if len(opened.classes) > _MOST_CLASSES else ""
@@ -270,8 +270,10 @@ def _print_configuration(opened: "OpenCheckpoint") -> None:
 
     print("\nconfiguration")
     for section, values in yaml.safe_load(str(opened.file.attrs["config"])).items():
-        flow = {"default_flow_style": True, "sort_keys": False, "width": math.inf}
-        print("  " + yaml.safe_dump({section: values}, **flow).strip()[1:-1])
+        line = yaml.safe_dump(
+            {section: values}, default_flow_style=True, sort_keys=False, width=math.inf
+        )
+        print("  " + line.strip()[1:-1])
 
 
 # Whether it is whole.

@@ -214,6 +214,14 @@ class Trainer:
         meter, progress = self._meter, self.progress
         with meter.timing("exchange"):
             meter.count(self.algorithm.begin_round(progress.round))
+        self.local_steps(steps)
+        with meter.timing("average"):
+            self.algorithm.end_round()
+        progress.round += 1
+
+    def local_steps(self, steps: int) -> None:
+        """Train this rank's part alone for so many steps. Local."""
+        meter, progress = self._meter, self.progress
         losses = []
         for _ in range(steps):
             with meter.timing("data"):
@@ -223,9 +231,6 @@ class Trainer:
                 losses.append(self.algorithm.step(features, labels, lr, progress.steps))
             progress.steps += 1
             progress.samples += self.ranks * self.config.data.batch_size
-        with meter.timing("average"):
-            self.algorithm.end_round()
-        progress.round += 1
         progress.stream_rows = self.stream.position_rows
         meter.loss_sum += sum(float(loss) for loss in losses)
         meter.steps += steps

@@ -133,7 +133,7 @@ def test_shows_what_the_run_was(trained, capsys):
     summary = json.loads((trained.folder / "summary.json").read_text())
     assert "algorithm ist on 2 rank(s)" in out
     assert f"4 rounds, {summary['steps']} local steps a rank" in out
-    assert f"{summary['epochs']:.3f} epochs, {summary['samples']} samples" in out
+    assert f"{summary['epochs']:.2f} epochs, {summary['samples']} samples" in out
     assert f"test accuracy {summary['best']['accuracy']:.4f}" in out
     assert "features   64 a row" in out
     assert "classes    10: 0, 1, 2" in out

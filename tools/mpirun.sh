@@ -3,6 +3,8 @@
 # mpirun allows it anyway and does not know these words.
 set -euo pipefail
 
+# mpirun gives its ranks a terminal, which makes pytest colour even a log file
+[[ -t 1 ]] || export NO_COLOR=1
 if [[ $(mpirun --version 2>&1) == *"Open MPI"* ]]; then
     exec mpirun --oversubscribe --bind-to none "$@"
 fi

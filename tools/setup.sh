@@ -59,7 +59,7 @@ if [[ -f $state/choices ]]; then
     done <"$state/choices"
 fi
 torch_version=${TORCH_VERSION:-${recorded[TORCH_VERSION]:-$(pin torch)}}
-torch_index=${TORCH_INDEX:-${recorded[TORCH_INDEX]:-}}
+torch_index=${TORCH_INDEX-${recorded[TORCH_INDEX]:-}}
 mpi_wanted=${SETUP_MPI:-}
 [[ $mpi_wanted =~ ^(path|wheel|)$ ]] || die "MPI=$mpi_wanted is not known: path or wheel"
 
@@ -101,7 +101,8 @@ version=$(sed -nE 's/^__version__ = "(.*)"/\1/p' ist_hpc/__init__.py)
 python_now=$(python_id "$venv/bin/python" || true)
 if [[ -n ${PYTHON:-} ]]; then
     command -v "$PYTHON" >/dev/null || die "PYTHON=$PYTHON is not there"
-    python_want=$(python_id "$PYTHON") || die "PYTHON=$PYTHON does not run"
+    python_want=$(python_id "$PYTHON" || true)
+    [[ $python_want == *.* ]] || die "PYTHON=$PYTHON is not a Python that runs"
 else
     python_want=${python_now}
 fi
@@ -198,6 +199,9 @@ step() {
     fi
     if [[ -z $announced ]]; then
         say "making $venv with $python_text and $mpi_text; logs in $logs"
+        if [[ -s $state/choices ]]; then
+            say "as chosen now or before: $(tr '\n' ' ' <"$state/choices")"
+        fi
         announced=1
     fi
     printf 'setup: [%d/%d] %s ... ' "$number" "$steps" "$text"

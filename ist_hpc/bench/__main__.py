@@ -1,0 +1,47 @@
+"""`python -m ist_hpc.bench`: a subcommand a benchmark."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from ist_hpc.bench import exchange, step
+from ist_hpc.runtime import Runtime, launch
+
+_BENCHMARKS: dict[str, ModuleType] = {"exchange": exchange, "step": step}
+_EXAMPLES = """\
+examples:
+  mpirun -np 4 python -m ist_hpc.bench exchange --config configs/speech2.yaml
+  mpirun -np 4 python -m ist_hpc.bench step --config configs/speech2.yaml
+  bench/hosts.sh up 4 1gbit && bench/hosts.sh mpirun 4 python -m ist_hpc.bench exchange ...
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse arguments, start MPI, run one benchmark and print its figures."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ist_hpc.bench",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="benchmark", required=True)
+    for name, module in _BENCHMARKS.items():
+        command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
+        module.add_arguments(command)
+        command.add_argument("--json", action="store_true", help="print every repetition as JSON")
+    arguments = parser.parse_args(argv)
+    module = _BENCHMARKS[arguments.benchmark]
+
+    def body(runtime: Runtime) -> int:
+        figures = module.run(runtime, arguments)
+        if runtime.rank == 0:
+            print(json.dumps(figures) if arguments.json else module.show(figures))
+        return 0
+
+    return launch("bench", body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

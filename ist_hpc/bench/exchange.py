@@ -1,0 +1,142 @@
+"""`bench exchange`: the exchange of a round against a raw Alltoallv of the same bytes.
+
+In each repetition the two follow each other, so a slow spell of machine or network hits both. The
+raw one sends what the round's plan sends from buffers that are ready, and does nothing else.
+"""
+
+import argparse
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ist_hpc import config as configuration
+from ist_hpc import models, optimizer
+from ist_hpc.bench.report import slowest, spread, table
+from ist_hpc.config import Config
+from ist_hpc.errors import InputError
+from ist_hpc.exchange import Exchanger, allocate_home
+from ist_hpc.placement import at_round, home
+from ist_hpc.runtime import Runtime, together
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from ist_hpc.exchange import ExchangeReport
+    from ist_hpc.transfer import Plan
+
+HELP = "seconds, bytes and packing share of an exchange, against a raw Alltoallv of the same bytes"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `bench exchange`."""
+    from pathlib import Path
+
+    parser.add_argument("--config", type=Path, required=True, help="such as configs/speech2.yaml")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--rounds", type=int, default=20, help="repetitions after 3 to warm up")
+
+
+def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure; returns the figures, the same on all ranks. Collective."""
+    comm = runtime.comm
+    config = together(comm, lambda: load(arguments.config, arguments.set))
+    assert config.model.inputs is not None
+    assert config.model.outputs is not None
+    model = models.build(config.model, config.model.inputs, config.model.outputs)
+    together(comm, lambda: at_round(model.axes, runtime.ranks, config.seed, 0))
+    rule = optimizer.build(config.optimizer)
+    carried = rule.slot_specs(model.specs) if config.optimizer.state == "carry" else ()
+    specs = (*model.specs, *carried)
+    exchanger = Exchanger(comm, config.exchange.buffer_mib)
+    state = allocate_home(specs, runtime.rank, runtime.ranks)
+    for held in state.values():
+        held.place("home").normal_()
+    source = at_round(model.axes, runtime.ranks, config.seed, 0)
+    exchanger.exchange(specs, home(runtime.ranks), source, state)
+    reports: list[ExchangeReport] = []
+    whole_s, raw_s = [], []
+    for index in range(1, arguments.rounds + 4):
+        target = at_round(model.axes, runtime.ranks, config.seed, index)
+        raw = _raw(comm, exchanger.plan(specs, source, target))
+        comm.Barrier()
+        begin = time.perf_counter()
+        report = exchanger.exchange(specs, source, target, state)
+        seconds = time.perf_counter() - begin
+        source = target
+        if index > 3:
+            whole_s.append(seconds)
+            raw_s.append(raw)
+            reports.append(report)
+    return _figures(comm, runtime, whole_s, raw_s, reports)
+
+
+def load(path: Any, settings: list[str]) -> Config:
+    """A configuration that names the widths of its data. Raises `InputError`."""
+    config = configuration.load(path, settings)
+    if config.model.inputs is None or config.model.outputs is None:
+        raise InputError(
+            f"a benchmark uses no data, so `model.inputs` and `model.outputs` must be in {path}"
+        )
+    return config
+
+
+def _raw(comm: "MPI.Comm", plan: "Plan") -> float:
+    """Seconds of the Alltoallv of a plan from ready buffers."""
+    seconds = 0.0
+    for chunk in plan.chunks:
+        # Written once, so that no page is touched for the first time while the clock runs.
+        send = np.ones(int(chunk.send_counts.sum()), dtype=np.float32)
+        receive = np.ones(int(chunk.recv_counts.sum()), dtype=np.float32)
+        comm.Barrier()
+        begin = time.perf_counter()
+        comm.Alltoallv(
+            [send, (chunk.send_counts, chunk.send_displacements)],
+            [receive, (chunk.recv_counts, chunk.recv_displacements)],
+        )
+        seconds += time.perf_counter() - begin
+    return seconds
+
+
+def _figures(
+    comm: "MPI.Comm",
+    runtime: Runtime,
+    whole_s: list[float],
+    raw_s: list[float],
+    reports: "list[ExchangeReport]",
+) -> dict[str, Any]:
+    whole, raw = slowest(comm, whole_s), slowest(comm, raw_s)
+    pack = slowest(comm, [report.pack_s for report in reports])
+    plan = slowest(comm, [report.plan_s for report in reports])
+    received = comm.allreduce(sum(report.bytes_received for report in reports))
+    return {
+        "ranks": runtime.ranks,
+        "threads_a_rank": torch.get_num_threads(),
+        "mib_received_a_rank": received / len(reports) / runtime.ranks / 2**20,
+        "chunks": reports[0].chunks,
+        "exchange_s": whole.tolist(),
+        "raw_alltoallv_s": raw.tolist(),
+        "pack_s": pack.tolist(),
+        "plan_s": plan.tolist(),
+        "ratio": (whole / np.maximum(raw, 1e-9)).tolist(),
+        "packing_share": (pack / whole).tolist(),
+    }
+
+
+def show(figures: dict[str, Any]) -> str:
+    """The figures as a table: median (lowest to highest) over repetitions."""
+    values = {key: np.array(value) for key, value in figures.items() if isinstance(value, list)}
+    return table(
+        [
+            ("ranks", f"{figures['ranks']}, {figures['threads_a_rank']} thread(s) each"),
+            ("MiB received a rank", f"{figures['mib_received_a_rank']:.2f}"),
+            ("Alltoallv calls", str(figures["chunks"])),
+            ("exchange, s", spread(values["exchange_s"])),
+            ("raw Alltoallv, s", spread(values["raw_alltoallv_s"])),
+            ("ratio", spread(values["ratio"], 2)),
+            ("of it packing, s", spread(values["pack_s"])),
+            ("of it planning, s", spread(values["plan_s"])),
+            ("packing share", spread(values["packing_share"], 2)),
+        ]
+    )

@@ -1,0 +1,156 @@
+"""`bench step`: a local step of the package against a bare PyTorch loop on the same thin network.
+
+The package's step includes all that a run does in it: drawing the batch, the learning rate, the
+optimiser, the clocks. The bare loop is what a user would write: nn.Module, torch.optim.SGD, random
+rows of a tensor in memory. The two take turns, a round's steps at a time, on every rank at once.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ist_hpc import algorithms, models
+from ist_hpc.bench.exchange import load
+from ist_hpc.bench.report import slowest, spread, table
+from ist_hpc.checkpoint_read import Progress
+from ist_hpc.config import Config
+from ist_hpc.errors import InputError
+from ist_hpc.placement import block_bounds
+from ist_hpc.rows import rank_segments
+from ist_hpc.runfolder import RunFolder
+from ist_hpc.runtime import Runtime, on_root, together
+from ist_hpc.shards import Dataset, DatasetWriter
+from ist_hpc.training import Trainer
+
+HELP = "seconds of a local step, against a bare PyTorch loop on the same thin network"
+_ROWS = 4096
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `bench step`."""
+    parser.add_argument("--config", type=Path, required=True, help="such as configs/speech2.yaml")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--rounds", type=int, default=15, help="repetitions after 2 to warm up")
+
+
+def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure; returns the figures, the same on all ranks. Collective."""
+    comm = runtime.comm
+    config = together(comm, lambda: _load(arguments))
+    with tempfile.TemporaryDirectory() as folder:
+        shared = Path(comm.bcast(folder))
+        dataset = on_root(comm, lambda: _made(config, shared / "data"))
+        dataset = Dataset.open(shared / "data")
+        trainer = _trainer(runtime, config, dataset, shared)
+        bare = _BareLoop(config, dataset, trainer.model.axes, runtime)
+        steps = config.train.local_steps
+        trainer.algorithm.begin_round(0)
+        own_s, bare_s = [], []
+        for _ in range(arguments.rounds + 2):
+            bare_s.append(_timed(comm, lambda: bare.steps(steps)) / steps)
+            own_s.append(_timed(comm, lambda: trainer.local_steps(steps)) / steps)
+        comm.Barrier()
+    own, alone = slowest(comm, own_s[2:]), slowest(comm, bare_s[2:])
+    return {
+        "ranks": runtime.ranks,
+        "threads_a_rank": runtime.threads,
+        "step_s": own.tolist(),
+        "bare_loop_step_s": alone.tolist(),
+        "ratio": (own / alone).tolist(),
+    }
+
+
+def show(figures: dict[str, Any]) -> str:
+    """The figures as a table: median (lowest to highest) over repetitions."""
+    values = {key: np.array(value) for key, value in figures.items() if isinstance(value, list)}
+    return table(
+        [
+            ("ranks", f"{figures['ranks']}, {figures['threads_a_rank']} thread(s) each"),
+            ("local step, s", spread(values["step_s"])),
+            ("bare loop, s", spread(values["bare_loop_step_s"])),
+            ("ratio", spread(values["ratio"], 3)),
+        ]
+    )
+
+
+def _load(arguments: argparse.Namespace) -> Config:
+    config = load(arguments.config, arguments.set)
+    if config.optimizer.kind != "sgd" or config.model.output_norm != "batch":
+        raise InputError("bench step compares with a loop of sgd and batch norm on the outputs")
+    return config
+
+
+def _made(config: Config, path: Path) -> None:
+    """Random data of the true shape: what a step costs does not depend on the values."""
+    assert config.model.inputs
+    assert config.model.outputs
+    generator = np.random.Generator(np.random.Philox(0))
+    names = [str(index) for index in range(config.model.outputs)]
+    shape = (config.model.inputs,)
+    with DatasetWriter(path, name="bench", feature_shape=shape, classes=names) as writer:
+        for split, rows in (("train", _ROWS), ("test", 2)):
+            features = generator.standard_normal((rows, *shape), dtype=np.float32)
+            writer.append(split, features, generator.integers(len(names), size=rows))
+
+
+def _trainer(runtime: Runtime, config: Config, dataset: Dataset, folder: Path) -> Trainer:
+    assert config.model.inputs
+    assert config.model.outputs
+    model = models.build(config.model, config.model.inputs, config.model.outputs)
+    algorithm = algorithms.build(runtime.comm, config, model)
+    algorithm.start_new(config.seed)
+    segments = rank_segments(dataset, "train", "rows", runtime.rank, runtime.ranks)
+    progress = Progress(ranks=runtime.ranks)
+    run_folder = RunFolder(folder / "run")
+    return Trainer(
+        runtime.comm, config, dataset, model, algorithm, run_folder, segments, progress
+    )
+
+
+def _timed(comm: Any, body: Any) -> float:
+    comm.Barrier()
+    begin = time.perf_counter()
+    body()
+    return time.perf_counter() - begin
+
+
+class _BareLoop:
+    """The same thin network as a user would write it."""
+
+    def __init__(
+        self, config: Config, dataset: Dataset, axes: dict[str, int], runtime: Runtime
+    ) -> None:
+        sizes = [
+            int(np.diff(block_bounds(size, runtime.ranks))[runtime.rank]) for size in axes.values()
+        ]
+        layers: list[nn.Module] = []
+        width = config.model.inputs or 0
+        for size in sizes:
+            norm = nn.BatchNorm1d(size, track_running_stats=False)
+            layers += [nn.Linear(width, size, bias=False), norm, nn.ReLU(inplace=True)]
+            width = size
+        outputs = config.model.outputs or 0
+        last = nn.BatchNorm1d(outputs, affine=False, track_running_stats=False)
+        self.net = nn.Sequential(*layers, nn.Linear(width, outputs, bias=False), last)
+        self.rule = torch.optim.SGD(
+            self.net.parameters(), lr=config.optimizer.lr, momentum=config.optimizer.momentum
+        )
+        bounds = block_bounds(_ROWS, runtime.ranks)
+        rows = (int(bounds[runtime.rank]), int(bounds[runtime.rank + 1]))
+        features, labels = dataset.read("train", *rows)
+        self.features, self.labels = torch.from_numpy(features), torch.from_numpy(labels)
+        self.batch = config.data.batch_size
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            rows = torch.randint(len(self.labels), (self.batch,))
+            self.rule.zero_grad()
+            F.cross_entropy(self.net(self.features[rows]), self.labels[rows]).backward()
+            self.rule.step()
