@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.geometry import selection_size
 from ist_hpc.placement import Placement, TensorSpec, at_round, block_bounds, home
-from ist_hpc.transfer import ELEMENT_BYTES, Piece, Plan, pair_counts, plan_exchange
+from ist_hpc.transfer import ELEMENT_BYTES, Plan, pair_counts, plan_exchange
 
 UPDATE_SCRATCH: Mapping[str, tuple[int, int]] = {"sgd": (0, 0), "adam": (8, 20)}
 """Temporary bytes an element of the weight that is being updated, by kind of optimiser.
@@ -371,29 +370,13 @@ def _doubled_bytes(plan: Plan) -> int:
 
 
 def _copy_bytes(plan: Plan) -> int:
-    """The largest temporary: a piece that stays on the rank, and lines gathered on the way."""
-    stay = max((source.size + _lines(source, plan) for source, _ in plan.local_moves), default=0)
-    sent = (piece for chunk in plan.chunks for piece in chunk.send_pieces)
-    return max(stay, max((_lines(piece, plan) for piece in sent), default=0)) * ELEMENT_BYTES
+    """The largest piece that stays on the rank: it is copied by way of a temporary."""
+    return max((source.size for source, _ in plan.local_moves), default=0) * ELEMENT_BYTES
 
 
-def _lines(piece: Piece, plan: Plan) -> int:
-    """Elements of the whole lines that a piece with indices in both dimensions is picked from."""
-    if isinstance(piece.rows, slice) or isinstance(piece.columns, slice):
-        return 0
-    spec = piece.spec
-    if piece.place == "home":
-        rows, columns = spec.home_shape(plan.rank, plan.source.ranks)[:2]
-    else:
-        rows, columns = _logical_subnet(spec, plan.source.ranks, plan.rank)
-    if spec.transposed:
-        return selection_size(piece.columns) * rows * spec.element_width
-    return selection_size(piece.rows) * columns * spec.element_width
-
-
-def _logical_subnet(spec: TensorSpec, ranks: int, rank: int = 0) -> tuple[int, int]:
-    """(outputs, inputs) of the subnet part of a rank, however it is stored."""
-    first, second = spec.subnet_shape(rank, ranks)[:2]
+def _logical_subnet(spec: TensorSpec, ranks: int) -> tuple[int, int]:
+    """(outputs, inputs) of the subnet part of rank 0, however it is stored."""
+    first, second = spec.subnet_shape(0, ranks)[:2]
     return (second, first) if spec.transposed else (first, second)
 
 

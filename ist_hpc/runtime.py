@@ -49,6 +49,9 @@ def launch(program: str, body: Callable[[Runtime], int | None], threads: int = 0
     gives exit code 2; one that a single rank raises is printed by it and aborts the job with 2; any
     other exception is printed with its traceback and aborts the job with 1.
     """
+    # Weights are megabytes that come and go each round and step: with 4 KiB pages a virtual machine
+    # spends more on page faults than on copying them. Read by torch at its first allocation.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         _refuse_launchers_without_mpi()
         from mpi4py import MPI

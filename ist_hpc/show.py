@@ -120,12 +120,11 @@ def describe(checkpoint: "Checkpoint") -> None:
     """
     checkpoint.check_files(checkpoint.files)
     with checkpoint.opened() as opened:
-        print(checkpoint.folder)
-        for name, value in _facts(checkpoint, opened):
-            print(f"  {name:10} {value}")
-        unusable = _print_tensors(opened)
-        _print_files(checkpoint)
-        _print_configuration(opened)
+        facts = [f"  {name:10} {value}" for name, value in _facts(checkpoint, opened)]
+        tensors, unusable = _tensor_lines(opened)
+        configuration = _configuration_lines(opened)
+    print(checkpoint.folder)
+    print("\n".join([*facts, *tensors, *_file_lines(checkpoint), *configuration]))
     if unusable:
         print(f"\n{unusable} values are NaN or infinite: training diverged")
 
@@ -216,8 +215,9 @@ def _blocks(
         yield opened.rows(group, key, shape, (start, min(start + step, shape[0])))
 
 
-def _print_tensors(opened: "OpenCheckpoint") -> int:
-    """Print the table of tensors; returns how many values are not finite."""
+def _tensor_lines(opened: "OpenCheckpoint") -> tuple[list[str], int]:
+    """The table of tensors, and how many values are not finite."""
+    lines: list[str] = []
     unusable = 0
     for group in GROUPS:
         rows = []
@@ -234,16 +234,16 @@ def _print_tensors(opened: "OpenCheckpoint") -> int:
         )
         width = max(len(key) for key, *_ in rows)
         width = max(width, len(group) + 14)
-        print(f"\n{f'{group}, {size:.2f} MiB':{width + 2}} {columns}")
+        lines += ["", f"{f'{group}, {size:.2f} MiB':{width + 2}} {columns}"]
         for key, shape, found, about in rows:
             numbers = (found.mean, found.std, found.low, found.high)
-            print(
+            lines.append(
                 f"  {key:{width}} {' x '.join(map(str, shape)):>14} {_mib(shape):9.3f} "
                 + " ".join(f"{number:10.3g}" for number in numbers)
                 + (f"  {found.unusable} NaN or infinite!" if found.unusable else "")
                 + f"  {about}"
             )
-    return unusable
+    return lines, unusable
 
 
 def _about(opened: "OpenCheckpoint", group: str, key: str) -> str:
@@ -255,25 +255,27 @@ def _mib(shape: Sequence[int]) -> float:
     return 4 * math.prod(shape) / 2**20
 
 
-def _print_files(checkpoint: "Checkpoint") -> None:
-    total = sum(size for size, _ in checkpoint.files.values())
-    print(f"\nfiles, {total / 2**20:.2f} MiB")
-    for name, (size, _) in list(checkpoint.files.items())[:_MOST_FILES]:
-        print(f"  {name:20} {size:14,} bytes")
-    if len(checkpoint.files) > _MOST_FILES:
-        print(f"  ... and {len(checkpoint.files) - _MOST_FILES} more")
+def _file_lines(checkpoint: "Checkpoint") -> list[str]:
+    sizes = {name: size for name, (size, _) in sorted(checkpoint.files.items())}
+    lines = ["", f"files, {sum(sizes.values()) / 2**20:.2f} MiB"]
+    for name in list(sizes)[:_MOST_FILES]:
+        lines.append(f"  {name:20} {sizes[name]:14,} bytes")
+    if len(sizes) > _MOST_FILES:
+        lines.append(f"  ... and {len(sizes) - _MOST_FILES} more")
+    return lines
 
 
-def _print_configuration(opened: "OpenCheckpoint") -> None:
-    """One line a section, as YAML that `train --config` takes."""
+def _configuration_lines(opened: "OpenCheckpoint") -> list[str]:
+    """A line for each section, as YAML that `train --config` takes."""
     import yaml
 
-    print("\nconfiguration")
+    lines = ["", "configuration"]
     for section, values in yaml.safe_load(str(opened.file.attrs["config"])).items():
         line = yaml.safe_dump(
             {section: values}, default_flow_style=True, sort_keys=False, width=math.inf
         )
-        print("  " + line.strip()[1:-1])
+        lines.append("  " + line.strip()[1:-1])
+    return lines
 
 
 # Whether it is whole.
@@ -325,9 +327,10 @@ def export(checkpoint: "Checkpoint", target: Path) -> None:
     with checkpoint.opened() as opened:
         features, classes = opened.features, len(opened.classes)
         model = _model(opened)
-        entries = model.export_entries()
-        mib = sum(_mib(entry.shape) for entry in entries)
-        print(f"export: the whole model is held in memory: {mib:.1f} MiB")
+    entries = model.export_entries()
+    mib = sum(_mib(entry.shape) for entry in entries)
+    print(f"export: the whole model is held in memory, {mib:.1f} MiB", flush=True)
+    with checkpoint.opened() as opened:
         state = {entry.name: _value(opened, entry) for entry in entries}
     _save(state, target)
     print(f"export: wrote {target}; this loads it, with nothing but PyTorch:\n")

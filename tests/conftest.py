@@ -34,8 +34,8 @@ def trained(tmp_path_factory) -> TrainedRun:
     return TrainedRun(place / "digits", folder, folder / "checkpoints" / "round-00000004")
 
 
-def train(place: Path, name: str, *settings: str) -> None:
+def train(place: Path, name: str, *settings: str, ranks: int = 2) -> None:
     """Train on `place`/digits; the quickstart's configuration, smaller."""
     small = ["data.path=digits", "model.hidden=[24,17]", "train.rounds=4", "optimizer.lr=0.05"]
     arguments = ["-m", "ist_hpc.train", "--name", name, "--set", *small, *settings]
-    run_ranks(2, arguments, cwd=place)
+    run_ranks(ranks, arguments, cwd=place)

@@ -11,6 +11,7 @@ import pytest
 
 from ist_hpc.files import sha256_of
 from ist_hpc.shards import Dataset, DatasetWriter
+from tests.conftest import train
 from tests.launching import one_error_line, run_python, run_ranks
 from tests.test_show import DAMAGES, flip
 
@@ -80,6 +81,16 @@ def test_rows_do_not_depend_on_ranks_batches_or_assignment(trained, tmp_path):
         assert np.abs(one["logits"][...] - three["logits"][...]).max() < 1e-5
         assert np.array_equal(one["labels"][...], three["labels"][...])
         assert len(one["labels"]) == 1438
+
+
+def test_ranks_without_any_class_take_part(tmp_path):
+    write_data(tmp_path / "two", features=5, classes=2, rows=40)
+    settings = ["data.path=two", "model.hidden=[3]", "data.batch_size=8"]
+    train(tmp_path, "narrow", *settings, ranks=3)
+    result = json.loads((tmp_path / "runs" / "narrow" / "summary.json").read_text())["test"]
+    done = evaluate(4, tmp_path, "runs/narrow", "--data", "two")
+    assert number(done, "accuracy") == round(result["accuracy"], 4)
+    assert number(done, "loss") == pytest.approx(result["loss"], abs=1e-4)
 
 
 def test_predictions_never_replace_a_file_unless_asked(trained, tmp_path):

@@ -12,7 +12,7 @@ import yaml
 
 from ist_hpc import show
 from tests.conftest import train
-from tests.launching import one_error_line, run_python, run_ranks
+from tests.launching import ROOT, one_error_line, run_python, run_ranks
 
 SHAPES = {
     "parameters/fc1.weight": (24, 64),
@@ -318,3 +318,13 @@ def test_export_never_replaces_a_file_unless_asked(trained, tmp_path, capsys):
     assert show.main([str(trained.checkpoint), "--export", str(target), "--overwrite"]) == 0
     assert target.stat().st_size > 1000
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_the_documented_rebuild_is_what_show_prints(trained, tmp_path):
+    (tmp_path / "digits").symlink_to(trained.data)
+    train(tmp_path, "wide", "model.hidden=[256,256]", "train.rounds=1", "train.local_steps=1")
+    done = run_python(["-m", "ist_hpc.show", "runs/wide", "--export", "model.pt"], tmp_path)
+    page = (ROOT / "docs" / "checkpoint-format.md").read_text()
+    printed = rebuild_script(done.stdout).strip()
+    assert f"```python\n{printed}\n```" in page
+    run_python(["-I", "-c", printed], tmp_path)

@@ -188,7 +188,7 @@ trap interrupted INT TERM
 # step NAME TEXT KEY FUNCTION: does FUNCTION unless its stamp holds the hash of KEY and of all the
 # steps before.
 step() {
-    local name=$1 text=$2 key=$3 function=$4 started=$SECONDS status log stamp
+    local name=$1 text=$2 key=$3 function=$4 started=$SECONDS status log stamp again
     number=$((number + 1))
     current=$(printf '%02d-%s' "$number" "$name")
     stamp=$state/$current
@@ -206,9 +206,19 @@ step() {
     fi
     printf 'setup: [%d/%d] %s ... ' "$number" "$steps" "$text"
     rm -f "$stamp"
+    # What was begun and not ended (an interrupt, a full disk) may have left half a package that pip
+    # takes for a whole one.
+    if [[ -f $stamp.begun ]]; then
+        again=1
+    else
+        again=
+        mkdir -p "$state"
+        : >"$stamp.begun"
+    fi
     set +e
     (
         set -e
+        [[ -z $again ]] || export PIP_FORCE_REINSTALL=1
         "$function"
     ) >"$log" 2>&1 9>&- </dev/null
     status=$?
@@ -225,6 +235,7 @@ step() {
     mkdir -p "$state"
     printf '%s\n' "$chain" >"$stamp.new"
     mv "$stamp.new" "$stamp"
+    rm -f "$stamp.begun"
     printf '%d s (%d s in all)\n' $((SECONDS - started)) "$SECONDS"
 }
 

@@ -109,9 +109,7 @@ def _trainer(runtime: Runtime, config: Config, dataset: Dataset, folder: Path) -
     segments = rank_segments(dataset, "train", "rows", runtime.rank, runtime.ranks)
     progress = Progress(ranks=runtime.ranks)
     run_folder = RunFolder(folder / "run")
-    return Trainer(
-        runtime.comm, config, dataset, model, algorithm, run_folder, segments, progress
-    )
+    return Trainer(runtime.comm, config, dataset, model, algorithm, run_folder, segments, progress)
 
 
 def _timed(comm: Any, body: Any) -> float:

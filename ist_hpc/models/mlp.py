@@ -135,12 +135,12 @@ class MultiLayerPerceptron(Model):
             own = F.linear(hidden, weights[layer.weight])
             if layer.norm:
                 if calibrate:
-                    variance, mean = torch.var_mean(own, dim=0, correction=0)
-                    statistics[layer.norm] = (mean, variance)
+                    statistics[layer.norm] = _mean_and_variance(own)
                 mean, variance = statistics[layer.norm]
                 scale = weights[f"{layer.norm}.weight"] if layer.affine else None
                 shift = weights[f"{layer.norm}.bias"] if layer.affine else None
-                own = F.batch_norm(own, mean, variance, scale, shift, False, eps=NORM_EPSILON)
+                if own.shape[1]:  # a rank may have no unit of a narrow layer
+                    own = F.batch_norm(own, mean, variance, scale, shift, False, eps=NORM_EPSILON)
             if layer is not self._layers[-1]:
                 own = F.relu(own, inplace=True)
             hidden = gather(own, layer.outputs)
@@ -209,3 +209,11 @@ class MultiLayerPerceptron(Model):
 def _batch_norm(values: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
     """Batch norm by the statistics of this batch."""
     return F.batch_norm(values, None, None, scale, shift, training=True, eps=NORM_EPSILON)
+
+
+def _mean_and_variance(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each column; a rank that has no unit of a narrow layer has no column."""
+    if not values.shape[1]:
+        return values.new_empty(0), values.new_empty(0)
+    variance, mean = torch.var_mean(values, dim=0, correction=0)
+    return mean, variance
