@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ist_hpc import config as configuration
 from ist_hpc.errors import InputError
-from ist_hpc.files import sha256_of
+from ist_hpc.files import refuse_vds_prefix, sha256_of
 
 FORMAT = "ist_hpc checkpoint"
 FORMAT_VERSION = 1
@@ -81,6 +81,15 @@ def resolve(path: Path) -> Path:
     )
 
 
+@contextmanager
+def reporting(path: Path) -> Iterator[None]:
+    """Turn what HDF5 raises into an `InputError` that names the file."""
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be read ({_first_line(error)})") from None
+
+
 class Checkpoint:
     """A checkpoint whose manifest was read; `check_files` before trusting what HDF5 says.
 
@@ -113,12 +122,12 @@ class Checkpoint:
     @contextmanager
     def opened(self) -> Iterator["OpenCheckpoint"]:
         """The contents, through the main file. Raises `InputError` for what cannot be read."""
+        refuse_vds_prefix()
         path = self.folder / MAIN_FILE
-        try:
-            with h5py.File(path, "r", locking="best-effort") as file:
-                yield OpenCheckpoint(path, file)
-        except (OSError, KeyError, RuntimeError) as error:
-            raise InputError(f"{path}: cannot be read ({_first_line(error)})") from None
+        with reporting(path):
+            file = h5py.File(path, "r", locking="best-effort")
+        with file:
+            yield OpenCheckpoint(path, file)
 
 
 class OpenCheckpoint:
@@ -174,12 +183,15 @@ class OpenCheckpoint:
         start, stop = rows or (0, dataset.shape[0])
         values = np.empty((stop - start, *dataset.shape[1:]), dtype=np.float32)
         if values.size:
-            dataset.read_direct(values, np.s_[start:stop])
+            with reporting(self.path):
+                dataset.read_direct(values, np.s_[start:stop])
         return values
 
     def _dataset(self, group: str, key: str) -> Any:
         name = f"{group}/{key}"
-        if name not in self.file:
+        with reporting(self.path):
+            missing = name not in self.file
+        if missing:
             raise InputError(
                 f"{self.path}: has no {name}, which the configuration needs; it is a checkpoint of "
                 "another model or optimiser"
@@ -200,7 +212,7 @@ def _manifest(folder: Path) -> dict[str, tuple[int, str]]:
             str(name): (int(entry["bytes"]), str(entry["sha256"]))
             for name, entry in content["files"].items()
         }
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise InputError(f"{path}: not a manifest; the checkpoint is damaged") from None
     if MAIN_FILE not in files or any(Path(name).name != name for name in files):
         raise InputError(f"{path}: does not list the files of a checkpoint; it is damaged")

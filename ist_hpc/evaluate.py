@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__
+from ist_hpc.commandline import Parser
 from ist_hpc.errors import InputError
 from ist_hpc.runtime import AgreedInputError, Runtime, launch, on_root, together
 
@@ -45,15 +46,8 @@ FORMAT_VERSION = 1
 _CHUNK_BYTES = 1 << 20
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line as every other mistake is reported: in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise AgreedInputError(f"{message}; see {self.prog} --help")
-
-
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog=_PROGRAM,
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -98,16 +92,7 @@ def _count(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments, start MPI, evaluate. Returns the exit code."""
-    try:
-        arguments = _arguments(argv)
-    except AgreedInputError as error:
-        wrong = error  # every rank has it; launch prints it once
-        return launch("evaluate", lambda runtime: _refuse(wrong))
-    return launch("evaluate", lambda runtime: _evaluate(runtime, arguments))
-
-
-def _refuse(error: AgreedInputError) -> NoReturn:
-    raise error
+    return launch("evaluate", lambda: _arguments(argv), _evaluate)
 
 
 def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:

@@ -4,6 +4,21 @@ import hashlib
 import os
 from pathlib import Path
 
+from ist_hpc.errors import InputError
+
+
+def refuse_vds_prefix() -> None:
+    """Raise `InputError` if HDF5 was told to look for the files of virtual datasets elsewhere.
+
+    It would then read other rank files than those whose checksums were checked. The library takes
+    the variable when it is loaded, so that removing it here would be too late.
+    """
+    if os.environ.get("HDF5_VDS_PREFIX"):
+        raise InputError(
+            f"HDF5_VDS_PREFIX is set ({os.environ['HDF5_VDS_PREFIX']}), which makes HDF5 read the "
+            "files of a checkpoint from another folder; unset it"
+        )
+
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file as hexadecimal text; raises OSError."""

@@ -56,8 +56,8 @@ def state_bytes(state: State) -> int:
     return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
 
-# The ways to copy below are the fastest of those that torch and numpy have on a CPU, by a factor of 3
-# to 8 over plain advanced indexing; docs/results.md has the figures.
+# The ways to copy below are the fastest of those that torch and numpy have on a CPU, by a factor of
+# 3 to 8 over plain advanced indexing; docs/results.md has the figures.
 
 
 def gather(source: Tensor, piece: Piece, out: Tensor) -> None:

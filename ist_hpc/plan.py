@@ -10,10 +10,11 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__, cost
 from ist_hpc import config as configuration
+from ist_hpc.commandline import Parser
 from ist_hpc.config import Config
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.shard_meta import META_FILE, Meta, load_meta
@@ -51,15 +52,8 @@ _ITEMS = {
 _ALGORITHMS = {"ist": "IST", "local_sgd": "local SGD", "data_parallel": "data parallel"}
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line as every other mistake is reported: in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog=_PROGRAM,
         description="Say what a run will need: memory of a rank, bytes of a round, operations of a "
         "step. Starts no MPI and reads no data (of a data set only its meta.json).",

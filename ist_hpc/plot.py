@@ -7,13 +7,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 
 from ist_hpc import __version__
+from ist_hpc.commandline import Parser
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 
 if TYPE_CHECKING:
@@ -312,15 +313,8 @@ def _axis(places: Sequence[Values], x: str) -> tuple[str, float]:
 # The command line.
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line as every other mistake is reported: in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog=_PROGRAM,
         description="Draw learning curves (accuracy on the test rows) of runs, and print tables.",
         epilog=_EPILOG,

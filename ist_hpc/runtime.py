@@ -3,6 +3,7 @@
 Only entry points call `launch`; every other module is given a communicator.
 """
 
+import argparse
 import contextlib
 import io
 import logging
@@ -16,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
+from ist_hpc.files import refuse_vds_prefix
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -42,8 +44,12 @@ class Runtime:
     threads: int
 
 
-def launch(program: str, body: Callable[[Runtime], int | None], threads: int = 0) -> int:
-    """Start MPI, run `body` on every rank and return the job's exit code. Collective.
+def launch(
+    program: str,
+    parse: Callable[[], argparse.Namespace],
+    body: Callable[[Runtime, argparse.Namespace], int | None],
+) -> int:
+    """Parse the command line, start MPI, run `body` on every rank; the exit code. Collective.
 
     Whatever ends one rank ends them all: an `InputError` that all ranks raise is printed once and
     gives exit code 2; one that a single rank raises is printed by it and aborts the job with 2; any
@@ -53,20 +59,21 @@ def launch(program: str, body: Callable[[Runtime], int | None], threads: int = 0
     # spends more on page faults than on copying them. Read by torch at its first allocation.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
-        _refuse_launchers_without_mpi()
+        arguments = parse()
+        _refuse_environments()
         from mpi4py import MPI
 
         comm = MPI.COMM_WORLD
         _start_log(comm.Get_rank(), comm.Get_size())
         _refuse_bad_mpi(MPI, comm)
     except InputError as error:
-        if os.environ.get("HOROVOD_RANK", "0") == "0" and _rank_of_launcher() == 0:
+        if _rank_of_launcher() == 0:
             print(f"{program}: error: {error}", file=sys.stderr, flush=True)
         return EXIT_BAD_INPUT
     rank, ranks = comm.Get_rank(), comm.Get_size()
     try:
-        runtime = Runtime(comm, rank, ranks, _set_threads(comm, threads))
-        return body(runtime) or 0
+        runtime = Runtime(comm, rank, ranks, set_threads(comm, 0))
+        return body(runtime, arguments) or 0
     except AgreedInputError as error:
         if rank == 0:
             print(f"{program}: error: {error}", file=sys.stderr, flush=True)
@@ -154,13 +161,13 @@ def start_horovod(comm: "MPI.Comm", silence_s: float) -> ModuleType:
 
 def _rank_of_launcher() -> int:
     """The rank as the launcher's environment has it, before or without MPI."""
-    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"):
+    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "HOROVOD_RANK", "SLURM_PROCID"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
     return 0
 
 
-def _refuse_launchers_without_mpi() -> None:
+def _refuse_environments() -> None:
     environment = os.environ
     gloo = "HOROVOD_GLOO_RENDEZVOUS_ADDR" in environment
     if gloo or environment.get("HOROVOD_CONTROLLER", "mpi").lower() == "gloo":
@@ -169,6 +176,7 @@ def _refuse_launchers_without_mpi() -> None:
             "MPI; start it with MPI: horovodrun --mpi -np N ..., mpirun -np N ... or srun "
             "--mpi=pmix ..."
         )
+    refuse_vds_prefix()
     if environment.get("HOROVOD_MPI_THREADS_DISABLE", "0") not in ("", "0"):
         raise InputError(
             "HOROVOD_MPI_THREADS_DISABLE is set, which takes from MPI the thread support that "
@@ -198,7 +206,7 @@ def _refuse_bad_mpi(mpi: Any, comm: "MPI.Comm") -> None:
         )
 
 
-def _set_threads(comm: "MPI.Comm", threads: int) -> int:
+def set_threads(comm: "MPI.Comm", threads: int) -> int:
     """Set torch's threads; by default the cores of the node over the ranks that share them."""
     import torch
     from mpi4py import MPI

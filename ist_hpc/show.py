@@ -12,9 +12,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__
+from ist_hpc.commandline import Parser
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 
 if TYPE_CHECKING:
@@ -47,15 +48,8 @@ _MOST_FILES = 8  # listed one by one
 _MOST_CLASSES = 10  # named
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line as every other mistake is reported: in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
-
-
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog=_PROGRAM,
         description=_DESCRIPTION,
         epilog=_EPILOG,

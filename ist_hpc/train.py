@@ -4,13 +4,15 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ist_hpc import __version__
 from ist_hpc import config as configuration
+from ist_hpc.commandline import Parser
 from ist_hpc.config import QUICKSTART, Config
 from ist_hpc.errors import InputError
-from ist_hpc.runtime import Runtime, launch, log, on_root, together
+from ist_hpc.runtime import Runtime, launch, log, on_root, set_threads, together
 
 _EXAMPLES = """\
 examples:
@@ -25,12 +27,11 @@ keys of a configuration (and of --set):
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ist_hpc.train",
         description="Train a network by independent subnets, on as many ranks as the launcher "
         "starts. With no configuration: a quickstart on scikit-learn's handwritten digits.",
         epilog=_EXAMPLES + configuration.describe_keys(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML configuration")
     parser.add_argument(
@@ -55,8 +56,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments, start MPI, train. Returns the exit code."""
-    arguments = _arguments(argv)
-    return launch("train", lambda runtime: _train(runtime, arguments))
+    return launch("train", lambda: _arguments(argv), _train)
 
 
 def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
@@ -69,6 +69,8 @@ def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
         on_root(comm, lambda: _prepare_quickstart(Path(config.data.path)))
     name = comm.bcast(arguments.name or f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = RunFolder(arguments.runs / name)
+    if config.runtime.threads:
+        runtime = replace(runtime, threads=set_threads(comm, config.runtime.threads))
     trainer = start_run(runtime, config, folder, arguments.resume)
     try:
         summary = trainer.run()

@@ -3,6 +3,8 @@
 Every element carries its own global index as its value, so wherever it lands one sees what it is.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -225,7 +227,7 @@ def _elements_by_peer(pieces, counts, placement, rank):
     bounds = np.cumsum([0, *counts])
     assert bounds[-1] == len(flat)
     width = {piece.spec.key: piece.spec.element_width for piece in pieces}
-    by_peer = [flat[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    by_peer = [flat[start:stop] for start, stop in pairwise(bounds)]
     return [_once(part, width) for part in by_peer]
 
 

@@ -226,7 +226,11 @@ step() {
     if ((status != 0)); then
         printf 'failed\n'
         {
-            printf 'setup: step %s failed; the last lines of its log, %s:\n' "$current" "$log"
+            printf 'setup: step %s failed; its log is %s\n' "$current" "$log"
+            # a build goes on after its first error, and pip says much at the end
+            select_lines -nE -m 3 -A 2 'CMake Error|(^|[^-])error: [^s]|#error|Killed|No space left' "$log" |
+                sed 's/^/    /'
+            printf 'setup: its last lines:\n'
             tail -n 15 "$log" | sed 's/^/    /'
             printf 'setup: once that is mended, make setup goes on from this step\n'
         } >&2
@@ -311,6 +315,14 @@ build_horovod() {
         sed -i 's/set(CMAKE_CXX_STANDARD 1[0-9])/set(CMAKE_CXX_STANDARD 20)/' "$file"
         grep -q 'set(CMAKE_CXX_STANDARD 20)' "$file"
     done
+    # Where torch is a CUDA build (PyPI's is) and there is an nvcc, Horovod would want all of CUDA's
+    # toolkit, though nobody asked for GPUs. One of its variables asks for them.
+    if [[ ! $horovod_build =~ HOROVOD_(GPU|CUDA|NCCL|ROCM) ]]; then
+        file=$build/cmake/Modules/FindPytorch.cmake
+        # shellcheck disable=SC2016 # CMake's variable, not bash's
+        sed -i '/TOUPPER "${Pytorch_CUDA}" Pytorch_CUDA/a set(Pytorch_CUDA "FALSE")' "$file"
+        grep -q 'set(Pytorch_CUDA "FALSE")' "$file"
+    fi
     # a compilation that includes torch's headers takes up to 2 GB
     memory_gb=$(($(sed -nE 's/^MemAvailable: +([0-9]+) kB/\1/p' /proc/meminfo) / 1048576))
     jobs=$(nproc)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from ist_hpc.bench import exchange, step
+from ist_hpc.commandline import Parser
 from ist_hpc.runtime import Runtime, launch
 
 _BENCHMARKS: dict[str, ModuleType] = {"exchange": exchange, "step": step}
@@ -20,27 +21,25 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments, start MPI, run one benchmark and print its figures."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ist_hpc.bench",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    return launch("bench", lambda: _arguments(argv), _run)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m ist_hpc.bench", description=__doc__, epilog=_EXAMPLES)
     commands = parser.add_subparsers(dest="benchmark", required=True)
     for name, module in _BENCHMARKS.items():
         command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
         module.add_arguments(command)
         command.add_argument("--json", action="store_true", help="print every repetition as JSON")
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def _run(runtime: Runtime, arguments: argparse.Namespace) -> int:
     module = _BENCHMARKS[arguments.benchmark]
-
-    def body(runtime: Runtime) -> int:
-        figures = module.run(runtime, arguments)
-        if runtime.rank == 0:
-            print(json.dumps(figures) if arguments.json else module.show(figures))
-        return 0
-
-    return launch("bench", body)
+    figures = module.run(runtime, arguments)
+    if runtime.rank == 0:
+        print(json.dumps(figures) if arguments.json else module.show(figures))
+    return 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from ist_hpc.commandline import Parser
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.prepare import DATASETS
 
@@ -27,16 +28,9 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line as every other mistake is reported: in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
-
-
 def _parser() -> argparse.ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog=_PROGRAM, description=_DESCRIPTION, epilog=_EPILOG, formatter_class=plain)
+    parser = Parser(prog=_PROGRAM, description=_DESCRIPTION, epilog=_EPILOG, formatter_class=plain)
     commands = parser.add_subparsers(title="data sets", metavar="NAME", required=True)
     for name, module_name in DATASETS.items():
         module = importlib.import_module(module_name)

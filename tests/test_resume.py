@@ -1,0 +1,132 @@
+"""Checkpoint and resume: as if never stopped, to the last bit, on the same number of ranks."""
+
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.launching import run_ranks
+
+BASE = ["data.path=digits", "model.hidden=[21,14]", "train.local_steps=6", "seed=4"]
+BASE += ["checkpoint.every_rounds=3", "evaluate.every_rounds=2", "evaluate.every_epochs=0"]
+RULES = {
+    "momentum": ["optimizer.momentum=0.9", "optimizer.lr=0.05"],
+    "adam": ["optimizer.kind=adam", "optimizer.momentum=0", "optimizer.lr=0.003"],
+    "adam, reset, bias": [
+        *("optimizer.kind=adam", "optimizer.momentum=0", "optimizer.state=reset"),
+        *("model.output_norm=none", "model.output_bias=true", "optimizer.lr=0.003"),
+    ],
+}
+
+
+def run(place, name, rounds, *settings, ranks=2, resume=False):
+    arguments = ["-m", "ist_hpc.train", "--name", name, *(["--resume"] if resume else [])]
+    return run_ranks(
+        ranks, [*arguments, "--set", *BASE, f"train.rounds={rounds}", *settings], cwd=place
+    )
+
+
+def tensors(place, name, rounds):
+    """Every dataset of a checkpoint in whole."""
+    found = {}
+    with h5py.File(place / f"runs/{name}/checkpoints/round-{rounds:08d}/checkpoint.h5") as file:
+
+        def keep(key, item):
+            if isinstance(item, h5py.Dataset):
+                found[key] = item[()]
+
+        file.visititems(keep)
+        return found, dict(file.attrs)
+
+
+@pytest.fixture
+def place(trained, tmp_path):
+    shutil.copytree(trained.data, tmp_path / "digits")
+    return tmp_path
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+def test_a_resumed_run_equals_an_uninterrupted_one(place, rule):
+    run(place, "whole", 8, *rule, ranks=3)
+    run(place, "parts", 5, *rule, ranks=3)
+    run(place, "parts", 8, *rule, ranks=3, resume=True)
+    expected, attributes = tensors(place, "whole", 8)
+    found, found_attributes = tensors(place, "parts", 8)
+    assert expected.keys() == found.keys()
+    carried = any(key.startswith("optimizer/") for key in expected)
+    assert carried == ("optimizer.state=reset" not in rule)
+    for key, value in expected.items():
+        assert np.isfinite(value).all()
+        assert np.array_equal(value.view(np.int32), found[key].view(np.int32)), key
+    for key in ("round", "steps", "samples", "stream_rows", "best"):
+        assert attributes[key] == found_attributes[key]
+    losses = [_losses(place / f"runs/{name}/metrics.jsonl") for name in ("whole", "parts")]
+    assert losses[0] == losses[1]
+
+
+def _losses(path):
+    rows = [json.loads(line) for line in path.open()]
+    return [(row["round"], row["loss"]) for row in rows if row["kind"] == "round"]
+
+
+def test_another_number_of_ranks_goes_on(place):
+    run(place, "r", 4, *RULES["adam"], ranks=2)
+    before, attributes = tensors(place, "r", 4)
+    done = run(place, "r", 9, *RULES["adam"], ranks=3, resume=True)
+    assert "3 rank(s), 1 thread(s) each, from round 4" in done.stderr
+    after, new_attributes = tensors(place, "r", 9)
+    assert new_attributes["ranks"] == 3
+    assert new_attributes["samples"] == attributes["samples"] + 5 * 6 * 3 * 32
+    assert before.keys() == after.keys()
+    rows = [json.loads(line) for line in (place / "runs/r/metrics.jsonl").open()]
+    tested = [row["test"] for row in rows if row["kind"] == "evaluation"]
+    assert tested[-1]["loss"] < tested[1]["loss"], "five more rounds should have helped"
+
+
+def test_weights_survive_a_change_of_ranks_to_the_bit(place):
+    """Resumed with nothing left to train, then saved by other ranks: the same numbers."""
+    run(place, "r", 4, *RULES["momentum"], ranks=2)
+    before, _ = tensors(place, "r", 4)
+    run(place, "r", 5, *RULES["momentum"], "optimizer.lr=0", ranks=3, resume=True)
+    after, _ = tensors(place, "r", 5)
+    for key in before:
+        if key.startswith("parameters/"):
+            assert np.array_equal(before[key], after[key]), key
+
+
+def test_resume_starts_where_nothing_was_saved(place):
+    done = run(place, "new", 2, resume=True)
+    assert "test accuracy" in done.stdout
+
+
+def test_a_finished_run_can_be_resumed_and_reports_again(place):
+    run(place, "r", 3)
+    done = run(place, "r", 3, resume=True)
+    assert "test accuracy" in done.stdout
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over(place):
+    run(place, "whole", 8)
+    run(place, "r", 5)
+    kept = sorted(path.name for path in (place / "runs/r/checkpoints").iterdir())
+    assert kept == ["round-00000003", "round-00000005"]
+    victim = place / "runs/r/checkpoints/round-00000005/rank-0001.h5"
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    done = run(place, "r", 8, resume=True)
+    assert "round-00000005/rank-0001.h5: SHA-256 differs" in done.stderr
+    assert "from round 3" in done.stderr
+    expected, found = tensors(place, "whole", 8)[0], tensors(place, "r", 8)[0]
+    assert all(np.array_equal(expected[key], found[key]) for key in expected)
+    kept = sorted(path.name for path in (place / "runs/r/checkpoints").iterdir())
+    assert kept == ["round-00000006", "round-00000008"]
+
+
+def test_metrics_of_rounds_trained_again_are_not_doubled(place):
+    run(place, "r", 5)
+    shutil.rmtree(place / "runs/r/checkpoints/round-00000005")
+    run(place, "r", 6, resume=True)
+    assert [r for r, _ in _losses(place / "runs/r/metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
