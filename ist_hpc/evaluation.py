@@ -22,6 +22,8 @@ from ist_hpc.rows import CommonRows
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+_GATHER_BYTES = 1 << 23
+
 Statistics = dict[str, tuple[Tensor, Tensor]]
 """(mean, variance) of the units of this rank's home blocks, by normalisation layer."""
 
@@ -72,10 +74,17 @@ class HomeNetwork:
         ranks = self.comm.Get_size()
         if ranks == 1:
             return own
-        rows = len(own)
+        # Ranks' blocks lie side by side in a row but one behind the other in what MPI gathers, so
+        # some rows at a time are put right: all at once would hold every activation twice, and MPI
+        # counts no more than 2^31 - 1 of them.
         widths = np.diff(block_bounds(width, ranks))
-        gathered = torch.empty(rows * width)
-        counts = widths * rows
-        self.comm.Allgatherv(own.contiguous().numpy(), [gathered.numpy(), counts])
-        blocks = torch.split(gathered, counts.tolist())
-        return torch.cat([block.view(rows, -1) for block in blocks if len(block)], dim=1)
+        whole = torch.empty(len(own), width)
+        rows_at_once = max(1, _GATHER_BYTES // whole.element_size() // width)
+        gathered = torch.empty(min(rows_at_once, len(own)) * width)
+        for part, target in zip(own.split(rows_at_once), whole.split(rows_at_once), strict=True):
+            counts, received = widths * len(part), gathered[: target.numel()]
+            self.comm.Allgatherv(part.contiguous().numpy(), [received.numpy(), counts])
+            blocks = received.split(counts.tolist())
+            for columns, block in zip(target.split(widths.tolist(), dim=1), blocks, strict=True):
+                columns.copy_(block.view(columns.shape))
+        return whole

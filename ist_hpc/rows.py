@@ -11,12 +11,15 @@ from torch import Tensor
 from ist_hpc import streams
 from ist_hpc.errors import InputError
 from ist_hpc.placement import block_bounds
+from ist_hpc.runtime import AgreedInputError
 from ist_hpc.shards import Dataset
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_BLOCK_BYTES = 1 << 20  # rows that stay together when a data set is larger than the window
+_BLOCK_BYTES = 1 << 20  # of rows that are read at a time, and that stay together when a data set is
+# larger than the window
+_MOST_MPI_ELEMENTS = 2**31 - 1  # counts and displacements are C ints
 
 
 def rank_segments(
@@ -80,7 +83,8 @@ class BatchStream:
         self.rows = int(self._starts[-1])
         row_bytes = 4 * int(np.prod(dataset.feature_shape)) + 8
         window_rows = max(1, window_bytes // row_bytes)
-        block_rows = max(1, min(_BLOCK_BYTES // row_bytes, window_rows))
+        self._piece_rows = max(1, _BLOCK_BYTES // row_bytes)
+        block_rows = min(self._piece_rows, window_rows)
         if self.rows <= window_rows:
             block_rows = self.rows
         self._block_bounds = np.append(np.arange(0, self.rows, block_rows), self.rows)
@@ -135,17 +139,28 @@ class BatchStream:
     def _read(self, blocks: tuple[int, ...]) -> None:
         if self._rows_of == blocks:
             return
-        self._features = self._labels = torch.empty(0)  # never two windows in memory
-        parts = [
-            self._dataset.read("train", start, stop)
-            for block in blocks
-            for start, stop in self._global(
-                int(self._block_bounds[block]), int(self._block_bounds[block + 1])
-            )
-        ]
-        features, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-        self._features, self._labels = as_features(features), torch.from_numpy(labels)
-        self._rows_of = blocks
+        # Never two windows in memory, and of the one that is read only a piece twice.
+        self._features = self._labels = torch.empty(0)
+        self._rows_of = ()
+        size = self._size(blocks)
+        features = torch.empty(size, self._dataset.features)
+        labels = torch.empty(size, dtype=torch.int64)
+        filled = 0
+        for start, stop in self._pieces(blocks):
+            place = slice(filled, filled + stop - start)
+            part, labels_of_part = self._dataset.read("train", start, stop)
+            features[place] = as_features(part)
+            labels[place] = torch.from_numpy(labels_of_part)
+            filled = place.stop
+        self._features, self._labels, self._rows_of = features, labels, blocks
+
+    def _pieces(self, blocks: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+        """The global rows of the blocks, in their order, as ranges of at most `_BLOCK_BYTES`."""
+        for block in blocks:
+            first, last = int(self._block_bounds[block]), int(self._block_bounds[block + 1])
+            for start, stop in self._global(first, last):
+                for begin in range(start, stop, self._piece_rows):
+                    yield begin, min(begin + self._piece_rows, stop)
 
     def _global(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """The global rows of the local rows first to last."""
@@ -171,7 +186,8 @@ class CommonRows:
     def fetch(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Features float32 [n, width] and labels int64 [n] of ascending global rows. Collective.
 
-        `rows` must be the same on all ranks.
+        `rows` must be the same on all ranks. Raises `AgreedInputError` if MPI cannot gather as many
+        at a time.
         """
         ranks = self.comm.Get_size()
         if self.assign == "rows":
@@ -204,7 +220,13 @@ class CommonRows:
     def _gather(self, part: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         if len(counts) == 1:
             return part
-        whole = np.empty((int(counts.sum()), *part.shape[1:]), dtype=part.dtype)
-        width = int(np.prod(part.shape[1:], dtype=np.int64))
+        rows, width = int(counts.sum()), int(np.prod(part.shape[1:], dtype=np.int64))
+        if rows * width > _MOST_MPI_ELEMENTS:
+            raise AgreedInputError(
+                f"{rows} rows of {width} numbers are more than MPI gathers at a time, 2^31 - 1 "
+                "numbers; set `evaluate.batch_rows` and `evaluate.calibration_rows` to at most "
+                f"{_MOST_MPI_ELEMENTS // width}"
+            )
+        whole = np.empty((rows, *part.shape[1:]), dtype=part.dtype)
         self.comm.Allgatherv(part, [whole, counts * width])
         return whole

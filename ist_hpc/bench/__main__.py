@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from ist_hpc.bench import exchange, step
+from ist_hpc.bench import exchange, plan, step
 from ist_hpc.commandline import Parser
 from ist_hpc.runtime import Runtime, launch
 
-_BENCHMARKS: dict[str, ModuleType] = {"exchange": exchange, "step": step}
+_BENCHMARKS: dict[str, ModuleType] = {"exchange": exchange, "plan": plan, "step": step}
 _EXAMPLES = """\
 examples:
   mpirun -np 4 python -m ist_hpc.bench exchange --config configs/speech2.yaml
