@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
+from yaml.reader import ReaderError
 
 from ist_hpc.configtypes import describe, fill, key, show
 from ist_hpc.errors import InputError
@@ -14,6 +17,8 @@ from ist_hpc.streams import SEED_LIMIT
 
 QUICKSTART = Path(__file__).parent / "quickstart.yaml"
 """The configuration of a run that names none."""
+
+_MOST_DEPTH = 20  # of YAML's nesting; a configuration has 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,7 +146,7 @@ def load(path: Path | None, settings: Sequence[str] = ()) -> Config:
     source = path or QUICKSTART
     try:
         text = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"cannot read the configuration {source}: {reason}") from None
     return parse(text, str(source), settings)
@@ -154,7 +159,7 @@ def parse(text: str, source: str, settings: Sequence[str] = ()) -> Config:
     if values is None:
         values = {}
     given: dict[str, str] = {}
-    for setting in settings:
+    for setting in settings if isinstance(values, dict) else ():
         _apply_setting(values, setting, given)
     _let_length_replace(values, given)
 
@@ -168,30 +173,39 @@ def parse(text: str, source: str, settings: Sequence[str] = ()) -> Config:
     return config
 
 
-def _apply_setting(values: Any, setting: str, given: dict[str, str]) -> None:
+def _apply_setting(values: dict[Any, Any], setting: str, given: dict[str, str]) -> None:
     dotted, separator, text = setting.partition("=")
     names = dotted.strip().split(".")
     if not separator or not all(names):
         raise InputError(f"--set wants key=value, such as optimizer.lr=0.1, got {setting!r}")
-    value = _yaml(text, f"in --set {setting}", lambda key, line: None)
-    section = values
+    target = ".".join(names)
+
+    def on_key(key: str, line: int) -> None:
+        given[f"{target}.{key}"] = setting
+
+    value = _yaml(text, f"in --set {setting}", on_key)
+    section: Any = values
     for depth, name in enumerate(names[:-1], start=1):
-        if not isinstance(section, dict):
-            break
-        given[".".join(names[:depth])] = setting
+        parent = ".".join(names[:depth])
+        given[parent] = setting
         section = section.setdefault(name, {})
-    if not isinstance(section, dict):
-        raise InputError(f"--set {setting}: `{'.'.join(names[:-1])}` is not a section")
+        if not isinstance(section, dict):
+            raise InputError(
+                f"--set {setting}: `{parent}` must be a mapping of keys to values, got "
+                f"{show(section)}"
+            )
     section[names[-1]] = value
-    given[".".join(names)] = setting
+    given[target] = setting
 
 
 def _let_length_replace(values: Any, given: dict[str, str]) -> None:
     """A length that is set replaces the other kind of length in the file."""
+    train = values.get("train") if isinstance(values, dict) else None
+    if not isinstance(train, dict):
+        return
     for name, other in (("rounds", "epochs"), ("epochs", "rounds")):
         if f"train.{name}" in given and f"train.{other}" not in given:
-            train = values["train"]
-            if train[name] is not None:
+            if train.get(name) is not None:
                 train.pop(other, None)
 
 
@@ -258,7 +272,38 @@ def describe_keys() -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML, with 1e-3 a number (YAML 1.1 wants 1.0e-3) and doubled keys an error."""
+    """Safe YAML, with 1e-3 a number (YAML 1.1 wants 1.0e-3).
+
+    What YAML has and no configuration needs is an error: a nesting so deep that Python's recursion
+    would end it, and aliases, by which a short text makes a large value or one without end.
+    """
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next node of the text."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise ComposerError(None, None, "aliases (*name) are not for here", event.start_mark)
+        if self._depth == _MOST_DEPTH:
+            problem = f"nested deeper than {_MOST_DEPTH} levels"
+            raise ComposerError(None, None, problem, event.start_mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; a scalar that is not of its type is an error as any other is."""
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int):
+                str(value)  # Python refuses numbers of thousands of digits, and so do the checks
+            return value
+        except (ValueError, LookupError, ArithmeticError, AttributeError):
+            kind = str(node.tag).rpartition(":")[2]
+            problem = f"not of the type {kind}, or out of its range: {show(node.value)}"
+            raise ConstructorError(None, None, problem, node.start_mark) from None
 
 
 _Loader.add_implicit_resolver(
@@ -282,8 +327,11 @@ def _yaml(text: str, where: str, on_key: Callable[[str, int], None]) -> Any:
             loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
+        line = mark.line + 1 if mark else None
         problem = getattr(error, "problem", None) or "not YAML"
+        if isinstance(error, ReaderError):
+            line, problem = text.count("\n", 0, error.position) + 1, error.reason
+        place = f", line {line}" if line else ""
         raise InputError(f"cannot read the YAML {where}{place}: {problem}") from None
 
 

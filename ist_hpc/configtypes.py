@@ -82,7 +82,7 @@ def _checked(
 ) -> Any:
     try:
         converted = _converted(value, hint)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(
             f"`{dotted}` must be {describe(hint)}, got {show(value)} {where(dotted)}"
         ) from None
@@ -157,5 +157,6 @@ def show(value: Any) -> str:
     text = text if len(text) <= 60 else text[:57] + "..."
     if value is None:
         return "nothing"
-    kind = type(value).__name__ if isinstance(value, list | Mapping) else describe(type(value))
+    known = isinstance(value, bool | int | float | str)
+    kind = describe(type(value)) if known else type(value).__name__
     return f"{text} ({kind})"

@@ -17,8 +17,7 @@ from ist_hpc.shards import Dataset
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_BLOCK_BYTES = 1 << 20  # of rows that are read at a time, and that stay together when a data set is
-# larger than the window
+_BLOCK_BYTES = 1 << 20  # rows read at a time; kept together if the data exceed the window
 _MOST_MPI_ELEMENTS = 2**31 - 1  # counts and displacements are C ints
 
 

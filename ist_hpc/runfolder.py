@@ -23,6 +23,7 @@ from ist_hpc import __version__, config
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
 from ist_hpc.files import write_text
+from ist_hpc.meters import KINDS
 
 
 class RunFolder:
@@ -73,6 +74,18 @@ class RunFolder:
             if row["round"] <= round_index:
                 kept.append(line)
         write_text(self.metrics, "".join(line + "\n" for line in kept))
+
+    def totals(self) -> dict[str, dict[str, Any]]:
+        """Seconds by kind (means over ranks) and bytes of all rows, over all starts of the run."""
+        seconds, sizes = dict.fromkeys(KINDS, 0.0), {"sent": 0, "received": 0}
+        if self.metrics.exists():
+            for line in self.metrics.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                for kind in KINDS:
+                    seconds[kind] += row["seconds"].get(kind, 0.0)
+                for direction in sizes:
+                    sizes[direction] += row[f"bytes_{direction}"]
+        return {"seconds": seconds, "bytes": sizes}
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Append a row."""

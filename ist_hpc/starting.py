@@ -38,7 +38,8 @@ def start_run(runtime: Runtime, config: Config, folder: RunFolder, resume: bool)
         progress, restored = together(comm, lambda: _restore(runtime, config, model, saved))
         algorithm.start_from(restored.state, restored.shared, restored.shared_slots)
     on_root(comm, lambda: _enter(runtime, config, folder, resume, progress))
-    return Trainer(comm, config, dataset, model, algorithm, folder, segments, progress)
+    at = saved.folder if saved is not None else None
+    return Trainer(comm, config, dataset, model, algorithm, folder, segments, progress, at)
 
 
 def _refuse_existing(folder: RunFolder) -> None:
