@@ -42,10 +42,9 @@ from ist_hpc.checkpoint_read import (
 )
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
-from ist_hpc.evaluation import Statistics
 from ist_hpc.files import flush_to_disk, sha256_of
 from ist_hpc.held import Held, State
-from ist_hpc.models.base import Model, SharedSpec
+from ist_hpc.models.base import Model, SharedSpec, Statistics
 from ist_hpc.placement import TensorSpec, block_bounds
 from ist_hpc.runtime import AgreedInputError, on_root, together
 

@@ -204,9 +204,9 @@ def _let_length_replace(values: Any, given: dict[str, str]) -> None:
     if not isinstance(train, dict):
         return
     for name, other in (("rounds", "epochs"), ("epochs", "rounds")):
-        if f"train.{name}" in given and f"train.{other}" not in given:
-            if train.get(name) is not None:
-                train.pop(other, None)
+        replaces = f"train.{name}" in given and f"train.{other}" not in given
+        if replaces and train.get(name) is not None:
+            train.pop(other, None)
 
 
 def _check_together(config: Config, where: Callable[[str], str]) -> None:
@@ -283,11 +283,12 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         """The next node of the text."""
         event = self.peek_event()
+        mark: Any = event.start_mark
         if isinstance(event, yaml.AliasEvent):
-            raise ComposerError(None, None, "aliases (*name) are not for here", event.start_mark)
+            raise ComposerError(None, None, "aliases (*name) are not for here", mark)
         if self._depth == _MOST_DEPTH:
             problem = f"nested deeper than {_MOST_DEPTH} levels"
-            raise ComposerError(None, None, problem, event.start_mark)
+            raise ComposerError(None, None, problem, mark)
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1

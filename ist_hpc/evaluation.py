@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ist_hpc.metrics import ClassificationMetrics
-from ist_hpc.models.base import Model
+from ist_hpc.models.base import Model, Statistics
 from ist_hpc.placement import block_bounds
 from ist_hpc.rows import CommonRows
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 _GATHER_BYTES = 1 << 23
-
-Statistics = dict[str, tuple[Tensor, Tensor]]
-"""(mean, variance) of the units of this rank's home blocks, by normalisation layer."""
 
 
 class HomeNetwork:

@@ -17,6 +17,8 @@ from torch import Tensor
 from ist_hpc.placement import TensorSpec
 
 Tensors = Mapping[str, Tensor]
+Statistics = dict[str, tuple[Tensor, Tensor]]
+"""(mean, variance) of the units of a rank's home blocks, by normalisation layer."""
 GatherColumns = Callable[[Tensor, int], Tensor]
 """(local columns [rows, local_width], global width) -> all columns [rows, width]. Collective."""
 
@@ -96,7 +98,7 @@ class Model(ABC):
     def full_outputs(
         self,
         weights: Tensors,
-        statistics: dict[str, tuple[Tensor, Tensor]],
+        statistics: Statistics,
         features: Tensor,
         gather: GatherColumns,
         calibrate: bool,

@@ -24,6 +24,7 @@ from ist_hpc.models.base import (
     GatherColumns,
     Model,
     SharedSpec,
+    Statistics,
     StatisticSpec,
     Tensors,
 )
@@ -124,7 +125,7 @@ class MultiLayerPerceptron(Model):
     def full_outputs(
         self,
         weights: Tensors,
-        statistics: dict[str, tuple[Tensor, Tensor]],
+        statistics: Statistics,
         features: Tensor,
         gather: GatherColumns,
         calibrate: bool,

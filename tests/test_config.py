@@ -1,0 +1,389 @@
+"""Every mistake in a configuration is one line that says what, where and what is allowed."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ist_hpc import config
+from ist_hpc.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    ExchangeConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    TrainConfig,
+)
+from ist_hpc.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = "data: {path: d}\nmodel: {hidden: [4]}\ntrain: {epochs: 1}\n"  # lines 1 to 3
+
+
+def mistake(text: str, *given: str) -> str:
+    with pytest.raises(InputError) as caught:
+        config.parse(text, "my.yaml", given)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def lines(*parts: str) -> str:
+    return BASE + "\n".join(parts) + "\n"
+
+
+# What is wrong in a file: (what line 4 on says, what the message says).
+
+WRONG = {
+    "unknown section": ("optimiser: {lr: 1}", ["`optimiser`", "did you mean `optimizer`?"]),
+    "unknown key": (
+        "optimizer: {learning_rate: 1}",
+        ["`optimizer.learning_rate`", "valid: kind, lr, momentum"],
+    ),
+    "near key": (
+        "evaluate: {batch_row: 1}",
+        ["`evaluate.batch_row`", "did you mean `evaluate.batch_rows`?"],
+    ),
+    "a number as a key": ("7: 1", ["unknown key `7`", "valid: data, model"]),
+    "text for a number": ("seed: many", ["`seed`", "a whole number", "got 'many' (a text)"]),
+    "fraction for a whole number": (
+        "exchange: {buffer_mib: 1.5}",
+        ["`exchange.buffer_mib`", "a whole number", "got 1.5 (a number)"],
+    ),
+    "true for a number": ("seed: yes", ["`seed`", "a whole number", "got True (true or false)"]),
+    "true for a fraction": ("optimizer: {lr: true}", ["`optimizer.lr`", "a number", "got True"]),
+    "number for a text": ("name: 3", ["`name`", "a text", "got 3 (a whole number)"]),
+    "date for a text": ("name: 2026-01-02", ["`name`", "a text", "(date)"]),
+    "empty text": ("device: ''", ["`device`", "a text", "got ''"]),
+    "nothing": ("seed:", ["`seed`", "a whole number", "got nothing"]),
+    "list for a number": ("seed: [1]", ["`seed`", "a whole number", "got [1] (list)"]),
+    "mapping for a number": ("seed: {a: 1}", ["`seed`", "a whole number", "(dict)"]),
+    "number for a list": (
+        "optimizer: {decay_epochs: 3}",
+        ["`optimizer.decay_epochs`", "a list of numbers", "got 3"],
+    ),
+    "text in a list": ("optimizer: {decay_epochs: [a]}", ["a list of numbers", "got ['a']"]),
+    "short pair": ("optimizer: {betas: [0.9]}", ["`optimizer.betas`", "a list of 2 numbers"]),
+    "number for a section": ("runtime: 4", ["`runtime`", "a mapping", "got 4"]),
+    "nothing for a section": ("runtime:", ["`runtime`", "a mapping", "got nothing"]),
+    "choice": (
+        "optimizer: {kind: sdg}",
+        ["`optimizer.kind`", "one of sgd, adam", "did you mean sgd?", "got 'sdg'"],
+    ),
+    "too small": ("optimizer: {lr: -0.1}", ["`optimizer.lr`", "at least 0", "got -0.1"]),
+    "not more": ("runtime: {silence_s: 0}", ["`runtime.silence_s`", "more than 0", "got 0"]),
+    "too large": ("exchange: {buffer_mib: 9999}", ["at most 8192", "got 9999"]),
+    "item too small": ("optimizer: {decay_epochs: [3, 0]}", ["more than 0", "got [3, 0]"]),
+    "not finite": ("optimizer: {lr: .inf}", ["`optimizer.lr`", "a number", "got inf"]),
+    "not a number": ("optimizer: {lr: .nan}", ["`optimizer.lr`", "a number", "got nan"]),
+    "past every float": ("optimizer: {lr: 1" + "0" * 400 + "}", ["`optimizer.lr`", "a number"]),
+    "seed of 65 bits": (f"seed: {2**64}", ["`seed`", "below 2^64"]),
+    "path for a name": ("name: a/b", ["`name`", "letters, digits", "got 'a/b'"]),
+    "hidden file for a name": ("name: .a", ["`name`", "got '.a'"]),
+    "momentum of adam": (
+        "optimizer: {kind: adam, momentum: 0.9}",
+        ["`optimizer.momentum`", "is of sgd", "`optimizer.betas`", "got 0.9"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("line", "parts"), WRONG.values(), ids=WRONG.keys())
+def test_a_mistake_is_named_with_its_file_and_line(line, parts):
+    message = mistake(lines("# a comment", line))
+    assert "in my.yaml, line 5" in message
+    for part in parts:
+        assert part in message, message
+
+
+def test_mistakes_of_required_keys():
+    message = mistake("model: {hidden: [4]}\ntrain: {epochs: 1}")
+    assert message.startswith("`data.path` is required and missing in my.yaml: folder of shards")
+    message = mistake("data: {path: d}\ntrain: {epochs: 1}\nmodel: {kind: mlp}")
+    assert message.startswith("`model.hidden` is required and missing in my.yaml, line 3")
+    message = mistake("data: {path: d}\nmodel: {hidden: []}\ntrain: {epochs: 1}")
+    assert "`model.hidden`" in message
+    assert "got [] in my.yaml, line 2" in message
+
+
+@pytest.mark.parametrize(
+    ("train", "got"), [("{local_steps: 2}", "neither"), ("{epochs: 1, rounds: 2}", "both")]
+)
+def test_there_is_one_length(train, got):
+    message = mistake(BASE.replace("{epochs: 1}", train))
+    assert "either `train.epochs` or `train.rounds`" in message
+    assert f"got {got} in my.yaml, line 3" in message
+
+
+def test_a_bias_before_batch_norm_is_refused():
+    message = mistake(BASE.replace("[4]", "[4], output_bias: true"))
+    assert "`model.output_norm: none`" in message
+    assert "my.yaml, line 2" in message
+
+
+def test_a_key_given_twice_is_named_with_both_lines():
+    message = mistake(lines("optimizer:", "  lr: 1", "  kind: sgd", "  lr: 2"))
+    assert message == "`optimizer.lr` is given twice in my.yaml, lines 5 and 7"
+    assert "`data` is given twice in my.yaml, lines 1 and 4" in mistake(lines("data: {}"))
+    assert "`lr` is given twice in --set" in mistake(BASE, "optimizer={lr: 1, lr: 2}")
+
+
+# What is not a configuration at all.
+
+MALFORMED = {
+    "list": ("- 1\n- 2", "`the configuration` must be a mapping .* got \\[1, 2\\]"),
+    "text": ("hello", "`the configuration` must be a mapping"),
+    "empty": ("", "`data.path` is required"),
+    "comment": ("# nothing\n", "`data.path` is required"),
+    "tab": ("data:\n\tpath: x\n", "my.yaml, line 2: .*cannot start any token"),
+    "unclosed": ("a: 1\nb: [1, 2", r"my.yaml, line 2: expected ',' or '\]'"),
+    "two documents": ("a: 1\n---\nb: 2", "my.yaml, line 2: but found another document"),
+    "control character": ("a: 1\nb: \x07", "my.yaml, line 2: special characters"),
+    "deep list": ("a: " + "[" * 4000, "my.yaml, line 1: nested deeper than 20 levels"),
+    "deep mapping": ("{a: " * 4000 + "1" + "}" * 4000, "nested deeper than 20 levels"),
+    "deep block": ("".join(" " * i + "a:\n" for i in range(1500)), "nested deeper than 20 levels"),
+    "endless": ("data: &a\n  path: *a", "my.yaml, line 2: aliases"),
+    "laughs": ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "line 2: aliases"),
+    "key of keys": ("? {a: 1}\n: 2", "my.yaml, line 1: found unhashable key"),
+    "date that is none": (lines("name: 2026-13-45"), "line 4: not of the type timestamp"),
+    "tag that does not fit": (lines("seed: !!int x"), "line 4: not of the type int"),
+    "tag of nothing": (lines('seed: !!int ""'), "line 4: not of the type int"),
+    "tag of bool": (lines("seed: !!bool x"), "line 4: not of the type bool"),
+    "endless number": (lines("seed: " + "9" * 5000), "line 4: not of the type int"),
+    "endless number in hex": (lines("seed: 0x" + "f" * 5000), "line 4: not of the type int"),
+}
+
+
+@pytest.mark.parametrize(("text", "pattern"), MALFORMED.values(), ids=MALFORMED.keys())
+def test_what_is_no_configuration_is_refused(text, pattern):
+    assert re.search(pattern, mistake(text))
+    mistake(text, "seed=1")  # nor with a setting, whatever there is to set it in
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=40), st.text(max_size=20))
+def test_nothing_that_is_read_raises_anything_else(text, setting):
+    for source, given_ in (
+        (text, []),
+        (BASE + text, []),
+        (BASE, [setting]),
+        (BASE, ["seed=" + text]),
+    ):
+        with contextlib.suppress(InputError):
+            config.parse(source, "my.yaml", given_)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/object/apply:os.system ['touch {}']",
+        "!!python/object/apply:os.mkdir ['{}']",
+        "!!python/object/new:os.mkdir ['{}']",
+        "!!python/name:os.system",
+        "!!python/module:os",
+        "!!python/tuple [1, 2]",
+    ],
+)
+def test_nothing_in_yaml_makes_an_object(value, tmp_path):
+    target = tmp_path / "made"
+    value = value.format(target)
+    for text, given_ in ((lines(f"seed: {value}"), []), (BASE, [f"seed={value}"])):
+        assert "could not determine a constructor for the tag" in mistake(text, *given_)
+    assert not os.listdir(tmp_path)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
+    (tmp_path / "empty.yaml").write_bytes(b"")
+    for name, what in (
+        ("latin.yaml", "utf-8"),
+        ("absent.yaml", "No such file"),
+        (".", "directory"),
+        ("a\0b", "null"),
+    ):
+        with pytest.raises(InputError, match=what) as caught:
+            config.load(tmp_path / name)
+        assert str(tmp_path) in str(caught.value)
+    with pytest.raises(InputError, match=r"`data.path` is required.*empty\.yaml"):
+        config.load(tmp_path / "empty.yaml")
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path):
+    (tmp_path / "a.yaml").write_text(BASE, encoding="utf-8-sig")
+    assert config.load(tmp_path / "a.yaml").data.path == "d"
+
+
+# Values.
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", "1E-3", "+1e-3", ".1e-2"])
+def test_numbers_as_people_write_them(text):
+    assert config.parse(lines(f"optimizer: {{lr: {text}}}"), "f").optimizer.lr == 0.001
+    assert config.parse(BASE, "f", [f"optimizer.lr={text}"]).optimizer.lr == 0.001
+
+
+def test_a_whole_number_is_a_number():
+    lr = config.parse(lines("optimizer: {lr: 1}"), "f").optimizer.lr
+    assert lr == 1.0
+    assert isinstance(lr, float)
+
+
+# --set.
+
+
+def test_settings_replace_the_file_and_the_last_one_wins():
+    text = lines("optimizer: {lr: 0.5, momentum: 0.9}", "seed: 4")
+    given_ = ["optimizer.lr=0.25", "seed=1", "seed=2", "model.hidden=[8, 9]", "data.path=a=b"]
+    got = config.parse(text, "f", given_)
+    assert (got.optimizer.lr, got.optimizer.momentum) == (0.25, 0.9)
+    assert (got.seed, got.model.hidden, got.data.path) == (2, [8, 9], "a=b")
+
+
+def test_a_section_can_be_set_whole():
+    got = config.parse(lines("optimizer: {lr: 0.5, momentum: 0.9}"), "f", ["optimizer={lr: 2}"])
+    assert (got.optimizer.lr, got.optimizer.momentum) == (2.0, 0.0)
+
+
+def test_a_length_that_is_set_replaces_the_other_kind():
+    rounds = BASE.replace("epochs: 1", "rounds: 7")
+    assert config.parse(BASE, "f", ["train.rounds=5"]).train == TrainConfig(rounds=5)
+    assert config.parse(rounds, "f", ["train.epochs=5"]).train == TrainConfig(epochs=5.0)
+    assert config.parse(BASE, "f", ["train={rounds: 5}"]).train == TrainConfig(rounds=5)
+    assert config.parse(BASE, "f", ["train.rounds=null"]).train == TrainConfig(epochs=1.0)
+    assert "got both in --set" in mistake(BASE, "train.rounds=5", "train.epochs=5")
+    assert "got neither in --set train.epochs=null" in mistake(BASE, "train.epochs=null")
+
+
+@pytest.mark.parametrize("setting", ["seed", "=1", ".seed=1", "optimizer.=1", "", "a b"])
+def test_a_setting_is_a_key_and_a_value(setting):
+    message = mistake(BASE, setting)
+    assert "--set wants key=value, such as optimizer.lr=0.1" in message
+    assert repr(setting) in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    {
+        "optimizer.lrr=1": ["`optimizer.lrr`", "did you mean `optimizer.lr`?"],
+        "optimizer={lrr: 1}": ["`optimizer.lrr`", "did you mean `optimizer.lr`?"],
+        "optimizer={lr: -1}": ["`optimizer.lr`", "at least 0", "got -1"],
+        "optimizer.lr=fast": ["`optimizer.lr`", "a number", "got 'fast'"],
+        "optimizer.kind=adm": ["one of sgd, adam", "did you mean adam?"],
+        "seed=": ["`seed`", "got nothing"],
+        "seed.x=1": ["`seed`", "a mapping"],
+        "train=7": ["`train`", "a mapping", "got 7"],
+        "seed=[": ["cannot read the YAML"],
+    }.items(),
+)
+def test_a_mistake_in_a_setting_names_the_setting_and_not_the_file(setting, parts):
+    message = mistake(lines("optimizer: {lr: 0.5}", "seed: 3"), setting)
+    assert setting in message
+    assert "my.yaml" not in message
+    for part in parts:
+        assert part in message, message
+
+
+def test_settings_that_undo_each_other():
+    assert "`train`" in mistake(BASE, "train.rounds=3", "train=7")
+    assert "got neither" in mistake(BASE, "train.rounds=3", "train={}")
+
+
+# Writing and describing.
+
+
+def floats(low=None, above=None, high=None):
+    return st.floats(
+        low if above is None else above,
+        high,
+        exclude_min=above is not None,
+        allow_nan=False,
+        allow_infinity=False,
+    )
+
+
+def values_of(field: dataclasses.Field) -> st.SearchStrategy:
+    """Values that a field allows, from its type and bounds."""
+    bounds = {name: field.metadata.get(name) for name in ("low", "above", "high")}
+    if field.metadata.get("choices"):
+        return st.sampled_from(field.metadata["choices"])
+    whole = st.integers(bounds["low"] or 0, bounds["high"] or 2**40)
+    return {
+        int: whole,
+        int | None: st.none() | whole,
+        float: floats(**bounds),
+        float | None: st.none() | floats(**bounds),
+        bool: st.booleans(),
+        str: st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
+        list[int]: st.lists(whole, min_size=1, max_size=4),
+        list[float]: st.lists(floats(**bounds), max_size=4),
+        tuple[float, float]: st.tuples(floats(**bounds), floats(**bounds)),
+    }[field.type]
+
+
+def section(cls: type, /, **fixed) -> st.SearchStrategy:
+    drawn = {field.name: values_of(field) for field in dataclasses.fields(cls)}
+    return st.builds(cls, **(drawn | fixed))
+
+
+valid = st.builds(
+    Config,
+    data=section(DataConfig),
+    model=section(ModelConfig, output_bias=st.just(False))
+    | section(ModelConfig, output_norm=st.just("none")),
+    name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,9}", fullmatch=True),
+    seed=st.integers(0, 2**64 - 1),
+    device=st.just("cpu"),
+    train=section(TrainConfig, epochs=floats(above=0.0), rounds=st.none())
+    | section(TrainConfig, epochs=st.none(), rounds=st.integers(1)),
+    optimizer=section(OptimizerConfig, kind=st.just("sgd"))
+    | section(OptimizerConfig, momentum=st.just(0.0)),
+    evaluate=section(EvaluateConfig),
+    exchange=section(ExchangeConfig),
+    checkpoint=section(CheckpointConfig),
+    runtime=section(RuntimeConfig),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(valid)
+def test_what_is_dumped_is_read_back(one):
+    assert config.parse(config.dump(one), "dumped") == one
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_configuration_of_the_repository_loads(path):
+    loaded = config.load(path)
+    assert config.parse(config.dump(loaded), "dumped") == loaded
+    assert path.stem == loaded.name
+    assert math.isfinite(loaded.train.epochs)
+
+
+def test_the_quickstart_is_the_packaged_one():
+    assert (ROOT / "configs" / "quickstart.yaml").read_bytes() == config.QUICKSTART.read_bytes()
+    assert config.load(None) == config.load(ROOT / "configs" / "quickstart.yaml")
+
+
+def test_every_key_is_described():
+    described = config.describe_keys()
+
+    def check(kind: type, prefix: str) -> None:
+        for field in dataclasses.fields(kind):
+            if dataclasses.is_dataclass(field.type):
+                check(field.type, f"{prefix}{field.name}.")
+                continue
+            (line,) = re.findall(rf"^  {re.escape(prefix + field.name)} .*$", described, re.M)
+            assert "; default " in line or "; required" in line
+            assert field.metadata["help"]
+            assert field.metadata["help"] in described
+
+    check(Config, "")
+    assert re.search(r"data\.path +a text; required", described)
+    assert re.search(r"optimizer\.betas +a list of 2 numbers; default \(0\.9, 0\.999\)", described)
