@@ -89,7 +89,8 @@ def save(comm: "MPI.Comm", checkpoints: Path, contents: Contents, keep: int) -> 
     final = round_folder(checkpoints, contents.progress.round)
     partial = final.with_name(f".{final.name}.partial")
     if comm.Get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left_by_a_killed_run in checkpoints.glob(".round-*"):
+            shutil.rmtree(left_by_a_killed_run)
         partial.mkdir(parents=True)
     comm.Barrier()
     blocks = _blocks(contents)

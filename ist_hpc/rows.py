@@ -51,7 +51,7 @@ def rank_segments(
 
 def as_features(features: npt.NDArray[Any]) -> Tensor:
     """Stored features as the networks take them: float32 [rows, width]; uint8 scaled to [0, 1]."""
-    flat = torch.from_numpy(features.reshape(len(features), -1))
+    flat = torch.from_numpy(features).flatten(start_dim=1)
     return flat.float().div_(255) if flat.dtype == torch.uint8 else flat
 
 

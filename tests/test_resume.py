@@ -125,6 +125,16 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(place):
     assert kept == ["round-00000006", "round-00000008"]
 
 
+def test_what_a_killed_save_left_behind_is_removed_by_the_next(place):
+    run(place, "r", 2)
+    left = place / "runs/r/checkpoints/.round-00000003.partial"
+    left.mkdir()
+    (left / "rank-0000.h5").write_bytes(b"half")
+    run(place, "r", 3, resume=True)
+    kept = sorted(path.name for path in (place / "runs/r/checkpoints").iterdir())
+    assert kept == ["round-00000002", "round-00000003"]
+
+
 def test_metrics_of_rounds_trained_again_are_not_doubled(place):
     run(place, "r", 5)
     shutil.rmtree(place / "runs/r/checkpoints/round-00000005")
