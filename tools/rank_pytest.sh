@@ -18,7 +18,8 @@ if [[ ${1:-} == --failed ]]; then
 fi
 
 rank=${OMPI_COMM_WORLD_RANK:-${PMIX_RANK:-${PMI_RANK:-${SLURM_PROCID:-0}}}}
-command=(python -m pytest "$@" "--junitxml=$REPORT-rank$rank.xml" -p no:cacheprovider)
+# --capture=sys: the stack of a rank that hangs is written to the file descriptor, past pytest
+command=(python -m pytest --capture=sys "$@" "--junitxml=$REPORT-rank$rank.xml" -p no:cacheprovider)
 if [[ $rank == 0 ]]; then
     exec "${command[@]}"
 fi

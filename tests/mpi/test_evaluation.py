@@ -141,7 +141,7 @@ def test_a_prediction_does_not_depend_on_what_else_is_in_its_batch(world, model,
     }
     with Dataset.open(tmp_path / "rows") as dataset:
         rows = CommonRows(world, dataset, "test", "rows")
-        for batch_rows in (1, 2, 7, 36, 37, 100):
+        for batch_rows in (1, 7, 36, 100):
             predicted = list(network.predict(rows, batch_rows))
             close(torch.cat([outputs for _, outputs, _ in predicted]), whole)
             result = network.evaluate(rows, batch_rows)
