@@ -231,20 +231,31 @@ def newest_valid(comm: "MPI.Comm", checkpoints: Path) -> Checkpoint | None:
     None if there is no checkpoint at all; `AgreedInputError` if all are damaged.
     """
     candidates = on_root(comm, lambda: newest_first(checkpoints))
-    problems = []
+    damaged: list[tuple[Path, str]] = []
     for folder in candidates:
         try:
-            return check(comm, folder)
+            valid = check(comm, folder)
         except AgreedInputError as error:
-            problems.append(str(error))
-            if comm.Get_rank() == 0:
-                log.warning("checkpoint passed over: %s", error)
-    if problems:
+            damaged.append((folder, str(error)))
+            continue
+        on_root(comm, lambda: _set_aside(damaged))
+        return valid
+    if damaged:
         raise AgreedInputError(
-            f"no checkpoint in {checkpoints} can be used ({problems[0]}); move the folder away to "
-            "start anew"
+            f"no checkpoint in {checkpoints} can be used ({damaged[0][1]}); move the folder away "
+            "to start anew"
         )
     return None
+
+
+def _set_aside(damaged: Sequence[tuple[Path, str]]) -> None:
+    """Rename damaged checkpoints, so that they are not counted among those that are kept."""
+    for folder, problem in damaged:
+        aside = folder.with_name(f"damaged-{folder.name}")
+        if aside.exists():
+            shutil.rmtree(aside)
+        folder.rename(aside)
+        log.warning("checkpoint passed over, and renamed to %s: %s", aside.name, problem)
 
 
 def check_model(opened: OpenCheckpoint, config: Config, features: int, classes: int) -> None:
@@ -253,6 +264,7 @@ def check_model(opened: OpenCheckpoint, config: Config, features: int, classes: 
     pairs = [
         (f"model.{field.name}", getattr(saved.model, field.name), getattr(config.model, field.name))
         for field in dataclasses.fields(config.model)
+        if field.name not in ("inputs", "outputs")  # the widths themselves are compared below
     ]
     pairs += [
         ("seed", saved.seed, config.seed),

@@ -1,9 +1,18 @@
 """What the command lines of all commands have in common."""
 
 import argparse
+import os
 from typing import Any, NoReturn
 
 from ist_hpc.errors import InputError
+
+
+def rank_of_launcher() -> int:
+    """The rank as the launcher's environment has it, before or without MPI; 0 if it has none."""
+    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "HOROVOD_RANK", "SLURM_PROCID"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,3 +25,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing usage: a mistake is one line, once for all ranks."""
         raise InputError(f"{message}; see {self.prog} --help")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help and version once, not once a rank."""
+        if rank_of_launcher() == 0:
+            super()._print_message(message, file)

@@ -15,6 +15,8 @@ from ist_hpc.configtypes import describe, fill, key, show
 from ist_hpc.errors import InputError
 from ist_hpc.streams import SEED_LIMIT
 
+_FEWEST_EPOCHS = 1e-6  # between evaluations; fewer is less than a row of any data set
+
 QUICKSTART = Path(__file__).parent / "quickstart.yaml"
 """The configuration of a run that names none."""
 
@@ -26,7 +28,7 @@ class DataConfig:
     """Where the shards are and how batches are drawn from them."""
 
     path: str = key(help="folder of shards made by python -m ist_hpc.prepare")
-    batch_size: int = key(128, "rows a rank trains on in one local step", low=2)
+    batch_size: int = key(128, "rows a rank trains on in one local step", low=2, high=2**24)
     assign: str = key(
         "rows",
         "rows: all shards, rows divided evenly over the ranks; files: rank r reads the shards "
@@ -44,7 +46,7 @@ class ModelConfig:
     """The network."""
 
     kind: str = key("mlp", "the architecture", choices=("mlp",))
-    hidden: list[int] = key(help="widths of the hidden layers", low=1)
+    hidden: list[int] = key(help="widths of the hidden layers", low=1, high=2**26)
     inputs: int | None = key(None, "features a row; null: as the data has", low=1)
     outputs: int | None = key(None, "classes; null: as the data has", low=1)
     output_norm: str = key(
@@ -209,6 +211,11 @@ def _let_length_replace(values: Any, given: dict[str, str]) -> None:
             train.pop(other, None)
 
 
+def is_folder_name(name: str) -> bool:
+    """Whether a run may have this name."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None
+
+
 def _check_together(config: Config, where: Callable[[str], str]) -> None:
     """Rules between keys."""
     train, model, optimizer = config.train, config.model, config.optimizer
@@ -231,9 +238,14 @@ def _check_together(config: Config, where: Callable[[str], str]) -> None:
             f"`optimizer.momentum` is of sgd; {optimizer.kind} takes `optimizer.betas`, got "
             f"{optimizer.momentum} {where('optimizer.momentum')}"
         )
+    if 0 < config.evaluate.every_epochs < _FEWEST_EPOCHS:
+        raise InputError(
+            f"`evaluate.every_epochs` must be 0 or at least {_FEWEST_EPOCHS}, got "
+            f"{config.evaluate.every_epochs} {where('evaluate.every_epochs')}"
+        )
     if config.seed >= SEED_LIMIT:
         raise InputError(f"`seed` must be below 2^64, got {config.seed} {where('seed')}")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
+    if not is_folder_name(config.name):
         raise InputError(
             "`name` names a folder: letters, digits, dots, dashes and underscores, got "
             f"{show(config.name)} {where('name')}"

@@ -2,9 +2,9 @@
 
 Everything is counted from shapes and deals: no MPI, no torch, no data. Bytes are what the exchange
 passes to Alltoallv, exactly; memory is the tensors that the code holds at the same time, phase by
-phase, without Python, PyTorch, MPI and Horovod themselves; operations are those of the matrix
-products. The same is counted for data parallel training and for local SGD, where every rank holds
-the whole model and averages by a ring allreduce.
+phase, without temporaries of a few MiB and without Python, PyTorch, MPI and Horovod themselves;
+operations are those of the matrix products. The same is counted for data parallel training and for
+local SGD, where every rank holds the whole model and averages by a ring allreduce.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +22,9 @@ UPDATE_SCRATCH: Mapping[str, tuple[int, int]] = {"sgd": (0, 0), "adam": (8, 20)}
 (where one count of updates serves the tensor, where every element has its own). Adam makes a root
 and a quotient; with counts of their own also an index (int64) and the factors looked up by it.
 """
+
+
+_GATHER_BYTES = 8 << 20  # of the activations that an evaluation gathers, at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +221,7 @@ def subnet_memory(job: Job) -> Memory:
     buffers, which are those of the busiest rank. Phases:
 
     training    a step: gradient, activations of a batch, temporaries of the optimiser's update
-    reading     a window of rows is read: the rows are held twice for a moment
-    exchange    to the next round: what its chunks hold twice, and pieces that stay on the rank
+    exchange    to the next round: what its chunks hold twice
     evaluation  a visit home: home blocks of input and output layers, the full network's activations
     checkpoint  the same with the slots' home blocks; statistics are computed for a checkpoint, too
 
@@ -245,22 +247,15 @@ def subnet_memory(job: Job) -> Memory:
             "update": _update_scratch(job, job.ranks),
             "activations": step_activations(job.weights, job.batch_size, job.ranks),
         },
-        "reading": {"slots": slots, "window_read": _rows_kept(job)["window"]},
-        "exchange": {
-            "slots": slots if job.carry else 0,
-            "doubled": next_round.doubled,
-            "copies": next_round.copies,
-        },
+        "exchange": {"slots": slots if job.carry else 0, "doubled": next_round.doubled},
         "evaluation": {
             "slots": slots,
             "home_copies": weight_copies,
-            "copies": visit.copies,
             "activations": widths,
         },
         "checkpoint": {
             "slots": slots,
             "home_copies": weight_copies + slot_copies,
-            "copies": saving.copies,
             "activations": widths,
         },
     }
@@ -303,21 +298,27 @@ def full_activations(job: Job) -> int:
     """Estimated bytes of the activations of the full network on one rank.
 
     Layer by layer: what came in, and either this rank's outputs before and after their norm or
-    its outputs and those of all ranks, gathered and put in order. The larger of the calibration
-    (whose input is counted as kept rows) and of a batch of the evaluation.
+    its outputs and those of all ranks, with the rows that are being gathered. The larger of the
+    calibration (whose input is counted as kept rows) and of a batch of the evaluation.
     """
     layers = matrices(job.weights)
-    if not layers:
-        return 0
     peak = 0
     for index, spec in enumerate(layers):
-        own = int(block_bounds(spec.rows, job.ranks)[1])
-        gathering = own + 2 * spec.rows if job.ranks > 1 else 0
-        width = max(2 * own, gathering) + (spec.columns if index else 0)
-        calibrating = job.calibration_rows * width
-        evaluating = job.evaluation_rows * (layers[0].columns + width)
+        came_in = spec.columns if index else 0
+        calibrating = _layer_bytes(spec, job.calibration_rows, came_in, job.ranks)
+        came_in += layers[0].columns
+        evaluating = _layer_bytes(spec, job.evaluation_rows, came_in, job.ranks)
         peak = max(peak, calibrating, evaluating)
-    return peak * ELEMENT_BYTES
+    return peak
+
+
+def _layer_bytes(spec: TensorSpec, rows: int, came_in: int, ranks: int) -> int:
+    """Bytes of so many rows through one layer of the full network, with `came_in` numbers each."""
+    own = int(block_bounds(spec.rows, ranks)[1])
+    norming = rows * 2 * own * ELEMENT_BYTES
+    gathering = rows * (own + spec.rows) * ELEMENT_BYTES
+    gathering += min(rows * spec.rows * ELEMENT_BYTES, _GATHER_BYTES)
+    return rows * came_in * ELEMENT_BYTES + max(norming, gathering if ranks > 1 else 0)
 
 
 @dataclass(frozen=True)
@@ -326,7 +327,6 @@ class _Scratch:
 
     buffers: int
     doubled: int
-    copies: int
 
 
 def _exchange_scratch(job: Job, specs: Sequence[TensorSpec], to_home: bool) -> _Scratch:
@@ -342,7 +342,7 @@ def _exchange_scratch(job: Job, specs: Sequence[TensorSpec], to_home: bool) -> _
             most = -(-int(counts.sum(axis=axis).max()) // len(plan.chunks))
             buffers += max(most, min(most + most // 8, limit)) * ELEMENT_BYTES
     doubled = 0 if to_home else _doubled_bytes(plan)
-    return _Scratch(buffers, doubled, _copy_bytes(plan))
+    return _Scratch(buffers, doubled)
 
 
 def _doubled_bytes(plan: Plan) -> int:
@@ -367,11 +367,6 @@ def _doubled_bytes(plan: Plan) -> int:
         at_once = sum(size[key] for key, first in opened.items() if first <= index <= closed[key])
         peak = max(peak, at_once)
     return peak * ELEMENT_BYTES
-
-
-def _copy_bytes(plan: Plan) -> int:
-    """The largest piece that stays on the rank: it is copied by way of a temporary."""
-    return max((source.size for source, _ in plan.local_moves), default=0) * ELEMENT_BYTES
 
 
 def _logical_subnet(spec: TensorSpec, ranks: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ist_hpc.held import Held, State, gather, scatter
+from ist_hpc.held import Held, State, gather, move, scatter
 from ist_hpc.placement import Placement, TensorSpec
 from ist_hpc.transfer import ELEMENT_BYTES, Chunk, Piece, Plan, plan_exchange
 
@@ -115,6 +115,8 @@ class Exchanger:
         """
         buffer: Tensor = getattr(self, name)
         if buffer.numel() < elements:
+            buffer = torch.empty(0)
+            setattr(self, name, buffer)  # the old one goes before the new one is there
             limit = self.buffer_bytes // (2 * ELEMENT_BYTES)
             buffer = torch.empty(max(elements, min(elements + elements // 8, limit)))
             setattr(self, name, buffer)
@@ -141,8 +143,8 @@ class _Landing:
         self.plan, self.state, self.keep_source = plan, state, keep_source
         self.new: dict[str, Tensor] = {}
         self.local: dict[str, list[tuple[Piece, Piece]]] = {spec.key: [] for spec in plan.specs}
-        for move in plan.local_moves:
-            self.local[move[0].spec.key].append(move)
+        for source, target in plan.local_moves:
+            self.local[source.spec.key].append((source, target))
         self.specs = {spec.key: spec for spec in plan.specs}
         last_chunk = {
             piece.spec.key: index
@@ -172,10 +174,8 @@ class _Landing:
             shape = spec.subnet_shape(self.plan.rank, target.ranks)
             self.new[spec.key] = torch.empty(shape)
         for source, landing in self.local[spec.key]:
-            values = torch.empty(source.size)
-            gather(held.place(source.place), source, values)
             written = held.place("home") if landing.place == "home" else self.new[spec.key]
-            scatter(written, landing, values)
+            move(held.place(source.place), source, written, landing)
 
     def finish_chunk(self, index: int) -> None:
         """Let go of what the chunk was the last to need."""

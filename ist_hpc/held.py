@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ist_hpc.geometry import Place, Selection
 from ist_hpc.placement import Placement, TensorSpec, Units
-from ist_hpc.transfer import Piece
+from ist_hpc.transfer import ELEMENT_BYTES, Piece, parts_of_at_most
 
 _INDICES_AT_ONCE = 1 << 15
+_MOVE_BYTES = 4 << 20  # beside the tensors while a piece moves from one to the other
 
 
 @dataclass
@@ -96,6 +97,17 @@ def scatter(target: Tensor, piece: Piece, values: Tensor) -> None:
     else:
         rows = torch.from_numpy(major).unsqueeze(1)
         view.index_put_((rows, torch.from_numpy(minor).unsqueeze(0)), block)
+
+
+def move(source: Tensor, piece: Piece, target: Tensor, landing: Piece) -> None:
+    """Copy a piece of one tensor to the same rectangle of another, by way of a small buffer."""
+    room = min(piece.size, _MOVE_BYTES // ELEMENT_BYTES)
+    buffer = torch.empty(max(room, piece.spec.element_width))
+    parts = (parts_of_at_most(whole, room) for whole in (piece, landing))
+    for taken, put in zip(*parts, strict=True):
+        values = buffer[: taken.size]
+        gather(source, taken, values)
+        scatter(target, put, values)
 
 
 def _flat_indices(major: Units, minor: Units, width: int) -> Iterator[tuple[slice, Units]]:

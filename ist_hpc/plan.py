@@ -42,12 +42,10 @@ _ITEMS = {
     "update": "temporaries of the update",
     "activations": "activations (estimate)",
     "doubled": "exchange: new beside old",
-    "copies": "exchange: pieces that stay",
     "buffers": "exchange: buffers (kept)",
     "home_copies": "home blocks of a visit",
     "calibration": "calibration rows (kept)",
     "window": "data window (at most)",
-    "window_read": "data window while read",
 }
 _ALGORITHMS = {"ist": "IST", "local_sgd": "local SGD", "data_parallel": "data parallel"}
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from ist_hpc import streams
 from ist_hpc.errors import InputError
 from ist_hpc.placement import block_bounds
-from ist_hpc.runtime import AgreedInputError
 from ist_hpc.shards import Dataset
 
 if TYPE_CHECKING:
@@ -19,6 +18,16 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 1 << 20  # rows read at a time; kept together if the data exceed the window
 _MOST_MPI_ELEMENTS = 2**31 - 1  # counts and displacements are C ints
+
+
+def refuse_uncountable(rows: int, width: int) -> None:
+    """Raise `InputError` if MPI cannot count the numbers of so many rows, which are gathered."""
+    if rows * width > _MOST_MPI_ELEMENTS:
+        raise InputError(
+            f"{rows} rows of {width} numbers are more than MPI gathers at a time, 2^31 - 1 "
+            "numbers; set `evaluate.batch_rows` and `evaluate.calibration_rows` to at most "
+            f"{_MOST_MPI_ELEMENTS // width}"
+        )
 
 
 def rank_segments(
@@ -88,7 +97,9 @@ class BatchStream:
             block_rows = self.rows
         self._block_bounds = np.append(np.arange(0, self.rows, block_rows), self.rows)
         self._blocks_per_window = max(1, window_rows // block_rows)
-        self._loaded: tuple[int, int] | None = None  # (pass, window) of the order
+        self._pass: int | None = None  # of the order of the blocks
+        self._block_order = self._window_bounds = np.empty(0, dtype=np.int64)
+        self._loaded: tuple[int, int] | None = None  # (pass, window) of the order of the rows
         self._rows_of: tuple[int, ...] = ()  # the blocks whose rows are in memory
         self._features, self._labels = torch.empty(0), torch.empty(0)
         self._order = torch.empty(0, dtype=torch.int64)
@@ -111,29 +122,29 @@ class BatchStream:
     def _load(self) -> int:
         """Bring the window of the position into memory; the offset of the position in it."""
         pass_index, offset = divmod(self.position_rows, self.rows)
-        blocks = self._blocks(pass_index)
-        bounds = np.cumsum([0, *(self._size(window) for window in blocks)])
+        if self._pass != pass_index:
+            self._begin_pass(pass_index)
+        bounds = self._window_bounds
         window = int(np.searchsorted(bounds, offset, side="right")) - 1
         if self._loaded != (pass_index, window):
-            self._read(blocks[window])
-            index = pass_index * len(blocks) + window
+            first = window * self._blocks_per_window
+            blocks = self._block_order[first : first + self._blocks_per_window]
+            self._read(tuple(blocks.tolist()))
+            index = pass_index * (len(bounds) - 1) + window
             order = streams.permutation(self._purpose, self._seed, index, len(self._labels))
             self._order = torch.from_numpy(order)
             self._loaded = (pass_index, window)
         return offset - int(bounds[window])
 
-    def _blocks(self, pass_index: int) -> list[tuple[int, ...]]:
-        """The blocks of each window of a pass."""
-        count = len(self._block_bounds) - 1
-        if count == 1:
-            return [(0,)]
-        order = streams.permutation(f"{self._purpose}/blocks", self._seed, pass_index, count)
-        step = self._blocks_per_window
-        return [tuple(order[first : first + step].tolist()) for first in range(0, count, step)]
-
-    def _size(self, blocks: tuple[int, ...]) -> int:
-        bounds = self._block_bounds
-        return int(sum(bounds[block + 1] - bounds[block] for block in blocks))
+    def _begin_pass(self, pass_index: int) -> None:
+        """Shuffle the blocks, and find the offset in the pass at which each window begins."""
+        sizes = np.diff(self._block_bounds)
+        purpose = f"{self._purpose}/blocks"
+        self._block_order = streams.permutation(purpose, self._seed, pass_index, len(sizes))
+        firsts = np.arange(0, len(sizes), self._blocks_per_window)
+        of_windows = np.add.reduceat(sizes[self._block_order], firsts)
+        self._window_bounds = np.cumsum([0, *of_windows])
+        self._pass = pass_index
 
     def _read(self, blocks: tuple[int, ...]) -> None:
         if self._rows_of == blocks:
@@ -141,7 +152,7 @@ class BatchStream:
         # Never two windows in memory, and of the one that is read only a piece twice.
         self._features = self._labels = torch.empty(0)
         self._rows_of = ()
-        size = self._size(blocks)
+        size = int(np.diff(self._block_bounds)[list(blocks)].sum())
         features = torch.empty(size, self._dataset.features)
         labels = torch.empty(size, dtype=torch.int64)
         filled = 0
@@ -185,7 +196,7 @@ class CommonRows:
     def fetch(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Features float32 [n, width] and labels int64 [n] of ascending global rows. Collective.
 
-        `rows` must be the same on all ranks. Raises `AgreedInputError` if MPI cannot gather as many
+        `rows` must be the same on all ranks. Raises `InputError` if MPI cannot gather as many
         at a time.
         """
         ranks = self.comm.Get_size()
@@ -220,12 +231,7 @@ class CommonRows:
         if len(counts) == 1:
             return part
         rows, width = int(counts.sum()), int(np.prod(part.shape[1:], dtype=np.int64))
-        if rows * width > _MOST_MPI_ELEMENTS:
-            raise AgreedInputError(
-                f"{rows} rows of {width} numbers are more than MPI gathers at a time, 2^31 - 1 "
-                "numbers; set `evaluate.batch_rows` and `evaluate.calibration_rows` to at most "
-                f"{_MOST_MPI_ELEMENTS // width}"
-            )
+        refuse_uncountable(rows, width)
         whole = np.empty((rows, *part.shape[1:]), dtype=part.dtype)
         self.comm.Allgatherv(part, [whole, counts * width])
         return whole

@@ -4,11 +4,12 @@ config.yaml    the resolved configuration
 run.json       versions, MPI, host, git, command; one entry a start
 metrics.jsonl  a row a round and a row an evaluation, flushed
 summary.json   at the end
-STATUS         running | finished | failed: why
+STATUS         running | finished | stopped: by what | failed: why
 checkpoints/   round-00000040/ ...
 """
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -27,7 +28,7 @@ from ist_hpc.meters import KINDS
 
 
 class RunFolder:
-    """Paths and files of one run; methods that write are for rank 0 alone."""
+    """Paths and files of one run; written by rank 0, but for STATUS by a rank that fails."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -88,13 +89,22 @@ class RunFolder:
         return {"seconds": seconds, "bytes": sizes}
 
     def add_metrics(self, row: dict[str, Any]) -> None:
-        """Append a row."""
+        """Append a row; numbers that are not finite, which JSON does not have, become null."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
-        write_text(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+        text = json.dumps(_finite(summary), indent=1, allow_nan=False)
+        write_text(self.path / "summary.json", text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def facts_of_start(ranks: int, threads: int, mpi_library: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ist_hpc.commandline import rank_of_launcher
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.files import refuse_vds_prefix
 
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ist_hpc")
 Result = TypeVar("Result")
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the job to end."""
 
 
 class AgreedInputError(InputError):
@@ -60,18 +66,19 @@ def launch(
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         arguments = parse()
-        _refuse_environments()
+        _refuse_gloo()
         from mpi4py import MPI
 
         comm = MPI.COMM_WORLD
         _start_log(comm.Get_rank(), comm.Get_size())
         _refuse_bad_mpi(MPI, comm)
     except InputError as error:
-        if _rank_of_launcher() == 0:
+        if rank_of_launcher() == 0:
             print(f"{program}: error: {error}", file=sys.stderr, flush=True)
         return EXIT_BAD_INPUT
     rank, ranks = comm.Get_rank(), comm.Get_size()
     try:
+        together(comm, _refuse_environment)
         runtime = Runtime(comm, rank, ranks, set_threads(comm, 0))
         return body(runtime, arguments) or 0
     except AgreedInputError as error:
@@ -82,7 +89,10 @@ def launch(
         place = f" (rank {rank} of {ranks} on {socket.gethostname()})" if ranks > 1 else ""
         print(f"{program}: error: {error}{place}", file=sys.stderr, flush=True)
         return _end_all(comm, EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        if rank == 0:
+            reason = str(stopped) or "interrupted"
+            print(f"{program}: stopped: {reason}", file=sys.stderr, flush=True)
         return _end_all(comm, 130)
     except BaseException:
         report = io.StringIO()
@@ -159,15 +169,16 @@ def start_horovod(comm: "MPI.Comm", silence_s: float) -> ModuleType:
     return hvd
 
 
-def _rank_of_launcher() -> int:
-    """The rank as the launcher's environment has it, before or without MPI."""
-    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "HOROVOD_RANK", "SLURM_PROCID"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
+def stop_on_sigterm() -> None:
+    """Make SIGTERM, which launchers and schedulers send, end the job as Ctrl-C does. Local."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(signal.Signals(number).name)
+
+    signal.signal(signal.SIGTERM, stop)
 
 
-def _refuse_environments() -> None:
+def _refuse_gloo() -> None:
     environment = os.environ
     gloo = "HOROVOD_GLOO_RENDEZVOUS_ADDR" in environment
     if gloo or environment.get("HOROVOD_CONTROLLER", "mpi").lower() == "gloo":
@@ -176,8 +187,11 @@ def _refuse_environments() -> None:
             "MPI; start it with MPI: horovodrun --mpi -np N ..., mpirun -np N ... or srun "
             "--mpi=pmix ..."
         )
+
+
+def _refuse_environment() -> None:
     refuse_vds_prefix()
-    if environment.get("HOROVOD_MPI_THREADS_DISABLE", "0") not in ("", "0"):
+    if os.environ.get("HOROVOD_MPI_THREADS_DISABLE", "0") not in ("", "0"):
         raise InputError(
             "HOROVOD_MPI_THREADS_DISABLE is set, which takes from MPI the thread support that "
             "Horovod beside mpi4py needs; unset it"
@@ -207,15 +221,19 @@ def _refuse_bad_mpi(mpi: Any, comm: "MPI.Comm") -> None:
 
 
 def set_threads(comm: "MPI.Comm", threads: int) -> int:
-    """Set torch's threads; by default the cores of the node over the ranks that share them."""
+    """Set torch's threads; by default (0) the cores of the node over the ranks that share them.
+
+    Collective. Returns the threads of this rank.
+    """
     import torch
     from mpi4py import MPI
 
+    cores = frozenset(os.sched_getaffinity(0))
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    sharing = node.allgather(cores).count(cores)
+    node.Free()
+    # The environment may differ from rank to rank, so it decides only after the collective calls.
     if not threads and not os.environ.get("OMP_NUM_THREADS"):
-        cores = frozenset(os.sched_getaffinity(0))
-        node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-        sharing = node.allgather(cores).count(cores)
-        node.Free()
         threads = max(1, len(cores) // sharing)
     if threads:
         torch.set_num_threads(threads)

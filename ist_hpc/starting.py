@@ -1,14 +1,16 @@
 """From a configuration to a trainer: every check that can be made before training starts."""
 
+import shutil
+
 from ist_hpc import algorithms, checkpoint, models, optimizer
 from ist_hpc.checkpoint_read import Checkpoint, Progress
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
 from ist_hpc.models.base import Model
 from ist_hpc.placement import at_round
-from ist_hpc.rows import rank_segments
+from ist_hpc.rows import rank_segments, refuse_uncountable
 from ist_hpc.runfolder import RunFolder, facts_of_start
-from ist_hpc.runtime import Runtime, log, on_root, together
+from ist_hpc.runtime import AgreedInputError, Runtime, log, on_root, together
 from ist_hpc.shards import Dataset
 from ist_hpc.training import Trainer
 
@@ -38,8 +40,26 @@ def start_run(runtime: Runtime, config: Config, folder: RunFolder, resume: bool)
         progress, restored = together(comm, lambda: _restore(runtime, config, model, saved))
         algorithm.start_from(restored.state, restored.shared, restored.shared_slots)
     on_root(comm, lambda: _enter(runtime, config, folder, resume, progress))
+    try:
+        together(comm, lambda: _see(folder))
+    except AgreedInputError:
+        if runtime.rank == 0 and not resume:
+            shutil.rmtree(folder.path)  # made a moment ago
+        raise
+    went_on = f", from round {progress.round}" if progress.round else ""
+    threads = f"{runtime.threads} thread(s) each"
+    log.info("%s: %d rank(s), %s%s", folder.path, runtime.ranks, threads, went_on)
     at = saved.folder if saved is not None else None
     return Trainer(comm, config, dataset, model, algorithm, folder, segments, progress, at)
+
+
+def _see(folder: RunFolder) -> None:
+    """Every rank writes its part of a checkpoint."""
+    if not folder.checkpoints.is_dir():
+        raise InputError(
+            f"the run folder {folder.path}, made by rank 0, is not seen by every rank; --runs must "
+            "be on a file system that all ranks share"
+        )
 
 
 def _refuse_existing(folder: RunFolder) -> None:
@@ -54,6 +74,11 @@ def _open(config: Config, ranks: int) -> tuple[Dataset, Model]:
             raise InputError(f"{dataset.path}: the {split} split has no rows")
     model = build_model(config, dataset)
     at_round(model.axes, ranks, config.seed, 0)  # refuses axes narrower than the ranks
+    for split, count in (
+        ("train", config.evaluate.calibration_rows),
+        ("test", config.evaluate.batch_rows),
+    ):
+        refuse_uncountable(min(count, dataset.rows(split)), dataset.features)
     return dataset, model
 
 
@@ -117,8 +142,3 @@ def _enter(
     folder.rewind_metrics(progress.round)
     facts = facts_of_start(runtime.ranks, runtime.threads, MPI.Get_library_version())
     folder.record_start(config, facts)
-    folder.set_status("running")
-    went_on = f", from round {progress.round}" if progress.round else ""
-    log.info(
-        "%s: %d rank(s), %d thread(s) each%s", folder.path, runtime.ranks, runtime.threads, went_on
-    )

@@ -4,15 +4,28 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ist_hpc import __version__
 from ist_hpc import config as configuration
 from ist_hpc.commandline import Parser
 from ist_hpc.config import QUICKSTART, Config
 from ist_hpc.errors import InputError
-from ist_hpc.runtime import Runtime, launch, log, on_root, set_threads, together
+from ist_hpc.runtime import (
+    AgreedInputError,
+    Runtime,
+    launch,
+    log,
+    on_root,
+    set_threads,
+    stop_on_sigterm,
+)
+
+if TYPE_CHECKING:
+    from ist_hpc.runfolder import RunFolder
 
 _EXAMPLES = """\
 examples:
@@ -64,7 +77,8 @@ def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
     from ist_hpc.starting import start_run
 
     comm = runtime.comm
-    config, prepare_quickstart = together(comm, lambda: _configuration(arguments))
+    # Rank 0 decides for all: files that only some nodes have must not make ranks differ.
+    config, prepare_quickstart = on_root(comm, lambda: _configuration(arguments))
     if prepare_quickstart:
         on_root(comm, lambda: _prepare_quickstart(Path(config.data.path)))
     name = comm.bcast(arguments.name or f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -72,11 +86,14 @@ def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
     if config.runtime.threads:
         runtime = replace(runtime, threads=set_threads(comm, config.runtime.threads))
     trainer = start_run(runtime, config, folder, arguments.resume)
+    stop_on_sigterm()
     try:
+        if runtime.rank == 0:
+            folder.set_status("running")
         summary = trainer.run()
     except BaseException as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        folder.set_status(f"failed: rank {runtime.rank}: {reason}")
+        with suppress(OSError):  # of a full disk, say, which may be what went wrong
+            _record_failure(folder, runtime, error)
         raise
     if runtime.rank == 0:
         folder.set_status("finished")
@@ -88,15 +105,26 @@ def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _record_failure(folder: "RunFolder", runtime: Runtime, error: BaseException) -> None:
+    """Write why the run ends. An error of all ranks is written by rank 0."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, AgreedInputError | KeyboardInterrupt):
+        if runtime.rank == 0:
+            kind = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            folder.set_status(f"{kind}: {reason}")
+    else:
+        folder.set_status(f"failed: rank {runtime.rank}: {reason}")
+
+
 def _configuration(arguments: argparse.Namespace) -> tuple[Config, bool]:
     """The configuration, and whether its data are the quickstart's and still to be made."""
     path = arguments.config
     if arguments.resume and not arguments.name:
         raise InputError("--resume goes on with a run that has a name; give its --name")
-    if arguments.name and Path(arguments.name).name != arguments.name:
+    if arguments.name and not configuration.is_folder_name(arguments.name):
         raise InputError(
-            f"--name names a folder in {arguments.runs}/, got {arguments.name!r}; use --runs for "
-            "another place"
+            f"--name names a folder in {arguments.runs}/: letters, digits, dots, dashes and "
+            f"underscores, got {arguments.name!r}; use --runs for another place"
         )
     written = arguments.runs / (arguments.name or "") / "config.yaml"
     if path is None and arguments.resume and written.is_file():

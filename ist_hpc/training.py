@@ -19,6 +19,7 @@ from ist_hpc.optimizer import learning_rate
 from ist_hpc.progress import Narrator
 from ist_hpc.rows import BatchStream, CommonRows
 from ist_hpc.runfolder import RunFolder
+from ist_hpc.runtime import log
 from ist_hpc.shards import Dataset
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class Trainer:
         self._meter = Meter()
         self._totals = comm.bcast(folder.totals() if self.rank == 0 else None)
         self._result: dict[str, float] = {}
+        self._lr = 0.0  # of the last step
+        self._diverged = False
         self._saved = saved
 
     # How long: rounds and steps.
@@ -82,8 +85,9 @@ class Trainer:
         if train.rounds is not None:
             return max(0, train.rounds - self.progress.round) * train.local_steps
         assert train.epochs is not None
-        samples = train.epochs * self.train_rows - self.progress.samples
-        return max(0, math.ceil(samples / (self.ranks * batch)))
+        # Rounded first: 8.06 epochs of 2000 rows are 16,120 samples, not a trillionth more.
+        samples = math.ceil(round(train.epochs * self.train_rows, 6)) - self.progress.samples
+        return max(0, -(-samples // (self.ranks * batch)))
 
     # The loop.
 
@@ -134,8 +138,8 @@ class Trainer:
             with meter.timing("data"):
                 features, labels = self.stream.next_batch()
             with meter.timing("train"):
-                lr = learning_rate(self.config.optimizer, self.epoch)
-                losses.append(self.algorithm.step(features, labels, lr, progress.steps))
+                self._lr = learning_rate(self.config.optimizer, self.epoch)
+                losses.append(self.algorithm.step(features, labels, self._lr, progress.steps))
             progress.steps += 1
             progress.samples += self.ranks * self.config.data.batch_size
         progress.stream_rows = self.stream.position_rows
@@ -224,13 +228,16 @@ class Trainer:
             "kind": "round",
             **self._position(),
             "loss": reading.loss,
-            "lr": learning_rate(self.config.optimizer, self.epoch),
+            "lr": self._lr,
             "seconds": reading.seconds,
             "bytes_sent": reading.bytes_sent,
             "bytes_received": reading.bytes_received,
         }
         if self.rank == 0:
             self.folder.add_metrics(row)
+        if not math.isfinite(reading.loss) and not self._diverged and self.rank == 0:
+            self._diverged = True
+            log.warning("the loss of round %d is not finite", self.progress.round)
         return row
 
     def _add_visit_row(self, reading: Reading, evaluated: bool) -> None:

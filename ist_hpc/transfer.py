@@ -5,7 +5,7 @@ every pair agree on order and counts without a message. A limit on the buffers c
 chunks; their number is computed from the counts of all pairs, so that all ranks agree on it too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -235,6 +235,24 @@ def _cut(pieces: list[Piece], chunk_count: int) -> list[list[Piece]]:
             done += head.size
             pending.extend(tail[::-1])
     return runs
+
+
+def parts_of_at_most(piece: Piece, elements: int) -> Iterator[Piece]:
+    """A piece in parts of at most `elements` numbers, in storage order; a kernel's are never cut.
+
+    Whole lines where a line is no longer than that. As in `_cut` only sizes decide, so two pieces
+    of the same rectangle are cut alike wherever they lie.
+    """
+    room = max(1, elements // piece.spec.element_width)
+    pending = [piece]
+    while pending:
+        piece = pending.pop()
+        fits = piece.size <= room * piece.spec.element_width
+        parts = None if fits else _split(piece, room)
+        if parts is None:
+            yield piece
+        else:
+            pending.extend(parts[::-1])
 
 
 def _split(piece: Piece, elements: int) -> list[Piece] | None:

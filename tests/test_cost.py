@@ -1,18 +1,19 @@
 """What `ist_hpc.cost` predicts is what the exchange plans, moves and holds."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from ist_hpc import cost, exchange, optimizer
+from ist_hpc import cost, evaluation, exchange, optimizer
 from ist_hpc.config import OptimizerConfig
 from ist_hpc.exchange import Exchanger
 from ist_hpc.held import state_bytes, zeros_at
 from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.placement import home
-from ist_hpc.transfer import plan_exchange
+from ist_hpc.transfer import pair_counts, plan_exchange
 
 ODD = (7, (13, 11), 5)
 DEEP = (9, (17, 12, 23), 6)
@@ -111,6 +112,17 @@ def test_slots_travel_only_if_they_are_carried():
     assert cost.exact_bytes(reset, 1)[1].total < cost.exact_bytes(carry, 1)[1].total / 2
 
 
+def test_a_run_moves_what_is_predicted(trained):
+    lines = (trained.folder / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["kind"] in ("round", "evaluation")]
+    assert [row["round"] for row in rows] == [1, 2, 3, 4, 4]
+    job = make_job((64, (24, 17), 10), ranks=2)
+    rounds = [exchange.total for exchange in cost.exact_bytes(job, rounds=3)]
+    saving = 4 * int(pair_counts(job.exchanged, job.placement(3), home(2)).sum())
+    for measured in ("bytes_received", "bytes_sent"):
+        assert [row[measured] for row in rows] == [*rounds, saving]
+
+
 def test_baselines_send_the_whole_model():
     job = make_job(ONE, ranks=4, local_steps=20)
     count = 31 * 40 + 2 * 40 + 3 * 40
@@ -180,13 +192,6 @@ def test_an_exchange_holds_twice_what_is_predicted(monkeypatch, widths, buffer_b
     assert buffers <= predicted["buffers"] <= buffer_bytes * 1.1 + 2 * 4 * 3
 
 
-def test_what_stays_on_the_rank_is_copied_piece_by_piece():
-    job = make_job(ONE, ranks=1)
-    largest = 4 * 31 * 40  # alone, a visit home copies whole tensors
-    assert cost.subnet_memory(job).phases["evaluation"]["copies"] == largest
-    assert 0 < cost.subnet_memory(replace(job, ranks=3)).phases["exchange"]["copies"] < largest / 3
-
-
 def test_smaller_buffers_hold_less_twice():
     jobs = [make_job((64, (48, 48), 32), 4, buffer_bytes=size) for size in (1 << 11, 1 << 20)]
     small, large = (cost.subnet_memory(job).phases["exchange"] for job in jobs)
@@ -230,6 +235,22 @@ def test_activations_are_no_less_than_what_autograd_keeps():
     assert loss.requires_grad
     estimate = cost.step_activations(model.specs, 32, 1)
     assert sum(kept.values()) <= estimate <= 2.5 * sum(kept.values())
+
+
+@pytest.mark.parametrize("rows", [3, 2000, 9000])
+@pytest.mark.parametrize("widths", [(300, (1000, 400), 9), (300, (1000,), 9)])
+def test_activations_of_the_full_network_are_what_is_held(monkeypatch, widths, rows):
+    """While a layer's outputs are gathered: what came in, its own outputs and those of all."""
+    monkeypatch.setattr(cost, "_GATHER_BYTES", 1 << 20)
+    job = make_job(widths, ranks=4, calibration_rows=rows, evaluation_rows=1)
+    gathered = min(4 * rows * 1000, 1 << 20)
+    first = 4 * rows * (250 + 1000) + gathered
+    later = 4 * rows * (1000 + 100 + 400) + min(4 * rows * 400, 1 << 20)
+    assert cost.full_activations(job) == (first if len(widths[1]) == 1 else max(first, later))
+
+
+def test_activations_are_gathered_as_many_at_a_time_as_is_counted():
+    assert cost._GATHER_BYTES == evaluation._GATHER_BYTES
 
 
 # Size.

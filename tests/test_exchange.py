@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ist_hpc import transfer
+from ist_hpc import held, transfer
 from ist_hpc.errors import InputError
 from ist_hpc.exchange import Exchanger, allocate_home
 from ist_hpc.placement import Placement, TensorSpec, at_round, home
@@ -269,6 +269,37 @@ def test_one_rank_sends_nothing_and_copies_nothing_between_rounds():
     plan = plan_exchange(specs, at_round(axes, 1, SEED, 0), at_round(axes, 1, SEED, 1), 0, 1 << 20)
     assert plan.chunks == ()
     assert plan.local_moves == ()
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes, st.sampled_from([1, 3, 10, 64]))
+def test_what_stays_on_a_rank_moves_by_way_of_a_small_buffer(size, at_once):
+    """In parts that are cut alike on both sides, from the home block, to it, and between rounds."""
+    ranks, one, two, outputs = size
+    axes, specs = perceptron(one, two, outputs)
+    rounds = [at_round(axes, ranks, SEED, i) for i in range(2)]
+    buffers = []
+
+    def gather(source, piece, out):
+        buffers.append(out.untyped_storage().nbytes() // 4)
+        assert piece.size <= max(at_once, piece.spec.element_width)
+        held_gather(source, piece, out)
+
+    held_gather = held.gather
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(held, "_MOVE_BYTES", 4 * at_once)
+        patch.setattr(held, "gather", gather)  # of `move`; the exchange has its own
+
+        def body(comm):
+            exchanger = Exchanger(comm, 1.0)
+            state, source = at_home(specs, comm), home(ranks)
+            for target in (*rounds, home(ranks)):
+                exchanger.exchange(specs, source, target, state)
+                assert_holds(specs, state, target, comm.Get_rank())
+                source = target
+
+        ThreadRanks(ranks).run(body)
+    assert max(buffers) <= max(at_once, 2)  # an element of the kernel has two numbers
 
 
 def test_counts_past_the_limit_of_mpi_are_refused(monkeypatch):

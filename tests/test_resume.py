@@ -12,7 +12,10 @@ from tests.launching import run_ranks
 BASE = ["data.path=digits", "model.hidden=[21,14]", "train.local_steps=6", "seed=4"]
 BASE += ["checkpoint.every_rounds=3", "evaluate.every_rounds=2", "evaluate.every_epochs=0"]
 RULES = {
-    "momentum": ["optimizer.momentum=0.9", "optimizer.lr=0.05"],
+    "momentum, decaying rate": [
+        *("optimizer.momentum=0.9", "optimizer.lr=0.05"),
+        *("optimizer.decay_epochs=[0.5,1.2]", "optimizer.decay_factor=0.3"),
+    ],
     "adam": ["optimizer.kind=adam", "optimizer.momentum=0", "optimizer.lr=0.003"],
     "adam, reset, bias": [
         *("optimizer.kind=adam", "optimizer.momentum=0", "optimizer.state=reset"),
@@ -64,11 +67,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(place, rule):
         assert attributes[key] == found_attributes[key]
     losses = [_losses(place / f"runs/{name}/metrics.jsonl") for name in ("whole", "parts")]
     assert losses[0] == losses[1]
+    if rule is RULES["momentum, decaying rate"]:  # 1438 rows, 3 x 32 a step, 6 steps a round
+        assert sorted(set(_rates(place / "runs/parts/metrics.jsonl")), reverse=True) == [
+            pytest.approx(rate) for rate in (0.05, 0.015, 0.0045)
+        ]
 
 
 def _losses(path):
     rows = [json.loads(line) for line in path.open()]
     return [(row["round"], row["loss"]) for row in rows if row["kind"] == "round"]
+
+
+def _rates(path):
+    rows = [json.loads(line) for line in path.open()]
+    return [row["lr"] for row in rows if row["kind"] == "round"]
 
 
 def test_another_number_of_ranks_goes_on(place):
@@ -87,9 +99,9 @@ def test_another_number_of_ranks_goes_on(place):
 
 def test_weights_survive_a_change_of_ranks_to_the_bit(place):
     """Resumed with nothing left to train, then saved by other ranks: the same numbers."""
-    run(place, "r", 4, *RULES["momentum"], ranks=2)
+    run(place, "r", 4, *RULES["momentum, decaying rate"], ranks=2)
     before, _ = tensors(place, "r", 4)
-    run(place, "r", 5, *RULES["momentum"], "optimizer.lr=0", ranks=3, resume=True)
+    run(place, "r", 5, *RULES["momentum, decaying rate"], "optimizer.lr=0", ranks=3, resume=True)
     after, _ = tensors(place, "r", 5)
     for key in before:
         if key.startswith("parameters/"):
@@ -122,7 +134,16 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(place):
     expected, found = tensors(place, "whole", 8)[0], tensors(place, "r", 8)[0]
     assert all(np.array_equal(expected[key], found[key]) for key in expected)
     kept = sorted(path.name for path in (place / "runs/r/checkpoints").iterdir())
-    assert kept == ["round-00000006", "round-00000008"]
+    assert kept == ["damaged-round-00000005", "round-00000006", "round-00000008"]
+
+
+def test_a_damaged_checkpoint_never_pushes_out_a_good_one(place):
+    run(place, "r", 5)
+    victim = place / "runs/r/checkpoints/round-00000005/checkpoint.h5"
+    victim.write_bytes(victim.read_bytes()[:-1])
+    run(place, "r", 4, "checkpoint.keep=1", resume=True)
+    kept = sorted(path.name for path in (place / "runs/r/checkpoints").iterdir())
+    assert kept == ["damaged-round-00000005", "round-00000004"]
 
 
 def test_what_a_killed_save_left_behind_is_removed_by_the_next(place):

@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import h5py
 import numpy as np
@@ -9,7 +13,7 @@ import pytest
 
 from ist_hpc.shards import DatasetWriter
 from tests.conftest import train
-from tests.launching import one_error_line, run_python, run_ranks
+from tests.launching import ROOT, one_error_line, run_python, run_ranks
 
 
 @pytest.fixture
@@ -110,6 +114,20 @@ class TestBadInput:
         line = refused(place, arguments=["--name", "small"])
         assert "the run folder runs/small exists; go on with it by --resume" in line
 
+    @pytest.mark.parametrize("name", ["..", "a/b", ".hidden"])
+    def test_a_name_that_is_no_folder_name(self, place, name):
+        line = refused(place, arguments=["--name", name, "--resume"])
+        assert f"letters, digits, dots, dashes and underscores, got '{name}'" in line
+
+    def test_an_evaluation_larger_than_mpi_counts(self, place):
+        """Refused before training; here with a limit that the digits reach."""
+        script = "import sys; from ist_hpc import rows; rows._MOST_MPI_ELEMENTS = 20000\n"
+        script += "from ist_hpc.train import main; sys.exit(main(sys.argv[1:]))"
+        arguments = ["-c", script, "--name", "e", "--set", *SMALL]
+        line = one_error_line(run_ranks(2, arguments, cwd=place, check=False))
+        assert "set `evaluate.batch_rows` and `evaluate.calibration_rows` to at most 312" in line
+        assert not (place / "runs/e").exists()
+
     def test_resume_without_a_name(self, place):
         assert "give its --name" in refused(place, arguments=["--resume"])
 
@@ -204,6 +222,66 @@ def damage(path) -> None:
     content = bytearray(path.read_bytes())
     content[offset + 40] ^= 4
     path.write_bytes(content)
+
+
+class TestRanksThatSeeOtherThings:
+    """As ranks on several nodes may: nothing may hang."""
+
+    TRAIN = ("-m", "ist_hpc.train", "--name", "m", "--set", *SMALL)
+
+    def mpmd(self, place, first, second, **options):
+        """Two ranks that are started differently: lists of words before `python ...`."""
+        command = ["-np", "1", *first, sys.executable, *self.TRAIN]
+        command += [":", "-np", "1", *second, sys.executable, *self.TRAIN]
+        script = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))"
+        mpirun = [ROOT / "tools" / "mpirun.sh", "--quiet", *command]
+        return run_python(["-c", script, *mpirun], cwd=place, check=False, timeout_s=90, **options)
+
+    def test_threads_set_on_one_rank_only(self, place):
+        done = self.mpmd(place, [], ["env", "-u", "OMP_NUM_THREADS"])
+        assert done.returncode == 0, done.stderr
+
+    def test_a_bad_environment_on_another_rank_is_said_once(self, place):
+        done = self.mpmd(place, [], ["env", "HDF5_VDS_PREFIX=/elsewhere"])
+        assert "HDF5_VDS_PREFIX is set" in one_error_line(done)
+
+    def test_a_run_folder_that_not_all_see(self, place):
+        other = place / "other node"
+        other.mkdir()
+        shutil.copytree(place / "digits", other / "digits")
+        done = self.mpmd(place, [], ["env", "-C", str(other)])
+        assert "is not seen by every rank" in one_error_line(done)
+        assert not (place / "runs" / "m").exists()
+
+
+class TestSignals:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_stopped_run_says_so(self, place, number):
+        command = [sys.executable, "-m", "ist_hpc.train", "--name", "s", "--set", *SMALL]
+        command += ["train.rounds=100000", "evaluate.every_epochs=0"]
+        process = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True)
+        try:
+            metrics = place / "runs/s/metrics.jsonl"
+            end = time.monotonic() + 60
+            while not metrics.exists():
+                assert time.monotonic() < end, "the run did not start"
+                time.sleep(0.1)
+            process.send_signal(number)
+            _, stderr = process.communicate(timeout=30)
+        finally:
+            process.kill()
+        assert process.returncode == 130
+        assert "train: stopped: " in stderr
+        assert "Traceback" not in stderr
+        assert (place / "runs/s/STATUS").read_text().startswith("stopped: ")
+
+
+def test_a_loss_that_is_not_finite_is_said_and_written_as_null(place):
+    command = ["-m", "ist_hpc.train", "--name", "n", "--set", *SMALL, "optimizer.lr=1e30"]
+    done = run_ranks(2, command, cwd=place)
+    assert done.stderr.count("is not finite") == 1
+    rows = [json.loads(line) for line in (place / "runs/n/metrics.jsonl").open()]
+    assert rows[-2]["loss"] is None
 
 
 class TestARankThatRaises:

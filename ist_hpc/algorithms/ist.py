@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ist_hpc.algorithms.base import Algorithm
-from ist_hpc.exchange import Exchanger, ExchangeReport, allocate_home, drop_home_copies
-from ist_hpc.held import State, zeros_at
+from ist_hpc.exchange import Exchanger, ExchangeReport, drop_home_copies
+from ist_hpc.held import Held, State, zeros_at
 from ist_hpc.models.base import Model
 from ist_hpc.optimizer import Optimizer, Slots, slot_key
 from ist_hpc.placement import at_round, home
@@ -50,11 +50,11 @@ class IndependentSubnets(Algorithm):
 
     def start_new(self, seed: int) -> None:
         """Draw the home blocks of the weights block by block; slots begin at zero. Collective."""
-        self.state = allocate_home(self.model.specs, self.rank, self.ranks)
+        self.state = {}
         for spec in self.model.specs:
             rows = spec.home_rows(self.rank, self.ranks)
             values = torch.from_numpy(self.model.initial_rows(spec, seed, rows))
-            self.state[spec.key].home = values
+            self.state[spec.key] = Held(home=values)
         self.state |= zeros_at(self.slot_specs, home(self.ranks), self.rank)
         self.shared = {
             spec.key: torch.from_numpy(self.model.initial_shared(spec, seed))
