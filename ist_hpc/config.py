@@ -101,7 +101,9 @@ class EvaluateConfig:
 class ExchangeConfig:
     """The exchange of weights."""
 
-    buffer_mib: int = key(256, "bound of the send and receive buffers together", low=1, high=8192)
+    buffer_mib: int = key(
+        256, "bound of all send and receive buffers; more goes in chunks", low=1, high=8192
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ist_hpc.placement import Placement, TensorSpec, at_round, block_bounds, home
-from ist_hpc.transfer import ELEMENT_BYTES, Plan, pair_counts, plan_exchange
+from ist_hpc.transfer import ELEMENT_BYTES, Plan, pair_counts, plan_exchange, with_slack
 
 UPDATE_SCRATCH: Mapping[str, tuple[int, int]] = {"sgd": (0, 0), "adam": (8, 20)}
 """Temporary bytes an element of the weight that is being updated, by kind of optimiser.
@@ -22,7 +22,6 @@ UPDATE_SCRATCH: Mapping[str, tuple[int, int]] = {"sgd": (0, 0), "adam": (8, 20)}
 (where one count of updates serves the tensor, where every element has its own). Adam makes a root
 and a quotient; with counts of their own also an index (int64) and the factors looked up by it.
 """
-
 
 _GATHER_BYTES = 8 << 20  # of the activations that an evaluation gathers, at a time
 
@@ -335,12 +334,12 @@ def _exchange_scratch(job: Job, specs: Sequence[TensorSpec], to_home: bool) -> _
     target = home(job.ranks) if to_home else job.placement(1)
     plan = plan_exchange(specs, source, target, 0, job.buffer_bytes)
     counts = pair_counts(specs, source, target)
-    limit = job.buffer_bytes // (2 * ELEMENT_BYTES)
     buffers = 0
     if plan.chunks:
+        of_either_kind = min(2, len(plan.chunks))
         for axis in (0, 1):
             most = -(-int(counts.sum(axis=axis).max()) // len(plan.chunks))
-            buffers += max(most, min(most + most // 8, limit)) * ELEMENT_BYTES
+            buffers += of_either_kind * with_slack(most) * ELEMENT_BYTES
     doubled = 0 if to_home else _doubled_bytes(plan)
     return _Scratch(buffers, doubled)
 

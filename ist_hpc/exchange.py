@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ist_hpc.held import Held, State, gather, move, scatter
 from ist_hpc.placement import Placement, TensorSpec
-from ist_hpc.transfer import ELEMENT_BYTES, Chunk, Piece, Plan, plan_exchange
+from ist_hpc.transfer import ELEMENT_BYTES, Chunk, Piece, Plan, plan_exchange, with_slack
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -26,7 +26,8 @@ class ExchangeReport:
     """What one exchange cost this rank; seconds and bytes. Bytes are of the buffers passed to MPI.
 
     `pack_s` counts packing, unpacking and the copies that stay on the rank; `transfer_s` counts
-    Alltoallv, which includes waiting for the slowest rank.
+    waiting for Alltoallv, and so for the slowest rank. With several chunks the next one is packed,
+    and the one before unpacked, while a chunk is on its way.
     """
 
     plan_s: float = 0.0
@@ -45,15 +46,15 @@ class ExchangeReport:
 class Exchanger:
     """Exchanges between placements over one communicator, with buffers that it keeps.
 
-    buffer_mib  bound of the send and the receive buffer together
+    buffer_mib  bound of all send and receive buffers together; an exchange that needs more goes
+                in chunks, with two buffers of either kind
     """
 
     def __init__(self, comm: "MPI.Comm", buffer_mib: float) -> None:
         self.comm = comm
         self.rank = comm.Get_rank()
         self.buffer_bytes = max(1, int(buffer_mib * 2**20))
-        self._send = torch.empty(0)
-        self._receive = torch.empty(0)
+        self._buffers: dict[str, Tensor] = {}
 
     def plan(self, specs: Sequence[TensorSpec], source: Placement, target: Placement) -> Plan:
         """The plan that `exchange` follows. Local."""
@@ -76,36 +77,68 @@ class Exchanger:
         plan = self.plan(specs, source, target)
         report = ExchangeReport(plan_s=time.perf_counter() - start, chunks=len(plan.chunks))
         landing = _Landing(plan, state, keep_source)
+        in_flight: _Flight | None = None
         for index, chunk in enumerate(plan.chunks):
-            self._move_chunk(chunk, state, landing, report)
-            begin = time.perf_counter()
-            landing.finish_chunk(index)
-            report.pack_s += time.perf_counter() - begin
+            send = self._pack(chunk, index, state, report, in_flight)
+            arrived = in_flight
+            if arrived is not None:
+                arrived.wait(report)
+            in_flight = self._send_off(chunk, index, send, report)
+            if arrived is not None:
+                self._unpack(arrived, landing, report, in_flight)
+        if in_flight is not None:
+            in_flight.wait(report)
+            self._unpack(in_flight, landing, report, None)
         begin = time.perf_counter()
         landing.finish()
         report.pack_s += time.perf_counter() - begin
         return report
 
-    def _move_chunk(
-        self, chunk: Chunk, state: State, landing: "_Landing", report: ExchangeReport
-    ) -> None:
+    def _pack(
+        self,
+        chunk: Chunk,
+        index: int,
+        state: State,
+        report: ExchangeReport,
+        in_flight: "_Flight | None",
+    ) -> Tensor:
+        """Fill the send buffer of a chunk, while the one before it is on its way."""
         begin = time.perf_counter()
-        send = self._buffer("_send", int(chunk.send_counts.sum()))
-        receive = self._buffer("_receive", int(chunk.recv_counts.sum()))
+        send = self._buffer(f"send{index % 2}", int(chunk.send_counts.sum()))
         for piece, part in _parts(chunk.send_pieces, send):
             gather(state[piece.spec.key].place(piece.place), piece, part)
-        packed = time.perf_counter()
-        self.comm.Alltoallv(
+            if in_flight is not None:
+                in_flight.progress()
+        report.pack_s += time.perf_counter() - begin
+        return send
+
+    def _send_off(
+        self, chunk: Chunk, index: int, send: Tensor, report: ExchangeReport
+    ) -> "_Flight":
+        receive = self._buffer(f"receive{index % 2}", int(chunk.recv_counts.sum()))
+        request = self.comm.Ialltoallv(
             [send.numpy(), (chunk.send_counts, chunk.send_displacements)],
             [receive.numpy(), (chunk.recv_counts, chunk.recv_displacements)],
         )
-        moved = time.perf_counter()
-        for piece, part in _parts(chunk.recv_pieces, receive):
-            scatter(landing.tensor(piece), piece, part)
-        report.pack_s += packed - begin + time.perf_counter() - moved
-        report.transfer_s += moved - packed
         report.bytes_sent += send.numel() * ELEMENT_BYTES
         report.bytes_received += receive.numel() * ELEMENT_BYTES
+        return _Flight(chunk, index, receive, request)
+
+    def _unpack(
+        self,
+        arrived: "_Flight",
+        landing: "_Landing",
+        report: ExchangeReport,
+        in_flight: "_Flight | None",
+    ) -> None:
+        """Empty the receive buffer of a chunk, while the next one is on its way."""
+        begin = time.perf_counter()
+        for piece, part in _parts(arrived.chunk.recv_pieces, arrived.receive):
+            scatter(landing.tensor(piece), piece, part)
+            if in_flight is not None:
+                in_flight.progress()
+        landing.finish_chunk(arrived.index)
+        report.pack_s += time.perf_counter() - begin
 
     def _buffer(self, name: str, elements: int) -> Tensor:
         """A flat buffer kept from exchange to exchange, since fresh pages cost as much as a copy.
@@ -113,14 +146,32 @@ class Exchanger:
         It grows a little beyond what is asked for: counts differ from round to round, and a buffer
         that grew by a few bytes each time would be fresh each time.
         """
-        buffer: Tensor = getattr(self, name)
-        if buffer.numel() < elements:
-            buffer = torch.empty(0)
-            setattr(self, name, buffer)  # the old one goes before the new one is there
-            limit = self.buffer_bytes // (2 * ELEMENT_BYTES)
-            buffer = torch.empty(max(elements, min(elements + elements // 8, limit)))
-            setattr(self, name, buffer)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < elements:
+            self._buffers.pop(name, None)
+            del buffer  # the old one goes before the new one is there
+            buffer = self._buffers[name] = torch.empty(with_slack(elements))
         return buffer[:elements]
+
+
+@dataclass
+class _Flight:
+    """A chunk on its way."""
+
+    chunk: Chunk
+    index: int
+    receive: Tensor
+    request: "MPI.Request"
+
+    def progress(self) -> None:
+        """Let MPI move what it can: without a thread of its own it does so only inside calls."""
+        self.request.Test()
+
+    def wait(self, report: ExchangeReport) -> None:
+        """Wait for all that the chunk brings, and for all that it takes."""
+        begin = time.perf_counter()
+        self.request.Wait()
+        report.transfer_s += time.perf_counter() - begin
 
 
 def _parts(pieces: Iterable[Piece], buffer: Tensor) -> Iterable[tuple[Piece, Tensor]]:

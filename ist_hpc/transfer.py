@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.errors import InputError
 from ist_hpc.geometry import Place, Rectangle, Selection, TensorGeometry, compact, selection_size
 from ist_hpc.placement import Placement, TensorSpec
 
 ELEMENT_BYTES = 4
 """Everything that is exchanged is float32."""
-MPI_COUNT_LIMIT = 2**31 - 1
-"""mpi4py passes counts and displacements as C int to MPI libraries before MPI 4."""
+MOST_ELEMENTS = 2**28
+"""In a buffer, 1 GiB: counts and displacements are C ints before MPI 4, and some libraries count
+bytes in them too. A larger exchange goes in chunks, whatever the buffer limit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +107,8 @@ def plan_exchange(
 ) -> Plan:
     """Plan the exchange of `specs` from `source` to `target` for `rank`. Local.
 
-    `buffer_bytes` bounds the send and the receive buffer together (to within one element a peer).
-    Raises `InputError` if a chunk's buffer would need more elements than MPI can count.
+    `buffer_bytes` bounds all send and receive buffers together (to within one element a peer, and
+    the slack of buffers that are kept).
     """
     chunk_count = _chunk_count(pair_counts(specs, source, target), buffer_bytes)
     sends: list[list[Piece]] = [[] for _ in range(source.ranks)]
@@ -170,18 +170,20 @@ def _positions(selection: Selection, axis: str | None, placement: Placement) -> 
 
 
 def _chunk_count(counts: npt.NDArray[np.int64], buffer_bytes: int) -> int:
+    """Chunks of the exchange with these counts between all pairs; the same on all ranks.
+
+    One, with a send and a receive buffer, if these fit in `buffer_bytes`; else as many as two
+    buffers of either kind need, since one chunk is packed while another is on its way.
+    """
     busiest = int(max(counts.sum(axis=0).max(), counts.sum(axis=1).max()))
-    if busiest == 0:
-        return 0
-    limit = max(1, buffer_bytes // (2 * ELEMENT_BYTES))
-    chunk_count = -(-busiest // limit)
-    if -(-busiest // chunk_count) > MPI_COUNT_LIMIT - counts.size:
-        raise InputError(
-            f"an exchange of {busiest} elements a rank in {chunk_count} chunk(s) does not fit "
-            f"MPI's limit of {MPI_COUNT_LIMIT} elements; lower `exchange.buffer_mib` (got "
-            f"{buffer_bytes // 2**20}, at most 8192 is safe)"
-        )
-    return chunk_count
+    alone = buffer_bytes // (2 * ELEMENT_BYTES)
+    limit = alone if busiest <= alone else buffer_bytes // (4 * ELEMENT_BYTES)
+    return -(-busiest // max(1, min(limit, MOST_ELEMENTS)))
+
+
+def with_slack(elements: int) -> int:
+    """The size of a buffer for `elements` now, and for slightly other counts in later rounds."""
+    return elements + elements // 64
 
 
 def _chunks(
