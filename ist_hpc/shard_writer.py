@@ -4,7 +4,6 @@ Everything goes into a hidden sibling folder that is renamed into place at the v
 reader never sees half a data set, and a failure leaves nothing behind.
 """
 
-import hashlib
 import os
 import shlex
 import shutil
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from ist_hpc import __version__
 from ist_hpc.errors import InputError
+from ist_hpc.files import flush_to_disk, sha256_of
 from ist_hpc.shard_meta import FEATURE_DTYPES, FORMAT_VERSION, META_FILE, SPLITS, Meta, Shard
 
 CHUNK_BYTES = 256 * 1024  # small enough to read few rows, large enough for a parallel file system
@@ -212,10 +212,10 @@ class DatasetWriter:
             shards={split: tuple(self._done[split]) for split in SPLITS if split in self._done},
         )
         (self._partial / META_FILE).write_text(meta.to_json(), encoding="utf-8")
-        _fsync(self._partial / META_FILE)
-        _fsync(self._partial)
+        flush_to_disk(self._partial / META_FILE)
+        flush_to_disk(self._partial)
         self._rename_into_place()
-        _fsync(self._target.parent)
+        flush_to_disk(self._target.parent)
 
     def _rename_into_place(self) -> None:
         check_target(self.path, self._overwrite)  # again: hours may have passed
@@ -291,8 +291,8 @@ class _OpenShard:
         """Close the file, flush it to disk and read it back for its checksum."""
         self._file.flush()
         self._file.close()
-        _fsync(self.path)
-        return Shard(self.path.name, self.rows, self.path.stat().st_size, file_sha256(self.path))
+        flush_to_disk(self.path)
+        return Shard(self.path.name, self.rows, self.path.stat().st_size, sha256_of(self.path))
 
     def abandon(self) -> None:
         """Close the file, whatever state it is in; it is about to be removed."""
@@ -317,17 +317,3 @@ def check_target(path: Path, overwrite: bool) -> None:
     if strangers or not (path / META_FILE).is_file():
         has = f"it holds {min(strangers)}" if strangers else f"it has no {META_FILE}"
         raise InputError(f"{path} is not a data set ({has}), so it is not overwritten")
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,8 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ist_hpc.errors import InputError
+from ist_hpc.files import sha256_of
 from ist_hpc.shard_meta import META_FILE, SPLITS, Meta, Shard, load_meta
-from ist_hpc.shard_writer import DatasetWriter, file_sha256
+from ist_hpc.shard_writer import DatasetWriter
 
 __all__ = ["SPLITS", "Dataset", "DatasetWriter", "Shard"]
 
@@ -113,7 +114,7 @@ class Dataset:
             )
         if checksum:
             with self._reporting(path):
-                found = file_sha256(path)
+                found = sha256_of(path)
             if found != shard.sha256:
                 raise InputError(
                     f"{path}: the SHA-256 {found[:12]}... is not that of {META_FILE}, "
