@@ -25,21 +25,27 @@ def batches(ranks: int, round_index: int):
     return [[batch(r, STEPS * round_index + i) for i in range(steps)] for r in range(ranks)]
 
 
+def rounds(world, algorithm, oracle, lr):
+    """Train every round on the ranks and in the oracle; yields after each."""
+    trained = 0
+    for index in range(ROUNDS):
+        everyone = batches(world.Get_size(), index)
+        algorithm.begin_round(index)
+        for features, labels in everyone[world.Get_rank()]:
+            algorithm.step(features, labels, lr, trained)
+            trained += 1
+        algorithm.end_round()
+        oracle.round(index, everyone, lr)
+        yield index
+
+
 @pytest.mark.parametrize("hidden", [[9], [11, 7], [6, 13, 10]], ids=str)
 @pytest.mark.parametrize("config", RULES.values(), ids=RULES.keys())
 def test_ranks_equal_one_process_that_trains_the_subnets_in_turn(world, hidden, config):
     model = MultiLayerPerceptron(INPUTS, hidden, OUTPUTS)
     algorithm = build(world, model, config, SEED)
     oracle = Oracle(model, world.Get_size(), SEED, config)
-    trained = 0
-    for index in range(ROUNDS):
-        everyone = batches(world.Get_size(), index)
-        algorithm.begin_round(index)
-        for features, labels in everyone[world.Get_rank()]:
-            algorithm.step(features, labels, config.lr, trained)
-            trained += 1
-        algorithm.end_round()
-        oracle.round(index, everyone, config.lr)
+    for index in rounds(world, algorithm, oracle, config.lr):
         if index in (2, 3, ROUNDS - 1):  # visits home in between must not matter
             whole = full(world, algorithm, (*model.specs, *algorithm.slot_specs))
     for spec in model.specs:
@@ -81,15 +87,7 @@ def test_shared_bias_is_averaged_and_the_rest_equals_the_oracle(world, hvd, conf
     model = MultiLayerPerceptron(INPUTS, [9, 7], OUTPUTS, output_norm=False, output_bias=True)
     algorithm = build(world, model, config, SEED, hvd=hvd)
     oracle = Oracle(model, world.Get_size(), SEED, config)
-    trained = 0
-    for index in range(ROUNDS):
-        everyone = batches(world.Get_size(), index)
-        algorithm.begin_round(index)
-        for features, labels in everyone[world.Get_rank()]:
-            algorithm.step(features, labels, config.lr, trained)
-            trained += 1
-        algorithm.end_round()
-        oracle.round(index, everyone, config.lr)
+    for _ in rounds(world, algorithm, oracle, config.lr):
         copies = oracle.shared["out.bias"]
         pairs = [(algorithm.shared["out.bias"], [copy.values for copy in copies])]
         if config.state == "carry":
