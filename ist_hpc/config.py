@@ -55,6 +55,15 @@ class ModelConfig:
         choices=("batch", "none"),
     )
     output_bias: bool = key(False, "a bias on the outputs, averaged over the ranks each round")
+    loss: str = key(
+        "auto",
+        "cross_entropy: one class a row; softmax: label mass spread over a row's labels; bce: "
+        "binary cross-entropy of every label; auto: cross_entropy for classes, softmax for sets",
+        choices=("auto", "cross_entropy", "softmax", "bce"),
+    )
+    label_block: int = key(
+        4096, "labels computed at a time by softmax and bce, which bounds memory", low=1
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +80,11 @@ class TrainConfig:
 class OptimizerConfig:
     """The optimiser of the local steps."""
 
-    kind: str = key("sgd", "the update rule", choices=("sgd", "adam"))
+    kind: str = key(
+        "sgd",
+        "the update rule; rowwise_adagrad keeps one number a neuron of a matrix",
+        choices=("sgd", "adam", "adagrad", "rowwise_adagrad"),
+    )
     lr: float = key(0.01, "learning rate", low=0)
     momentum: float = key(0.0, "momentum of sgd", low=0, high=1)
     betas: tuple[float, float] = key((0.9, 0.999), "decay of adam's moments", low=0, high=0.999999)
@@ -95,6 +108,12 @@ class EvaluateConfig:
         2048, "training rows from which batch-norm statistics are computed", low=2
     )
     batch_rows: int = key(1024, "rows evaluated at a time, on all ranks", low=1)
+    top: list[int] = key([1, 3, 5], "k of P@k, nDCG@k and PSP@k, for sets of labels", low=1)
+    propensity: tuple[float, float] = key(
+        (0.55, 1.5),
+        "A and B of the propensities of PSP@k (Jain et al. 2016); 0.6, 2.6 for Amazon sets",
+        low=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +122,10 @@ class ExchangeConfig:
 
     buffer_mib: int = key(
         256, "bound of all send and receive buffers; more goes in chunks", low=1, high=8192
+    )
+    cuda_aware: bool = key(
+        False,
+        "pass GPU memory to MPI, which must have been built for it; false: through pinned memory",
     )
 
 
@@ -120,6 +143,12 @@ class RuntimeConfig:
     """The processes."""
 
     threads: int = key(0, "threads a rank; 0: OMP_NUM_THREADS, else cores over ranks", low=0)
+    memory_gb: float | None = key(
+        None,
+        "memory of a node for the run, GB (10^9 bytes); null: what the node, its cgroup, ulimit or "
+        "Slurm grants. A run that would need more does not start",
+        above=0,
+    )
     silence_s: float = key(
         600.0, "seconds after which Horovod gives up on a rank it waits for", above=0
     )
@@ -133,7 +162,7 @@ class Config:
     model: ModelConfig = key()
     name: str = key("run", "names the run folder, runs/NAME-TIME")
     seed: int = key(0, "deals, initial weights and data order follow from it", low=0)
-    device: str = key("cpu", "where the ranks compute", choices=("cpu",))
+    device: str = key("cpu", "where the ranks compute", choices=("cpu", "cuda"))
     train: TrainConfig = key(TrainConfig())
     optimizer: OptimizerConfig = key(OptimizerConfig())
     evaluate: EvaluateConfig = key(EvaluateConfig())
@@ -221,11 +250,19 @@ def is_folder_name(name: str) -> bool:
 def _check_together(config: Config, where: Callable[[str], str]) -> None:
     """Rules between keys."""
     train, model, optimizer = config.train, config.model, config.optimizer
+    evaluate = config.evaluate
     if (train.epochs is None) == (train.rounds is None):
         got = "neither" if train.epochs is None else "both"
         raise InputError(
             f"give either `train.epochs` or `train.rounds`, got {got} {where('train')}"
         )
+    if model.loss in ("softmax", "bce") and model.output_norm != "none":
+        raise InputError(
+            f"`model.loss: {model.loss}` is computed in blocks of labels, without batch norm of "
+            f"outputs; set `model.output_norm: none` {where('model.output_norm')}"
+        )
+    if not evaluate.top:
+        raise InputError(f"`evaluate.top` must name at least one k {where('evaluate.top')}")
     if not model.hidden:
         raise InputError(
             f"`model.hidden` must name at least one hidden layer, got [] {where('model.hidden')}"
@@ -258,6 +295,7 @@ def dump(config: Config) -> str:
     """The resolved configuration as YAML that `parse` reads back to an equal one."""
     plain = dataclasses.asdict(config)
     plain["optimizer"]["betas"] = list(config.optimizer.betas)
+    plain["evaluate"]["propensity"] = list(config.evaluate.propensity)
     return yaml.safe_dump(plain, sort_keys=False)
 
 

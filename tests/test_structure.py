@@ -21,6 +21,7 @@ LAYERS = [
         "configtypes",
         "config",
         "cost",
+        "csr",
         "errors",
         "commandline",
         "files",
@@ -43,6 +44,7 @@ LAYERS = [
         "shard_writer",
         "shards",
         "shared",
+        "sparse",
     ],
     # the networks and what is applied to them
     ["metrics", "models", "models.base", "models.mlp", "optimizer"],

@@ -1,0 +1,56 @@
+"""Batches of sparse rows as the networks take them: features with values, or sets of labels."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ist_hpc.csr import Csr
+
+
+@dataclass(frozen=True, eq=False)
+class SparseRows:
+    """A batch of sparse rows, on one device.
+
+    offsets  int64 [rows + 1]: row i has the entries offsets[i] to offsets[i + 1]
+    columns  int64 [entries], ascending in a row
+    values   float32 [entries]; None where every value is one: sets of labels
+    width    columns of the whole matrix
+    """
+
+    offsets: Tensor
+    columns: Tensor
+    values: Tensor | None
+    width: int
+
+    @staticmethod
+    def of(csr: Csr) -> "SparseRows":
+        """The same rows as tensors on the CPU."""
+        values = None if csr.values is None else torch.from_numpy(csr.values)
+        offsets, columns = torch.from_numpy(csr.indptr), torch.from_numpy(csr.indices)
+        return SparseRows(offsets, columns.to(torch.int64), values, csr.columns)
+
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.offsets) - 1
+
+    def to(self, device: torch.device) -> "SparseRows":
+        """The same rows on a device."""
+        values = None if self.values is None else self.values.to(device)
+        return SparseRows(self.offsets.to(device), self.columns.to(device), values, self.width)
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Entries of each row; int64 [rows]."""
+        return self.offsets.diff()
+
+    @cached_property
+    def row_of_entry(self) -> Tensor:
+        """Of each entry its row; int64 [entries]."""
+        rows = torch.arange(len(self), device=self.columns.device)
+        return torch.repeat_interleave(rows, self.counts, output_size=len(self.columns))
+
+
+Rows = Tensor | SparseRows
+"""Features: float32 [rows, width], or sparse. Labels: a class a row, int64 [rows], or sets."""
