@@ -34,6 +34,7 @@ from ist_hpc.checkpoint_read import (
     MAIN_FILE,
     MANIFEST,
     Checkpoint,
+    DataShape,
     OpenCheckpoint,
     Progress,
     log,
@@ -59,8 +60,8 @@ class Contents:
     """What a checkpoint holds; tensors are this rank's home blocks, or shared."""
 
     config: Config
-    features: int
-    classes: Sequence[str]
+    data: DataShape
+    metric: str
     progress: Progress
     specs: Sequence[TensorSpec]
     slot_specs: Sequence[TensorSpec]
@@ -198,11 +199,14 @@ def _write_main_file(path: Path, contents: Contents, blocks: Sequence[_Block], r
                 "format_version": FORMAT_VERSION,
                 "package_version": __version__,
                 "config": configuration.dump(contents.config),
-                "features": contents.features,
-                "classes": json.dumps(list(contents.classes)),
+                "features": contents.data.features,
+                "outputs": contents.data.outputs,
+                "sparse": contents.data.sparse,
+                "metric": contents.metric,
                 **dataclasses.asdict(contents.progress),
             }
         )
+        file.attrs["classes"] = json.dumps(list(contents.data.classes))
     flush_to_disk(path)
 
 
@@ -258,7 +262,7 @@ def _set_aside(damaged: Sequence[tuple[Path, str]]) -> None:
         log.warning("checkpoint passed over, and renamed to %s: %s", aside.name, problem)
 
 
-def check_model(opened: OpenCheckpoint, config: Config, features: int, classes: int) -> None:
+def check_model(opened: OpenCheckpoint, config: Config, data: DataShape) -> None:
     """Raise `InputError` unless the checkpoint is of the configured model, data and optimiser."""
     saved = opened.config
     pairs = [
@@ -270,8 +274,9 @@ def check_model(opened: OpenCheckpoint, config: Config, features: int, classes: 
         ("seed", saved.seed, config.seed),
         ("optimizer.kind", saved.optimizer.kind, config.optimizer.kind),
         ("optimizer.state", saved.optimizer.state, config.optimizer.state),
-        ("features a row", opened.features, features),
-        ("classes", len(opened.classes), classes),
+        ("features a row", opened.data.features, data.features),
+        ("classes", opened.data.outputs, data.outputs),
+        ("sparse rows", opened.data.sparse, data.sparse),
     ]
     for key, was, now in pairs:
         if was != now:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ist_hpc import config as configuration
 from ist_hpc.errors import InputError
 from ist_hpc.files import refuse_vds_prefix, sha256_of
+from ist_hpc.shards import Dataset
 
 FORMAT = "ist_hpc checkpoint"
 FORMAT_VERSION = 1
@@ -38,7 +39,7 @@ class Progress:
     samples      rows trained on by all ranks
     stream_rows  rows each rank has drawn from its stream
     ranks        how many ranks drew them
-    best         the best test accuracy so far, of 1; -1 before the first evaluation
+    best         the best test metric so far, of 1; -1 before the first evaluation
     """
 
     round: int = 0
@@ -47,6 +48,27 @@ class Progress:
     stream_rows: int = 0
     ranks: int = 1
     best: float = -1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataShape:
+    """What of a data set a model depends on.
+
+    features  numbers a row
+    outputs   classes, or labels
+    sparse    rows are sparse, and labels are sets
+    classes   names of the classes; none if they have none
+    """
+
+    features: int
+    outputs: int
+    sparse: bool
+    classes: tuple[str, ...]
+
+    @staticmethod
+    def of(dataset: Dataset) -> "DataShape":
+        """That of a data set."""
+        return DataShape(dataset.features, dataset.outputs, dataset.sparse, dataset.classes)
 
 
 def round_folder(checkpoints: Path, round_index: int) -> Path:
@@ -148,8 +170,14 @@ class OpenCheckpoint:
             for name in ("round", "steps", "samples", "stream_rows", "ranks"):
                 setattr(self.progress, name, int(attributes[name]))
             self.config = configuration.parse(str(attributes["config"]), f"{path} (config)")
-            self.features = int(attributes["features"])
-            self.classes = tuple(str(name) for name in json.loads(attributes["classes"]))
+            self.metric = str(attributes.get("metric", "accuracy"))
+            classes = tuple(str(name) for name in json.loads(attributes["classes"]))
+            self.data = DataShape(
+                features=int(attributes["features"]),
+                outputs=int(attributes.get("outputs", len(classes))),
+                sparse=bool(attributes.get("sparse", False)),
+                classes=classes,
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: attribute {error} is missing or not usable") from None
 

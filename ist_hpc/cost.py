@@ -16,13 +16,24 @@ import numpy.typing as npt
 from ist_hpc.placement import Placement, TensorSpec, at_round, block_bounds, home
 from ist_hpc.transfer import ELEMENT_BYTES, Plan, pair_counts, plan_exchange, with_slack
 
-UPDATE_SCRATCH: Mapping[str, tuple[int, int]] = {"sgd": (0, 0), "adam": (8, 20)}
-"""Temporary bytes an element of the weight that is being updated, by kind of optimiser.
+UPDATE_SLAB_ELEMENTS = 1 << 20
+"""Elements of a weight that the optimiser updates at a time, at least a row."""
+UPDATE_SCRATCH: Mapping[str, tuple[int, int]] = {
+    "sgd": (0, 0),
+    "adam": (8, 20),
+    "adagrad": (4, 4),
+    "rowwise_adagrad": (0, 0),
+}
+"""Temporary bytes an element of the slab that is being updated, by kind of optimiser.
 
 (where one count of updates serves the tensor, where every element has its own). Adam makes a root
 and a quotient; with counts of their own also an index (int64) and the factors looked up by it.
 """
 
+HOME_ENTRIES_AT_ONCE = 1 << 15
+"""Entries of sparse rows that enter a home block at a time: its columns are gathered for them."""
+_SPARSE_WORDS = 14  # a step's batch: entries, their order by feature, and indices on the way
+_BLOCKS_OF_TOP = 4  # logits of a block of labels, and what finding the largest makes of them
 _GATHER_BYTES = 8 << 20  # of the activations that an evaluation gathers, at a time
 
 
@@ -35,9 +46,12 @@ class Job:
     axes             size of each axis
     shared_elements, shared_slot_elements
                      elements of the weights without an axis, and of their slots
-    replica_slots    slots a weight has where it is not dealt out: data parallel and local SGD
+    replica_slot_elements
+                     of all slots where weights are not dealt out: data parallel and local SGD
     scratch          see `UPDATE_SCRATCH`
     batch_size       rows a rank trains on in one step
+    row_entries      non-zeros of a sparse row, on average; None for dense rows
+    label_block      labels computed at a time; None: all
     calibration_rows, evaluation_rows
                      rows through the full network at a time, on every rank
     window_bytes     bound of the rows that are kept for shuffling
@@ -52,9 +66,11 @@ class Job:
     carry: bool = True
     shared_elements: int = 0
     shared_slot_elements: int = 0
-    replica_slots: int = 0
+    replica_slot_elements: int = 0
     scratch: tuple[int, int] = (0, 0)
     batch_size: int = 128
+    row_entries: float | None = None
+    label_block: int | None = None
     local_steps: int = 20
     calibration_rows: int = 2048
     evaluation_rows: int = 1024
@@ -65,6 +81,19 @@ class Job:
     def exchanged(self) -> tuple[TensorSpec, ...]:
         """What every round exchanges: the weights, and the slots if they are carried."""
         return (*self.weights, *(self.slots if self.carry else ()))
+
+    @property
+    def dense_weights(self) -> tuple[TensorSpec, ...]:
+        """Those whose gradient is a whole tensor: all but the first matrix under sparse rows."""
+        if self.row_entries is None:
+            return self.weights
+        first = matrices(self.weights)[0]
+        return tuple(spec for spec in self.weights if spec is not first)
+
+    def occurring(self, rows: int) -> int:
+        """Inputs that occur in so many sparse rows, at most; all of them for dense rows."""
+        inputs = matrices(self.weights)[0].columns
+        return inputs if self.row_entries is None else min(inputs, round(rows * self.row_entries))
 
     @property
     def weight_elements(self) -> int:
@@ -171,18 +200,28 @@ def local_sgd_bytes(job: Job) -> float:
 # Operations.
 
 
-def step_flops(specs: Iterable[TensorSpec], batch_size: int, ranks: int, rank: int = 0) -> int:
+def step_flops(
+    specs: Iterable[TensorSpec],
+    batch_size: int,
+    ranks: int,
+    rank: int = 0,
+    row_entries: float | None = None,
+) -> int:
     """Floating-point operations of one step of one rank: those of its matrix products.
 
     Two a multiply-add, for the output, the gradient of the weight and the gradient of the input;
     a matrix that the data enter (no dealt input) has no use for the last one. Element-wise work,
-    such as batch norm and the optimiser's, is not counted. `ranks` is 1 for a whole model.
+    such as batch norm and the optimiser's, is not counted. With `row_entries` non-zeros a row, on
+    average, the first matrix is multiplied with these only. `ranks` is 1 for a whole model.
     """
-    total = 0
-    for spec in matrices(specs):
+    total = 0.0
+    for index, spec in enumerate(matrices(specs)):
         products = 2 if spec.column_axis is None else 3
-        total += 2 * products * batch_size * _product(spec.subnet_shape(rank, ranks))
-    return total
+        size: float = _product(spec.subnet_shape(rank, ranks))
+        if index == 0 and row_entries is not None:
+            size *= row_entries / spec.columns
+        total += 2 * products * batch_size * size
+    return round(total)
 
 
 def _product(shape: Sequence[int]) -> int:
@@ -242,9 +281,9 @@ def subnet_memory(job: Job) -> Memory:
     phases = {
         "training": {
             "slots": slots,
-            "gradient": _subnet_bytes(job.weights, job.ranks) + shared,
+            "gradient": _gradient_bytes(job, job.ranks) + shared,
             "update": _update_scratch(job, job.ranks),
-            "activations": step_activations(job.weights, job.batch_size, job.ranks),
+            "activations": step_activations(job, job.ranks),
         },
         "exchange": {"slots": slots if job.carry else 0, "doubled": next_round.doubled},
         "evaluation": {
@@ -261,36 +300,50 @@ def subnet_memory(job: Job) -> Memory:
     return Memory({name: kept | items for name, items in phases.items()})
 
 
-def replica_memory(job: Job) -> Memory:
+def replica_memory(job: Job, averages_gradient: bool) -> Memory:
     """Memory of a rank that holds the whole model, in a step: data parallel and local SGD.
 
-    Without Horovod's fusion buffer, and without an evaluation, which adds activations.
+    Data parallel training averages the gradient, for which it is a whole tensor even under sparse
+    rows. Without Horovod's fusion buffer, and without an evaluation, which adds activations.
     """
     whole = job.weight_elements * ELEMENT_BYTES
     step = {
         "weights": whole,
         **_rows_kept(job),
-        "slots": job.replica_slots * whole,
-        "gradient": whole,
+        "slots": job.replica_slot_elements * ELEMENT_BYTES,
+        "gradient": whole if averages_gradient else _gradient_bytes(job, ranks=1),
         "update": _update_scratch(job, ranks=1),
-        "activations": step_activations(job.weights, job.batch_size, ranks=1),
+        "activations": step_activations(job, ranks=1),
     }
     return Memory({"training": step})
 
 
-def step_activations(specs: Iterable[TensorSpec], batch_size: int, ranks: int) -> int:
+def _gradient_bytes(job: Job, ranks: int) -> int:
+    """Of a step: whole tensors, and of the first matrix under sparse rows what occurs."""
+    dense = _subnet_bytes(job.dense_weights, ranks)
+    if job.row_entries is None:
+        return dense
+    units, _ = _logical_subnet(matrices(job.weights)[0], ranks)
+    return dense + job.occurring(job.batch_size) * units * ELEMENT_BYTES
+
+
+def step_activations(job: Job, ranks: int) -> int:
     """Estimated bytes of the activations of one step of rank 0 (`ranks` 1: of the whole model).
 
     The batch; two of every layer's width, before and after its norm, and one more of the output
-    for its softmax; two of the widest layer while gradients pass through it.
+    for its softmax; two of the widest layer while gradients pass through it. With labels in blocks,
+    of the output two blocks.
     """
-    layers = matrices(specs)
+    layers = matrices(job.weights)
     shapes = [_logical_subnet(spec, ranks) for spec in layers]
     if not shapes:
         return 0
     widths = [rows for rows, _ in shapes]
-    across = shapes[0][1] + 2 * sum(widths) + widths[-1] + 2 * max(widths)
-    return batch_size * across * ELEMENT_BYTES
+    entering: float = shapes[0][1] if job.row_entries is None else _SPARSE_WORDS * job.row_entries
+    outputs = widths.pop() if job.label_block is not None else 0
+    across = entering + 2 * sum(widths) + 2 * max(widths, default=0)
+    across += widths[-1] if job.label_block is None else 2 * min(job.label_block, outputs)
+    return round(job.batch_size * across * ELEMENT_BYTES)
 
 
 def full_activations(job: Job) -> int:
@@ -298,26 +351,43 @@ def full_activations(job: Job) -> int:
 
     Layer by layer: what came in, and either this rank's outputs before and after their norm or
     its outputs and those of all ranks, with the rows that are being gathered. The larger of the
-    calibration (whose input is counted as kept rows) and of a batch of the evaluation.
+    calibration (whose input is counted as kept rows) and of a batch of the evaluation. Of labels in
+    blocks, some blocks of logits.
     """
     layers = matrices(job.weights)
     peak = 0
     for index, spec in enumerate(layers):
-        came_in = spec.columns if index else 0
-        calibrating = _layer_bytes(spec, job.calibration_rows, came_in, job.ranks)
-        came_in += layers[0].columns
-        evaluating = _layer_bytes(spec, job.evaluation_rows, came_in, job.ranks)
-        peak = max(peak, calibrating, evaluating)
+        blocked = job.label_block is not None and index == len(layers) - 1
+        for rows, kept in ((job.calibration_rows, True), (job.evaluation_rows, False)):
+            came_in = rows * spec.columns * ELEMENT_BYTES if index else 0
+            came_in += 0 if kept else _rows_bytes(job, rows)
+            if blocked and job.label_block is not None:
+                own = int(block_bounds(spec.rows, job.ranks)[1])
+                at_once = min(job.label_block, own)
+                here = 0 if kept else _BLOCKS_OF_TOP * rows * at_once * ELEMENT_BYTES
+            else:
+                here = _layer_bytes(spec, rows, job.ranks)
+            if index == 0 and job.row_entries is not None:
+                own = int(block_bounds(spec.rows, job.ranks)[1])
+                columns = min(job.occurring(rows), HOME_ENTRIES_AT_ONCE)
+                here += 2 * columns * own * ELEMENT_BYTES
+            peak = max(peak, came_in + here)
     return peak
 
 
-def _layer_bytes(spec: TensorSpec, rows: int, came_in: int, ranks: int) -> int:
-    """Bytes of so many rows through one layer of the full network, with `came_in` numbers each."""
+def _rows_bytes(job: Job, rows: int) -> int:
+    """Bytes of so many rows as a network takes them."""
+    words = matrices(job.weights)[0].columns if job.row_entries is None else 3 * job.row_entries
+    return round(rows * words * ELEMENT_BYTES)
+
+
+def _layer_bytes(spec: TensorSpec, rows: int, ranks: int) -> int:
+    """Bytes of so many rows through one layer of the full network, beside what came in."""
     own = int(block_bounds(spec.rows, ranks)[1])
     norming = rows * 2 * own * ELEMENT_BYTES
     gathering = rows * (own + spec.rows) * ELEMENT_BYTES
     gathering += min(rows * spec.rows * ELEMENT_BYTES, _GATHER_BYTES)
-    return rows * came_in * ELEMENT_BYTES + max(norming, gathering if ranks > 1 else 0)
+    return max(norming, gathering if ranks > 1 else 0)
 
 
 @dataclass(frozen=True)
@@ -399,19 +469,26 @@ def _slot_bytes(job: Job) -> int:
 
 
 def _update_scratch(job: Job, ranks: int) -> int:
+    """Temporaries of the largest update, made slab by slab; of sparse rows all that occur at once.
+
+    There the rows of the weight and of its slots are gathered, too.
+    """
     one, two = job.scratch
-    per_tensor = (
-        _product(spec.subnet_shape(0, ranks)) * (two if spec.has_two_axes and ranks > 1 else one)
-        for spec in job.weights
-    )
-    return max(per_tensor, default=0)
+    most = 0
+    for spec in job.dense_weights:
+        shape = spec.subnet_shape(0, ranks)
+        slab = min(_product(shape), max(UPDATE_SLAB_ELEMENTS, _product(shape[1:])))
+        most = max(most, slab * (two if spec.has_two_axes and ranks > 1 else one))
+    if job.row_entries is not None:
+        first = matrices(job.weights)[0]
+        slots = sum(1 for slot in job.slots if slot.shape == first.shape)
+        units, _ = _logical_subnet(first, ranks)
+        gathered = (1 + slots) * ELEMENT_BYTES + one
+        most = max(most, job.occurring(job.batch_size) * units * gathered)
+    return most
 
 
 def _rows_kept(job: Job) -> dict[str, int]:
     """Rows that stay in memory: those for calibration, from the first visit on, and the window."""
-    layers = matrices(job.weights)
-    inputs = layers[0].columns if layers else 0
-    return {
-        "calibration": job.calibration_rows * inputs * ELEMENT_BYTES,
-        "window": job.window_bytes,
-    }
+    calibration = _rows_bytes(job, job.calibration_rows) if matrices(job.weights) else 0
+    return {"calibration": calibration, "window": job.window_bytes}

@@ -4,8 +4,8 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ist_hpc.checkpoint_read import Checkpoint, OpenCheckpoint
+    from ist_hpc.config import EvaluateConfig
     from ist_hpc.evaluation import HomeNetwork
     from ist_hpc.shards import Dataset
 
 _PROGRAM = "python -m ist_hpc.evaluate"
 _DESCRIPTION = """\
-Evaluate a checkpoint on a data set and print rows, accuracy and loss. Any number of ranks will do,
-whatever number trained it: each holds its part of the network. The batch-norm statistics are those
-that the checkpoint has, so a prediction depends on its own row only.
+Evaluate a checkpoint on a data set and print rows and metrics: accuracy and loss for classes; P@k,
+nDCG@k and PSP@k for sets of labels. Any number of ranks will do, whatever number trained it: each
+holds its part of the network. The batch-norm statistics are those that the checkpoint has, so a
+prediction depends on its own row only.
 """
 _EPILOG = f"""\
 CKPT is a checkpoint's folder, the checkpoint.h5 in it, or a run's folder (its newest checkpoint).
@@ -36,8 +38,10 @@ examples:
   mpirun -np 4 {_PROGRAM} runs/a --data data/speech --predictions out.h5
   srun --mpi=pmix {_PROGRAM} runs/a --data /scratch/mine --split train
 
-FILE of --predictions is HDF5: `logits` [rows, classes] float32, `labels` and `predicted` [rows]
-int64, in the order of the data set's rows, with the checkpoint and data named in its attributes.
+FILE of --predictions is HDF5, in the order of the data set's rows, with the checkpoint and data
+named in its attributes. For classes: `logits` [rows, classes] float32, `labels` and `predicted`
+[rows] int64. For sets of labels: `predicted` [rows, k] int64, best first, and their `logits`
+[rows, k] float32; -1 and -inf where there are fewer labels than k. k is the largest of --top.
 exit code 2, and one line that says what, for files that are damaged or do not fit each other.
 """
 
@@ -71,6 +75,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="rows evaluated at a time; default: `evaluate.batch_rows` of the checkpoint",
     )
     parser.add_argument(
+        "--top",
+        type=_count,
+        nargs="+",
+        metavar="K",
+        help="k of P@k and the others; default: `evaluate.top` of the checkpoint",
+    )
+    parser.add_argument(
         "--assign",
         choices=("rows", "files"),
         default="rows",
@@ -99,6 +110,7 @@ def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
     """Check everything, then evaluate and print. Collective."""
     from ist_hpc import checkpoint
     from ist_hpc.checkpoint_read import resolve
+    from ist_hpc.progress import spoken
 
     comm, target = runtime.comm, arguments.predictions
     if target:
@@ -111,8 +123,8 @@ def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
         print(f"checkpoint:  {saved.folder}")
         print(f"data:        {arguments.data}, {arguments.split}")
         print(f"rows:        {loaded.dataset.rows(arguments.split)}")
-        print(f"accuracy:    {result['accuracy']:.4f}")
-        print(f"loss:        {result['loss']:.4f}")
+        for metric, value in result.items():
+            print(f"{f'{spoken(metric)}:':12} {value:.4f}")
         if target:
             print(f"predictions: {target}")
     return 0
@@ -127,7 +139,7 @@ class _Loaded:
 
     dataset: "Dataset"
     network: "HomeNetwork"
-    batch_rows: int
+    evaluate: "EvaluateConfig"
     attributes: dict[str, Any]
 
 
@@ -140,12 +152,17 @@ def _load(runtime: Runtime, arguments: argparse.Namespace, saved: "Checkpoint") 
     dataset = Dataset.open(arguments.data)
     with saved.opened() as opened:
         _check_fit(dataset, arguments.split, opened)
-        model = models.build(opened.config.model, opened.features, len(opened.classes))
+        data = opened.data
+        model = models.build(opened.config.model, data.features, data.outputs, data.sparse)
         restored = checkpoint.restore(opened, model, (), (), runtime.rank, runtime.ranks)
     weights = {spec.key: restored.state[spec.key].place("home") for spec in model.specs}
     network = HomeNetwork(runtime.comm, model, weights | restored.shared, restored.statistics)
-    batch_rows = arguments.batch_rows or opened.config.evaluate.batch_rows
-    return _Loaded(dataset, network, batch_rows, _attributes(arguments, saved, opened))
+    evaluate = replace(
+        opened.config.evaluate,
+        batch_rows=arguments.batch_rows or opened.config.evaluate.batch_rows,
+        top=arguments.top or opened.config.evaluate.top,
+    )
+    return _Loaded(dataset, network, evaluate, _attributes(arguments, saved, opened))
 
 
 def _check_fit(dataset: "Dataset", split: str, opened: "OpenCheckpoint") -> None:
@@ -153,15 +170,23 @@ def _check_fit(dataset: "Dataset", split: str, opened: "OpenCheckpoint") -> None
     if dataset.rows(split) == 0:
         raise InputError(f"{dataset.path}: the {split} split has no rows")
     for what, found, wanted in (
-        ("features a row", dataset.features, opened.features),
-        ("classes", len(dataset.classes), len(opened.classes)),
+        ("features a row", dataset.features, opened.data.features),
+        ("classes", dataset.outputs, opened.data.outputs),
     ):
         if found != wanted:
             raise InputError(
                 f"{dataset.path} has {found} {what}, the model of {opened.path.parent} has "
                 f"{wanted}; give the --data that it was trained for"
             )
-    for label, (name, expected) in enumerate(zip(dataset.classes, opened.classes, strict=True)):
+    if dataset.sparse != opened.data.sparse:
+        raise InputError(
+            f"{dataset.path} is {dataset.kind}, the model of {opened.path.parent} is for "
+            f"{'sparse' if opened.data.sparse else 'dense'} data; give the --data that it was "
+            "trained for"
+        )
+    # One of them may have no names.
+    named = zip(dataset.classes, opened.data.classes, strict=False)
+    for label, (name, expected) in enumerate(named):
         if name != expected:
             raise InputError(
                 f"{dataset.path}: class {label} is {name!r}, in {opened.path.parent} it is "
@@ -200,26 +225,43 @@ def _attributes(
 
 def _predict(runtime: Runtime, arguments: argparse.Namespace, loaded: _Loaded) -> dict[str, float]:
     """Evaluate the split, a batch at a time, and write what rank 0 is asked to. Collective."""
-    from ist_hpc.metrics import ClassificationMetrics
+    from ist_hpc.evaluation import metrics_for
     from ist_hpc.rows import CommonRows
 
-    comm, network = runtime.comm, loaded.network
-    rows = CommonRows(comm, loaded.dataset, arguments.split, arguments.assign)
-    metrics = ClassificationMetrics()
+    comm, dataset = runtime.comm, loaded.dataset
+    rows = CommonRows(comm, dataset, arguments.split, arguments.assign)
+    metrics = metrics_for(dataset, loaded.evaluate)
     with contextlib.ExitStack() as stack:
         writer = None
         if arguments.predictions and runtime.rank == 0:
-            shape = (rows.rows, network.model.outputs)
-            writer = _Predictions(arguments.predictions, shape, loaded.attributes)
+            columns = _columns(dataset, loaded.evaluate)
+            writer = _Predictions(arguments.predictions, rows.rows, columns, loaded.attributes)
             stack.enter_context(writer)
         together(comm, lambda: writer.begin() if writer else None)
-        for indices, logits, labels in network.predict(rows, loaded.batch_rows):
-            metrics.add(logits, labels)
+        for start, batch in loaded.network.predict(rows, loaded.evaluate.batch_rows, metrics):
             if writer:
-                writer.add(int(indices[0]), logits, labels)
+                writer.add(start, batch)
         result = metrics.result()
         together(comm, lambda: writer.finish(result) if writer else None)
     return result
+
+
+_Column = tuple[str, tuple[int, ...], str, str]
+"""Name, shape of a row, type and meaning of a dataset of predictions."""
+
+
+def _columns(dataset: "Dataset", evaluate: "EvaluateConfig") -> list[_Column]:
+    if dataset.sparse:
+        k = (max(evaluate.top),)
+        return [
+            ("predicted", k, "i8", "labels with the largest outputs, best first; -1: none"),
+            ("logits", k, "f4", "their outputs; -inf: none"),
+        ]
+    return [
+        ("logits", (dataset.outputs,), "f4", "outputs of the network, before softmax"),
+        ("labels", (), "i8", "classes as the data set has them"),
+        ("predicted", (), "i8", "class of the largest output"),
+    ]
 
 
 class _Predictions:
@@ -228,8 +270,11 @@ class _Predictions:
     Methods raise `InputError` where the file cannot be written.
     """
 
-    def __init__(self, target: Path, shape: tuple[int, int], attributes: dict[str, Any]) -> None:
-        self._target, self._shape, self._attributes = target, shape, attributes
+    def __init__(
+        self, target: Path, rows: int, columns: Sequence[_Column], attributes: dict[str, Any]
+    ) -> None:
+        self._target, self._rows, self._columns = target, rows, columns
+        self._attributes = attributes
         self._beside = target.with_name(f".{target.name}.partial")
         self._file: h5py.File | None = None
 
@@ -244,31 +289,26 @@ class _Predictions:
     def begin(self) -> None:
         """Make the file, with nothing in it."""
         import h5py
+        import numpy as np
 
-        rows, classes = self._shape
         with self._reporting():
             self._file = h5py.File(self._beside, "w", libver=("v110", "v110"))
             self._file.attrs.update(self._attributes)
-            for name, shape, kind, about in (
-                ("logits", self._shape, "f4", "outputs of the network, before softmax"),
-                ("labels", (rows,), "i8", "classes as the data set has them"),
-                ("predicted", (rows,), "i8", "class of the largest output"),
-            ):
-                row_bytes = 4 * classes if name == "logits" else 8
-                chunk = (min(rows, max(1, _CHUNK_BYTES // row_bytes)), *shape[1:])
+            for name, shape, kind, about in self._columns:
+                row_bytes = np.dtype(kind).itemsize * max(1, int(np.prod(shape)))
+                chunk = (min(self._rows, max(1, _CHUNK_BYTES // row_bytes)), *shape)
                 dataset = self._file.create_dataset(
-                    name, shape, kind, chunks=chunk, fletcher32=True
+                    name, (self._rows, *shape), kind, chunks=chunk, fletcher32=True
                 )
                 dataset.attrs["about"] = about
 
-    def add(self, start: int, logits: "Tensor", labels: "Tensor") -> None:
-        """Write the rows from `start` on: logits float32 [n, classes], labels int64 [n]."""
+    def add(self, start: int, batch: "Mapping[str, Tensor]") -> None:
+        """Write the rows from `start` on: a tensor for each column."""
         assert self._file is not None
-        place = slice(start, start + len(labels))
         with self._reporting():
-            self._file["logits"][place] = logits.numpy()
-            self._file["labels"][place] = labels.numpy()
-            self._file["predicted"][place] = logits.argmax(dim=1).numpy()
+            for name, *_ in self._columns:
+                values = batch[name]
+                self._file[name][start : start + len(values)] = values.numpy()
 
     def finish(self, result: dict[str, float]) -> None:
         """Add the metrics, flush to disk and give the file its name."""

@@ -1,7 +1,8 @@
 """The full network, evaluated without any rank holding it.
 
 Each rank computes its home block of every layer's outputs for the same rows, and the ranks gather
-the activations (rows x width, small beside the weights). Batch-norm statistics come from
+the activations (rows x width, small beside the weights). Of many labels each rank keeps the best of
+its own, and only those are gathered. Batch-norm statistics come from
 calibration rows of the training data with the full network, layer by layer (paper, section 5), and
 never from the rows that are evaluated.
 """
@@ -10,19 +11,37 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ist_hpc.config import EvaluateConfig
 from ist_hpc.metrics import ClassificationMetrics
 from ist_hpc.models.base import Model, Statistics
 from ist_hpc.placement import block_bounds
+from ist_hpc.ranking import RankingMetrics, TopLabels, inverse_propensities, merge_top
 from ist_hpc.rows import CommonRows
+from ist_hpc.shards import Dataset
+from ist_hpc.sparse import Rows, SparseRows
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 _GATHER_BYTES = 1 << 23
+
+Metrics = ClassificationMetrics | RankingMetrics
+
+
+def metrics_for(dataset: Dataset, config: EvaluateConfig) -> Metrics:
+    """Empty metrics for the labels that the data have: accuracy, or rankings of label sets.
+
+    Propensity-scored ones where the data say how often each label occurs in training rows.
+    """
+    if not dataset.sparse:
+        return ClassificationMetrics()
+    counts, inverse = dataset.label_counts(), None
+    if counts is not None and "train" in dataset.shards:
+        inverse = inverse_propensities(counts, dataset.rows("train"), *config.propensity)
+    return RankingMetrics(config.top, inverse)
 
 
 class HomeNetwork:
@@ -41,30 +60,90 @@ class HomeNetwork:
     ) -> None:
         self.comm, self.model, self.weights = comm, model, weights
         self.statistics: Statistics = dict(statistics or {})
+        bounds = block_bounds(model.outputs, comm.Get_size())
+        rank = comm.Get_rank()
+        self._home_start, self._home_stop = int(bounds[rank]), int(bounds[rank + 1])
 
     @torch.no_grad()
-    def calibrate(self, features: Tensor) -> None:
+    def calibrate(self, features: Rows) -> None:
         """Compute the statistics from rows that are the same on all ranks. Collective."""
-        self.model.full_outputs(self.weights, self.statistics, features, self._gather, True)
+        hidden = self._hidden(features, calibrate=True)
+        if self.model.norms_outputs:
+            self._own_outputs(hidden, self._all_own(), calibrate=True)
 
     @torch.no_grad()
-    def outputs(self, features: Tensor) -> Tensor:
+    def outputs(self, features: Rows) -> Tensor:
         """Outputs for rows that are the same on all ranks; float32 [rows, outputs]. Collective."""
-        return self.model.full_outputs(self.weights, self.statistics, features, self._gather, False)
+        own = self._own_outputs(self._hidden(features), self._all_own())
+        return self._gather(own, self.model.outputs)
+
+    @torch.no_grad()
+    def top(self, features: Rows, k: int) -> tuple[Tensor, Tensor]:
+        """The `k` largest outputs of each row, best first, the smaller index first where equal.
+
+        Returns (values float32, indices int64), each [rows, k]. Collective.
+        """
+        hidden = self._hidden(features)
+        best, own = TopLabels(len(hidden), k), self._all_own()
+        step = self.model.label_block or max(1, self.model.outputs)
+        for start in range(own.start, own.stop, step):
+            part = slice(start, min(start + step, own.stop))
+            best.add(self._own_outputs(hidden, part), self._home_start + start)
+        values, indices = best.result()
+        if self.comm.Get_size() == 1:
+            return values, indices
+        return merge_top(self._side_by_side(values), self._side_by_side(indices), k)
 
     def predict(
-        self, rows: CommonRows, batch_rows: int
-    ) -> Iterator[tuple[npt.NDArray[np.int64], Tensor, Tensor]]:
-        """(rows, outputs, labels) of a whole split, a batch at a time. Collective."""
-        for indices, (features, labels) in rows.batches(batch_rows):
-            yield indices, self.outputs(features), labels
+        self, rows: CommonRows, batch_rows: int, metrics: Metrics
+    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """(first row, predictions) of a whole split, a batch at a time. Collective.
 
-    def evaluate(self, rows: CommonRows, batch_rows: int) -> dict[str, float]:
+        Predictions are `logits`, `predicted` and, for classes, `labels`; they are added to
+        `metrics`. For sets of labels the first two are [rows, k], with the largest k of the metrics.
+        """
+        for indices, (features, labels) in rows.batches(batch_rows):
+            if isinstance(metrics, RankingMetrics):
+                assert isinstance(labels, SparseRows)
+                values, predicted = self.top(features, max(metrics.top))
+                metrics.add(predicted, labels)
+                yield int(indices[0]), {"logits": values, "predicted": predicted}
+            else:
+                assert isinstance(labels, Tensor)
+                logits = self.outputs(features)
+                metrics.add(logits, labels)
+                predicted = logits.argmax(dim=1)
+                yield (
+                    int(indices[0]),
+                    {"logits": logits, "labels": labels, "predicted": predicted},
+                )
+
+    def evaluate(self, rows: CommonRows, batch_rows: int, metrics: Metrics) -> dict[str, float]:
         """The metrics of a whole split; the same on all ranks. Collective."""
-        metrics = ClassificationMetrics()
-        for _, outputs, labels in self.predict(rows, batch_rows):
-            metrics.add(outputs, labels)
+        for _ in self.predict(rows, batch_rows, metrics):
+            pass
         return metrics.result()
+
+    def _all_own(self) -> slice:
+        """This rank's home block of the outputs, all of it."""
+        return slice(0, self._home_stop - self._home_start)
+
+    def _hidden(self, features: Rows, calibrate: bool = False) -> Tensor:
+        return self.model.full_hidden(
+            self.weights, self.statistics, features, self._gather, calibrate
+        )
+
+    def _own_outputs(self, hidden: Tensor, outputs: slice, calibrate: bool = False) -> Tensor:
+        return self.model.own_outputs(
+            self.weights, self.statistics, hidden, outputs, self._home_start, calibrate
+        )
+
+    def _side_by_side(self, own: Tensor) -> Tensor:
+        """[rows, k] of every rank as [rows, ranks x k]. Collective."""
+        ranks = self.comm.Get_size()
+        gathered = torch.empty(ranks, *own.shape, dtype=own.dtype)
+        self.comm.Allgather(own.contiguous().numpy(), gathered.numpy())
+        return gathered.transpose(0, 1).reshape(len(own), -1)
 
     def _gather(self, own: Tensor, width: int) -> Tensor:
         """All columns from each rank's block of columns; [rows, width]. Collective."""

@@ -5,21 +5,26 @@ PyTorch loop. What is added is state that travels: a slot is a partitioned tenso
 Adam needs to know how often an element was updated. Elements of an input or output layer are
 trained in every round, so one number serves a whole tensor; an element of a middle layer is trained
 only in the rounds that deal its row and its column to one rank, so there the count is a slot.
+
+Where a step uses few rows of a weight (sparse input), only these and their slots are touched, as in
+`torch.optim.SparseAdam`: a row that does not occur keeps its momentum and its moments, and the step
+count is still the weight's.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ist_hpc.config import OptimizerConfig
-from ist_hpc.models.base import SharedSpec
+from ist_hpc.cost import UPDATE_SLAB_ELEMENTS
+from ist_hpc.models.base import RowGradient, SharedSpec
 from ist_hpc.placement import TensorSpec
 
 Slots = dict[str, Tensor]
-"""The slots of one weight on this rank, by slot name, in the shape of the weight."""
+"""The slots of one weight on this rank, by slot name, in a shape that broadcasts to the weight."""
 
 
 class Optimizer(ABC):
@@ -36,16 +41,48 @@ class Optimizer(ABC):
     def slot_names(self, has_two_axes: bool) -> tuple[str, ...]:
         """Names of the slots of a weight."""
 
+    def slot_spec(self, slot: str, spec: TensorSpec) -> TensorSpec:
+        """A slot of a weight as a partitioned tensor, keyed `slot/weight`."""
+        return replace(spec, key=slot_key(slot, spec.key))
+
     @abstractmethod
     def update(
         self, weight: Tensor, gradient: Tensor, slots: Slots, lr: float, trained: int
     ) -> None:
-        """One step of one weight, in place."""
+        """One step of a weight, or of part of its rows, in place."""
+
+    def step(
+        self,
+        weight: Tensor,
+        gradient: Tensor | RowGradient,
+        slots: Slots,
+        lr: float,
+        trained: int,
+    ) -> None:
+        """One step of one weight, in place; slab by slab, so that temporaries stay small."""
+        if isinstance(gradient, RowGradient):
+            self._step_rows(weight, gradient, slots, lr, trained)
+            return
+        for rows in _slabs(weight):
+            of_rows = {name: slot[rows] for name, slot in slots.items()}
+            self.update(weight[rows], gradient[rows], of_rows, lr, trained)
+
+    def _step_rows(
+        self, weight: Tensor, gradient: RowGradient, slots: Slots, lr: float, trained: int
+    ) -> None:
+        rows = gradient.rows
+        whole = {name: slot for name, slot in slots.items() if len(slot) == len(weight)}
+        gathered = {name: slot.index_select(0, rows) for name, slot in whole.items()}
+        updated = weight.index_select(0, rows)
+        self.update(updated, gradient.values, slots | gathered, lr, trained)
+        weight.index_copy_(0, rows, updated)
+        for name, slot in whole.items():
+            slot.index_copy_(0, rows, gathered[name])
 
     def slot_specs(self, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-        """The slots of all weights as partitioned tensors, keyed `slot/weight`."""
+        """The slots of all weights as partitioned tensors."""
         return tuple(
-            replace(spec, key=slot_key(slot, spec.key))
+            self.slot_spec(slot, spec)
             for spec in specs
             for slot in self.slot_names(spec.has_two_axes)
         )
@@ -62,6 +99,29 @@ class Optimizer(ABC):
 def slot_key(slot: str, weight_key: str) -> str:
     """The key of a slot of a weight."""
     return f"{slot}/{weight_key}"
+
+
+def as_broadcast(slot: Tensor, slot_spec: TensorSpec, spec: TensorSpec) -> Tensor:
+    """A slot as stored, viewed so that it broadcasts to its weight as stored.
+
+    A slot with one value a unit has one dimension, which becomes that of the unit.
+    """
+    if len(slot_spec.shape) == len(spec.shape):
+        return slot
+    axes = list(spec.axes)
+    if spec.transposed:
+        axes[0], axes[1] = axes[1], axes[0]
+    return slot.view([-1 if axis == slot_spec.axes[0] else 1 for axis in axes])
+
+
+def _slabs(weight: Tensor) -> Iterator[slice]:
+    """Rows of a weight in runs of about `UPDATE_SLAB_ELEMENTS`, at least one row."""
+    rows = max(1, UPDATE_SLAB_ELEMENTS * len(weight) // max(1, weight.numel()))
+    if rows >= len(weight):
+        yield slice(None)
+        return
+    for start in range(0, len(weight), rows):
+        yield slice(start, start + rows)
 
 
 class SGD(Optimizer):
@@ -116,10 +176,58 @@ class Adam(Optimizer):
         # The two factors depend on the count alone: compute them once for each count that occurs.
         table = [_corrections(count, lr, beta1, beta2) for count in range(lowest, highest + 1)]
         index = (updates - lowest).to(torch.int64)
-        step_sizes = torch.tensor([-entry[0] for entry in table], dtype=weight.dtype)
-        roots = torch.tensor([entry[1] for entry in table], dtype=weight.dtype)
+        step_sizes = weight.new_tensor([-entry[0] for entry in table])
+        roots = weight.new_tensor([entry[1] for entry in table])
         denominator = (second.sqrt() / roots[index]).add_(self.config.eps)
         weight.add_(step_sizes[index].mul_(first).div_(denominator))
+
+
+class Adagrad(Optimizer):
+    """Adagrad as `torch.optim.Adagrad` has it: one sum of squares an element."""
+
+    def slot_names(self, has_two_axes: bool) -> tuple[str, ...]:
+        """One slot, `squares`."""
+        return ("squares",)
+
+    def update(
+        self, weight: Tensor, gradient: Tensor, slots: Slots, lr: float, trained: int
+    ) -> None:
+        """`weight -= lr * gradient / (sqrt(squares) + eps)`."""
+        squares = slots["squares"].addcmul_(gradient, gradient, value=1.0)
+        weight.addcdiv_(gradient, squares.sqrt().add_(self.config.eps), value=-lr)
+
+
+class RowwiseAdagrad(Optimizer):
+    """Adagrad with one number a dealt unit of a matrix: the sum of mean squares of its gradient.
+
+    The mean is over the elements that a step updates: with sparse input, the features that occur.
+    Of a middle layer the unit is the row. Vectors have a number an element, as in Adagrad.
+    """
+
+    def slot_names(self, has_two_axes: bool) -> tuple[str, ...]:
+        """One slot, `squares`."""
+        return ("squares",)
+
+    def slot_spec(self, slot: str, spec: TensorSpec) -> TensorSpec:
+        """Of a matrix: a vector over its dealt axis."""
+        dealt = 0 if spec.row_axis is not None else 1
+        key = slot_key(slot, spec.key)
+        return TensorSpec(key, (spec.shape[dealt],), (spec.axes[dealt],))
+
+    def update(
+        self, weight: Tensor, gradient: Tensor, slots: Slots, lr: float, trained: int
+    ) -> None:
+        """`weight -= lr * gradient / (sqrt(squares of the unit) + eps)`."""
+        squares = slots["squares"]
+        if squares.shape == gradient.shape:
+            squares.addcmul_(gradient, gradient, value=1.0)
+        else:
+            across = [d for d in range(gradient.dim()) if squares.shape[d] == 1]
+            count = max(1, gradient.numel() // squares.numel())
+            norms = torch.linalg.vector_norm(gradient, dim=across, keepdim=True)
+            squares.add_(norms.square_().div_(count))
+        factor = squares.sqrt().add_(self.config.eps).reciprocal_()
+        weight.addcmul_(gradient, factor, value=-lr)
 
 
 def _corrections(count: int, lr: float, beta1: float, beta2: float) -> tuple[float, float]:
@@ -127,7 +235,12 @@ def _corrections(count: int, lr: float, beta1: float, beta2: float) -> tuple[flo
     return lr / (1 - beta1**count), (1 - beta2**count) ** 0.5
 
 
-_KINDS: Mapping[str, Callable[[OptimizerConfig], Optimizer]] = {"sgd": SGD, "adam": Adam}
+_KINDS: Mapping[str, Callable[[OptimizerConfig], Optimizer]] = {
+    "sgd": SGD,
+    "adam": Adam,
+    "adagrad": Adagrad,
+    "rowwise_adagrad": RowwiseAdagrad,
+}
 
 
 def build(config: OptimizerConfig) -> Optimizer:

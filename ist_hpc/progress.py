@@ -11,10 +11,19 @@ from ist_hpc.runtime import log
 _LINE_EVERY_S = 10.0
 
 
-class Narrator:
-    """Speaks on rank 0 alone. `steps_done` and `steps_total` are local steps."""
+def spoken(metric: str) -> str:
+    """The key of a metric as people say it: `precision_at_1` is `precision at 1`."""
+    return metric.replace("_", " ")
 
-    def __init__(self, rank: int, steps_done: int, steps_total: int) -> None:
+
+class Narrator:
+    """Speaks on rank 0 alone. `steps_done` and `steps_total` are local steps.
+
+    metric  the key of a result that is said
+    """
+
+    def __init__(self, rank: int, steps_done: int, steps_total: int, metric: str) -> None:
+        self._metric = metric
         self._watched = rank == 0 and sys.stderr.isatty()
         self._last_line = time.monotonic()
         self._tested: dict[str, str] = {}
@@ -25,12 +34,12 @@ class Narrator:
     def after_round(self, row: dict[str, Any], result: dict[str, float] | None) -> None:
         """Report a round's metrics; `result` are those of its evaluation, if there was one."""
         if result:
-            self._tested = {"test_accuracy": f"{result['accuracy']:.4f}"}
+            self._tested = {f"test_{self._metric}": f"{result[self._metric]:.4f}"}
         if self._watched:
             self._bar.update(row["steps"] - self._bar.n)
             self._bar.set_postfix(loss=f"{row['loss']:.4f}", **self._tested, refresh=False)
         elif result or time.monotonic() - self._last_line > _LINE_EVERY_S:
-            tested = f", test accuracy {result['accuracy']:.4f}" if result else ""
+            tested = f", test {spoken(self._metric)} {result[self._metric]:.4f}" if result else ""
             line = f"round {row['round']}, epoch {row['epoch']:.1f}, loss {row['loss']:.4f}{tested}"
             log.info("%s", line)
             self._last_line = time.monotonic()

@@ -129,8 +129,9 @@ def _facts(checkpoint: "Checkpoint", opened: "OpenCheckpoint") -> Iterator[tuple
     epochs = _epochs(checkpoint.folder, progress.round)
     passed = f"{epochs:.2f} epochs, " if epochs is not None else ""
     best = f"{progress.best:.4f}" if progress.best >= 0 else "none, not evaluated yet"
-    classes = ", ".join(opened.classes[:_MOST_CLASSES])
-    more = ", ..." if len(opened.classes) > _MOST_CLASSES else ""
+    data = opened.data
+    classes = ", ".join(data.classes[:_MOST_CLASSES]) or "without names"
+    more = ", ..." if len(data.classes) > _MOST_CLASSES else ""
     yield (
         "format",
         f"{attributes['format']}, version {attributes['format_version']}, written by ist_hpc "
@@ -142,11 +143,11 @@ def _facts(checkpoint: "Checkpoint", opened: "OpenCheckpoint") -> Iterator[tuple
         f"{progress.round} rounds, {progress.steps} local steps a rank, {passed}"
         f"{progress.samples} samples",
     )
-    yield "best", f"test accuracy {best}"
+    yield "best", f"test {opened.metric.replace('_', ' ')} {best}"
     hidden = ", ".join(map(str, opened.config.model.hidden))
     yield "model", f"{opened.config.model.kind}, hidden [{hidden}]"
-    yield "features", f"{opened.features} a row"
-    yield "classes", f"{len(opened.classes)}: {classes}{more}"
+    yield "features", f"{data.features} a row{', sparse' if data.sparse else ''}"
+    yield "labels" if data.sparse else "classes", f"{data.outputs}: {classes}{more}"
 
 
 def _epochs(folder: Path, round_index: int) -> float | None:
@@ -319,7 +320,7 @@ def export(checkpoint: "Checkpoint", target: Path) -> None:
     """
     checkpoint.check_files(checkpoint.files)
     with checkpoint.opened() as opened:
-        features, classes = opened.features, len(opened.classes)
+        features, classes = opened.data.features, opened.data.outputs
         model = _model(opened)
     entries = model.export_entries()
     mib = sum(_mib(entry.shape) for entry in entries)
@@ -337,7 +338,8 @@ def export(checkpoint: "Checkpoint", target: Path) -> None:
 def _model(opened: "OpenCheckpoint") -> "Model":
     from ist_hpc import models
 
-    return models.build(opened.config.model, opened.features, len(opened.classes))
+    data = opened.data
+    return models.build(opened.config.model, data.features, data.outputs, data.sparse)
 
 
 def _value(opened: "OpenCheckpoint", entry: "ExportEntry") -> "Tensor":

@@ -31,6 +31,12 @@ class SparseRows:
         offsets, columns = torch.from_numpy(csr.indptr), torch.from_numpy(csr.indices)
         return SparseRows(offsets, columns.to(torch.int64), values, csr.columns)
 
+    @staticmethod
+    def of_classes(classes: Tensor, width: int) -> "SparseRows":
+        """Classes, int64 [rows], as sets of one label."""
+        offsets = torch.arange(len(classes) + 1, device=classes.device)
+        return SparseRows(offsets, classes, None, width)
+
     def __len__(self) -> int:
         """Rows."""
         return len(self.offsets) - 1

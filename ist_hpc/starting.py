@@ -3,7 +3,7 @@
 import shutil
 
 from ist_hpc import algorithms, checkpoint, models, optimizer
-from ist_hpc.checkpoint_read import Checkpoint, Progress
+from ist_hpc.checkpoint_read import Checkpoint, DataShape, Progress
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
 from ist_hpc.models.base import Model
@@ -84,12 +84,12 @@ def _open(config: Config, ranks: int) -> tuple[Dataset, Model]:
 
 def build_model(config: Config, dataset: Dataset) -> Model:
     """The configured model for the data; `InputError` if the configuration says other widths."""
-    return models.build(config.model, *widths(config, dataset))
+    return models.build(config.model, *widths(config, dataset), dataset.sparse)
 
 
 def widths(config: Config, dataset: Dataset) -> tuple[int, int]:
     """(features a row, classes) of the data; `InputError` if the configuration says others."""
-    features, classes = dataset.features, len(dataset.classes)
+    features, classes = dataset.features, dataset.outputs
     for name, configured, found, what in (
         ("inputs", config.model.inputs, features, "features a row"),
         ("outputs", config.model.outputs, classes, "classes"),
@@ -116,7 +116,7 @@ def check_shards(dataset: Dataset, config: Config, rank: int, ranks: int) -> Non
 
 def _check_saved(saved: Checkpoint, config: Config, dataset: Dataset) -> None:
     with saved.opened() as opened:
-        checkpoint.check_model(opened, config, dataset.features, len(dataset.classes))
+        checkpoint.check_model(opened, config, DataShape.of(dataset))
 
 
 def _restore(

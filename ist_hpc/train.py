@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
+    from ist_hpc.progress import spoken
     from ist_hpc.runfolder import RunFolder
     from ist_hpc.starting import start_run
 
@@ -98,7 +99,9 @@ def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
     if runtime.rank == 0:
         folder.set_status("finished")
         saved = summary["checkpoint"]
-        print(f"test accuracy: {summary['test']['accuracy']:.4f}")
+        for metric, value in summary["test"].items():
+            if metric != "loss":
+                print(f"test {spoken(metric)}: {value:.4f}")
         if saved:
             print(f"checkpoint:    {saved}")
             print(f"look into it:  python -m ist_hpc.show {saved}")

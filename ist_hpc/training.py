@@ -6,13 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from ist_hpc import checkpoint
 from ist_hpc.algorithms.base import Algorithm
-from ist_hpc.checkpoint_read import Progress
+from ist_hpc.checkpoint_read import DataShape, Progress
 from ist_hpc.config import Config
-from ist_hpc.evaluation import HomeNetwork
+from ist_hpc.evaluation import HomeNetwork, metrics_for
 from ist_hpc.meters import KINDS, Meter, Reading
 from ist_hpc.models.base import Model
 from ist_hpc.optimizer import learning_rate
@@ -21,6 +19,7 @@ from ist_hpc.rows import BatchStream, CommonRows
 from ist_hpc.runfolder import RunFolder
 from ist_hpc.runtime import log
 from ist_hpc.shards import Dataset
+from ist_hpc.sparse import Rows
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -64,7 +63,8 @@ class Trainer:
             progress.stream_rows,
         )
         self.test = CommonRows(comm, dataset, "test", config.data.assign)
-        self._calibration: Tensor | None = None
+        self._calibration: Rows | None = None
+        self._metric = metrics_for(dataset, config.evaluate).main
         self._meter = Meter()
         self._totals = comm.bcast(folder.totals() if self.rank == 0 else None)
         self._result: dict[str, float] = {}
@@ -96,7 +96,7 @@ class Trainer:
         started = time.monotonic()
         last_save_s = self._read_meter().clock_s
         steps_done = self.progress.steps
-        narrator = Narrator(self.rank, steps_done, steps_done + self.steps_left())
+        narrator = Narrator(self.rank, steps_done, steps_done + self.steps_left(), self._metric)
         try:
             while (left := self.steps_left()) > 0:
                 epoch_before = self.epoch
@@ -171,14 +171,16 @@ class Trainer:
             network = HomeNetwork(self.comm, self.model, weights | self.algorithm.shared)
             network.calibrate(self._calibration_features())
             if evaluate:
-                self._result = network.evaluate(self.test, self.config.evaluate.batch_rows)
-                self.progress.best = max(self.progress.best, self._result["accuracy"])
+                metrics = metrics_for(self.dataset, self.config.evaluate)
+                batch_rows = self.config.evaluate.batch_rows
+                self._result = network.evaluate(self.test, batch_rows, metrics)
+                self.progress.best = max(self.progress.best, self._result[self._metric])
         if save:
             with meter.timing("save"):
                 self._saved = self._save(network)
         self.algorithm.leave_home()
 
-    def _calibration_features(self) -> Tensor:
+    def _calibration_features(self) -> Rows:
         if self._calibration is None:
             rows = CommonRows(self.comm, self.dataset, "train", self.config.data.assign)
             sample = rows.sample(self.config.evaluate.calibration_rows, self.config.seed)
@@ -189,8 +191,8 @@ class Trainer:
         algorithm = self.algorithm
         contents = checkpoint.Contents(
             config=self.config,
-            features=self.dataset.features,
-            classes=self.dataset.classes,
+            data=DataShape.of(self.dataset),
+            metric=self._metric,
             progress=self.progress,
             specs=self.model.specs,
             slot_specs=algorithm.slot_specs,
@@ -263,7 +265,7 @@ class Trainer:
             "samples": self.progress.samples,
             "epochs": self.epoch,
             "test": self._result,
-            "best": {"accuracy": self.progress.best},
+            "best": {self._metric: self.progress.best},
             "seconds": seconds,
             "wall_s_of_last_start": round(wall_s, 3),
             "bytes": self._totals["bytes"],

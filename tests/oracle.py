@@ -11,13 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ist_hpc.config import OptimizerConfig
+from ist_hpc.models.many_labels import softmax
 from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.placement import deal
+from ist_hpc.sparse import Rows, SparseRows
+
+Gradient = Tensor | tuple[Tensor, Tensor]
+"""Of a whole weight, or (rows, values) of the rows that a sparse batch uses."""
 
 
 @dataclass
 class Whole:
-    """A full tensor with its optimiser state; `counts` are each element's updates."""
+    """A full tensor with its optimiser state; `counts` are each element's updates.
+
+    `units` is Adagrad's sum for each unit of the dealt dimension, `squares` for each element.
+    """
 
     values: Tensor
     axes: tuple[str | None, ...]
@@ -25,17 +33,28 @@ class Whole:
     first: Tensor = field(init=False)
     second: Tensor = field(init=False)
     counts: Tensor = field(init=False)
+    squares: Tensor = field(init=False)
+    units: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        self.momentum, self.first, self.second, self.counts = (
-            torch.zeros_like(self.values) for _ in range(4)
+        self.momentum, self.first, self.second, self.counts, self.squares = (
+            torch.zeros_like(self.values) for _ in range(5)
         )
+        self.units = torch.zeros(self.values.shape[self.dealt])
+
+    @property
+    def dealt(self) -> int:
+        return 0 if self.axes[0] is not None or len(self.axes) == 1 else 1
 
     def parts(self) -> tuple[Tensor, ...]:
-        return (self.values, self.momentum, self.first, self.second, self.counts)
+        own = (self.values, self.momentum, self.first, self.second, self.counts, self.squares)
+        return (*own, self.units)
+
+    def axes_of(self, part: Tensor) -> tuple[str | None, ...]:
+        return (self.axes[self.dealt],) if part is self.units else self.axes
 
 
 class Oracle:
@@ -49,13 +68,14 @@ class Oracle:
             )
             for spec in model.specs
         }
+        self.transposed = {spec.key for spec in model.specs if spec.transposed}
         # A bias that all ranks share: one copy a rank, all alike between rounds.
         self.shared = {
             spec.key: [Whole(torch.zeros(spec.shape), (None,)) for _ in range(ranks)]
             for spec in model.shared
         }
 
-    def round(self, index: int, batches: list[list[tuple[Tensor, Tensor]]], lr: float) -> None:
+    def round(self, index: int, batches: list[list[tuple[Rows, Rows]]], lr: float) -> None:
         """Train the subnets of one round; `batches[r]` are the batches of rank r."""
         if self.rule.state == "reset":
             for whole in (
@@ -79,48 +99,95 @@ class Oracle:
 
     def _cut(self, key: str, whole: Whole, units: dict[str, Tensor]) -> list[Tensor]:
         parts = []
-        for part in whole.parts():
-            for dimension, axis in enumerate(whole.axes):
+        for full in whole.parts():
+            part = full
+            for dimension, axis in enumerate(whole.axes_of(full)):
                 if axis is not None:
                     part = part.index_select(dimension, units[axis])
-            parts.append(part.t().contiguous() if key == "out.weight" else part.clone())
+            turned = key in self.transposed and part.dim() == 2
+            parts.append(part.t().contiguous() if turned else part.clone())
         return parts
 
     def _paste(self, key: str, whole: Whole, units: dict[str, Tensor], thin: list[Tensor]) -> None:
         for part, new in zip(whole.parts(), thin, strict=True):
-            new = new.t() if key == "out.weight" else new
+            new = new.t() if key in self.transposed and part.dim() == 2 else new
             index = [
                 units[axis] if axis is not None else torch.arange(size)
-                for axis, size in zip(whole.axes, part.shape, strict=True)
+                for axis, size in zip(whole.axes_of(part), part.shape, strict=True)
             ]
             part[torch.meshgrid(*index, indexing="ij")] = new
 
-    def _step(
-        self, thin: dict[str, list[Tensor]], features: Tensor, labels: Tensor, lr: float
-    ) -> None:
+    def _step(self, thin: dict[str, list[Tensor]], features: Rows, labels: Rows, lr: float) -> None:
         weights = {key: parts[0].clone().requires_grad_(True) for key, parts in thin.items()}
+        gradients: dict[str, Gradient] = {}
         hidden, depth = features, len(self.model.axes)
         for i in range(1, depth + 1):
-            hidden = F.linear(hidden, weights[f"fc{i}.weight"])
+            if isinstance(hidden, SparseRows):
+                with torch.no_grad():
+                    entering = _bags(hidden, weights["fc1.weight"])
+                hidden = entering.requires_grad_(True)
+            else:
+                hidden = F.linear(hidden, weights[f"fc{i}.weight"])
             scale, shift = weights[f"bn{i}.weight"], weights[f"bn{i}.bias"]
             hidden = F.relu(F.batch_norm(hidden, None, None, scale, shift, True))
-        logits = hidden @ weights["out.weight"]
-        if "out.bias" in weights:
-            logits = logits + weights["out.bias"]
+        if isinstance(labels, SparseRows):
+            # The loss of many labels is checked against the plain formula in test_many_labels.py.
+            loss = softmax(
+                hidden.detach(), weights["out.weight"].detach(), None, labels, self.BLOCK
+            )
+            gradients["out.weight"] = loss.weight_gradient
+            hidden.backward(loss.hidden_gradient)
         else:
-            logits = F.batch_norm(logits, None, None, None, None, True)
-        F.cross_entropy(logits, labels).backward()
+            logits = hidden @ weights["out.weight"]
+            if "out.bias" in weights:
+                logits = logits + weights["out.bias"]
+            else:
+                logits = F.batch_norm(logits, None, None, None, None, True)
+            F.cross_entropy(logits, labels).backward()
+        if isinstance(features, SparseRows):
+            assert entering.grad is not None
+            gradients["fc1.weight"] = _by_feature(features, entering.grad)
         with torch.no_grad():
             for key, weight in weights.items():
-                assert weight.grad is not None
-                self._update(thin[key], weight.grad, lr)
+                gradient = gradients.get(key, weight.grad)
+                assert gradient is not None
+                self._update(thin[key], gradient, lr)
 
-    def _update(self, parts: list[Tensor], gradient: Tensor, lr: float) -> None:
-        values, momentum, first, second, counts = parts
-        counts += 1
+    BLOCK = 3
+
+    def _update(self, parts: list[Tensor], gradient: Gradient, lr: float) -> None:
+        """Only the rows that a sparse batch uses change, but the step counts for all."""
+        parts[4] += 1
+        if isinstance(gradient, Tensor):
+            self._apply(parts, gradient, lr, unit_dimension=0)
+            return
+        rows, values = gradient
+        *rowwise, units = parts
+        chosen = [part[rows] for part in rowwise]
+        self._apply([*chosen, units], values, lr, unit_dimension=1)
+        for part, new in zip(rowwise, chosen, strict=True):
+            part[rows] = new
+
+    def _apply(
+        self, parts: list[Tensor], gradient: Tensor, lr: float, unit_dimension: int
+    ) -> None:
+        values, momentum, first, second, counts, squares, units = parts
         if self.rule.kind == "sgd":
             momentum.copy_(momentum * self.rule.momentum + gradient)
             values.add_(momentum, alpha=-lr)
+            return
+        if self.rule.kind == "adagrad":
+            squares.addcmul_(gradient, gradient)
+            values.addcdiv_(gradient, squares.sqrt() + self.rule.eps, value=-lr)
+            return
+        if self.rule.kind == "rowwise_adagrad":
+            if gradient.dim() == 1:
+                sums = squares.addcmul_(gradient, gradient)
+            else:
+                across = 1 - unit_dimension
+                mean = torch.linalg.vector_norm(gradient, dim=across) ** 2 / gradient.shape[across]
+                sums = units.add_(mean).unsqueeze(across)
+            values.addcmul_(gradient, 1 / (sums.sqrt() + self.rule.eps), value=-lr)
             return
         beta1, beta2 = self.rule.betas
         first.lerp_(gradient, 1 - beta1)
@@ -131,3 +198,26 @@ class Oracle:
             steps[counts == count] = -lr / (1 - beta1**count)
             roots[counts == count] = (1 - beta2**count) ** 0.5
         values += steps * first / (second.sqrt() / roots + self.rule.eps)
+
+
+def _bags(rows: SparseRows, table: Tensor) -> Tensor:
+    options = {"mode": "sum", "include_last_offset": True, "per_sample_weights": rows.values}
+    return F.embedding_bag(rows.columns, table, rows.offsets, **options)
+
+
+def _by_feature(rows: SparseRows, arriving: Tensor) -> tuple[Tensor, Tensor]:
+    """(features that occur, the gradient of each): the sum over samples, times their values."""
+    samples: dict[int, list[tuple[int, float]]] = {}
+    for index in range(len(rows)):
+        for entry in range(int(rows.offsets[index]), int(rows.offsets[index + 1])):
+            at = samples.setdefault(int(rows.columns[entry]), [])
+            at.append((index, float(rows.values[entry])))
+    features = sorted(samples)
+    flat = [item for feature in features for item in samples[feature]]
+    turned = SparseRows(
+        torch.tensor([0, *(len(samples[feature]) for feature in features)]).cumsum(0),
+        torch.tensor([index for index, _ in flat]),
+        torch.tensor([value for _, value in flat]),
+        len(rows),
+    )
+    return torch.tensor(features), _bags(turned, arriving)

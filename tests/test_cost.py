@@ -29,7 +29,11 @@ def make_job(widths=ODD, ranks=3, kind="sgd", momentum=0.9, bias=False, **option
         slots=rule.slot_specs(model.specs),
         axes=model.axes,
         ranks=ranks,
-        replica_slots=len(rule.slot_names(False)),
+        replica_slot_elements=sum(
+            cost.elements(rule.slot_spec(slot, spec))
+            for spec in model.specs
+            for slot in rule.slot_names(has_two_axes=False)
+        ),
         scratch=cost.UPDATE_SCRATCH[kind],
         shared_elements=sum(int(np.prod(spec.shape)) for spec in model.shared),
         **options,
@@ -225,7 +229,6 @@ def test_every_optimiser_has_its_scratch():
 def test_activations_are_no_less_than_what_autograd_keeps():
     model = MultiLayerPerceptron(64, [96, 80], 10)
     weights = {spec.key: torch.rand(spec.subnet_shape(0, 1)) for spec in model.specs}
-    weights = {key: weight.requires_grad_(True) for key, weight in weights.items()}
     own = {weight.untyped_storage().data_ptr() for weight in weights.values()}
     kept = {}
 
@@ -237,9 +240,9 @@ def test_activations_are_no_less_than_what_autograd_keeps():
 
     features, labels = torch.rand(32, 64), torch.zeros(32, dtype=torch.int64)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model.loss(weights, features, labels)
-    assert loss.requires_grad
-    estimate = cost.step_activations(model.specs, 32, 1)
+        model.loss_and_gradients(weights, features, labels)
+    job = make_job((64, (96, 80), 10), ranks=1, batch_size=32)
+    estimate = cost.step_activations(job, 1)
     assert sum(kept.values()) <= estimate <= 2.5 * sum(kept.values())
 
 

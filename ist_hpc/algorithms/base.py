@@ -9,6 +9,7 @@ from ist_hpc.exchange import ExchangeReport
 from ist_hpc.held import State
 from ist_hpc.models.base import SharedSpec
 from ist_hpc.placement import TensorSpec
+from ist_hpc.sparse import Rows
 
 
 class Algorithm(ABC):
@@ -44,7 +45,7 @@ class Algorithm(ABC):
         """Bring the weights to where the round trains them. Collective."""
 
     @abstractmethod
-    def step(self, features: Tensor, labels: Tensor, lr: float, trained: int) -> Tensor:
+    def step(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
         """One local step; returns the batch's mean loss, a scalar. Local for IST.
 
         `trained` is the number of steps of the run before this one.

@@ -9,9 +9,10 @@ from ist_hpc.algorithms.base import Algorithm
 from ist_hpc.exchange import Exchanger, ExchangeReport, drop_home_copies
 from ist_hpc.held import Held, State, zeros_at
 from ist_hpc.models.base import Model
-from ist_hpc.optimizer import Optimizer, Slots, slot_key
-from ist_hpc.placement import at_round, home
+from ist_hpc.optimizer import Optimizer, Slots, as_broadcast, slot_key
+from ist_hpc.placement import TensorSpec, at_round, home
 from ist_hpc.shared import SharedWeights
+from ist_hpc.sparse import Rows
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -45,8 +46,8 @@ class IndependentSubnets(Algorithm):
         self.shared: dict[str, Tensor] = {}
         self.shared_slots: dict[str, Tensor] = {}
         self._steps_in_round = 0
-        self._trained: list[tuple[Tensor, Slots]] = []
         self._weights: dict[str, Tensor] = {}
+        self._slots: dict[str, Slots] = {}
 
     def start_new(self, seed: int) -> None:
         """Draw the home blocks of the weights block by block; slots begin at zero. Collective."""
@@ -79,7 +80,7 @@ class IndependentSubnets(Algorithm):
     def begin_round(self, round_index: int) -> ExchangeReport:
         """Exchange the weights, and carried slots, to the subnets of the round. Collective."""
         target = at_round(self.model.axes, self.ranks, self.seed, round_index)
-        self._weights, self._trained = {}, []  # so that the exchange can free the old subnets
+        self._weights, self._slots = {}, {}  # so that the exchange can free the old subnets
         specs = (*self.model.specs, *self.slot_specs)
         report = self.exchanger.exchange(specs, self.placement, target, self.state)
         self.placement = target
@@ -90,34 +91,38 @@ class IndependentSubnets(Algorithm):
         """Make the subnet's tensors, and the shared ones, what `step` trains."""
         self._steps_in_round = 0
         for spec in self.model.specs:
-            self._train(spec.key, self.state[spec.key].place("subnet"), spec.has_two_axes)
+            self._weights[spec.key] = self.state[spec.key].place("subnet")
+            self._slots[spec.key] = {
+                slot: self._slot(slot, spec)
+                for slot in self.optimizer.slot_names(spec.has_two_axes)
+            }
         for shared in self.model.shared:
-            self._train(shared.key, self.shared[shared.key], False)
+            weight = self._weights[shared.key] = self.shared[shared.key]
+            self._slots[shared.key] = {
+                slot: self.shared_slots[slot_key(slot, shared.key)]
+                if self.carry
+                else torch.zeros_like(weight)
+                for slot in self.optimizer.slot_names(has_two_axes=False)
+            }
 
-    def _train(self, key: str, tensor: Tensor, has_two_axes: bool) -> None:
-        weight = tensor.detach().requires_grad_(True)
-        slots = {
-            slot: self._slot(slot_key(slot, key)) if self.carry else torch.zeros_like(tensor)
-            for slot in self.optimizer.slot_names(has_two_axes)
-        }
-        self._weights[key] = weight
-        self._trained.append((weight, slots))
+    def _slot(self, slot: str, spec: TensorSpec) -> Tensor:
+        """A slot of a weight, as the optimiser takes it."""
+        slot_spec = self.optimizer.slot_spec(slot, spec)
+        if self.carry:
+            stored = self.state[slot_spec.key].place("subnet")
+        else:
+            stored = torch.zeros(slot_spec.subnet_shape(self.rank, self.ranks))
+        return as_broadcast(stored, slot_spec, spec)
 
-    def _slot(self, key: str) -> Tensor:
-        if key in self.shared_slots:
-            return self.shared_slots[key]
-        return self.state[key].place("subnet")
-
-    def step(self, features: Tensor, labels: Tensor, lr: float, trained: int) -> Tensor:
+    def step(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
         """One step of the thin network. Local."""
-        loss = self.model.loss(self._weights, features, labels)
-        gradients = torch.autograd.grad(loss, [weight for weight, _ in self._trained])
+        loss, gradients = self.model.loss_and_gradients(self._weights, features, labels)
         updates = trained if self.carry else self._steps_in_round
         with torch.no_grad():
-            for (weight, slots), gradient in zip(self._trained, gradients, strict=True):
-                self.optimizer.update(weight, gradient, slots, lr, updates)
+            for key, weight in self._weights.items():
+                self.optimizer.step(weight, gradients.pop(key), self._slots[key], lr, updates)
         self._steps_in_round += 1
-        return loss.detach()
+        return loss
 
     def end_round(self) -> None:
         """Average the shared weights and, if carried, their slots. Collective if there are any."""

@@ -1,9 +1,9 @@
 """What the rest of the package needs to know of a network.
 
 A model names its axes, its partitioned tensors and its shared ones, draws initial values, and
-computes: the loss of a thin network (which at one rank is the full one), and the outputs of the
-full network from home blocks, of which each rank has its own. Models know nothing of MPI; the
-gathering of activations is handed to them as a function.
+computes: loss and gradients of a thin network (which at one rank is the full one), and the outputs
+of the full network from home blocks, of which each rank has its own. Models know nothing of MPI;
+the gathering of activations is handed to them as a function.
 """
 
 from abc import ABC, abstractmethod
@@ -15,12 +15,29 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ist_hpc.placement import TensorSpec
+from ist_hpc.sparse import Rows
 
 Tensors = Mapping[str, Tensor]
 Statistics = dict[str, tuple[Tensor, Tensor]]
 """(mean, variance) of the units of a rank's home blocks, by normalisation layer."""
 GatherColumns = Callable[[Tensor, int], Tensor]
 """(local columns [rows, local_width], global width) -> all columns [rows, width]. Collective."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowGradient:
+    """The gradient of a weight of which a step uses few rows, as stored; all others are zero.
+
+    rows    ascending; int64 [n]
+    values  [n, ...]
+    """
+
+    rows: Tensor
+    values: Tensor
+
+
+Gradients = dict[str, Tensor | RowGradient]
+"""Of every weight, partitioned or shared, by key."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,10 @@ class Model(ABC):
     """The normalisation layers, in the order of the forward pass."""
     outputs: int
     """Width of the output."""
+    label_block: int | None
+    """Outputs that are computed at a time; None: all, since they are few or normed."""
+    norms_outputs: bool
+    """Whether `own_outputs` has statistics to calibrate."""
 
     @abstractmethod
     def initial_rows(
@@ -86,29 +107,48 @@ class Model(ABC):
         """Initial value of a shared weight."""
 
     @abstractmethod
-    def loss(self, weights: Tensors, features: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of a batch in training mode, batch statistics included.
+    def loss_and_gradients(
+        self, weights: Tensors, features: Rows, labels: Rows
+    ) -> tuple[Tensor, Gradients]:
+        """Mean loss of a batch in training mode, batch statistics included, and its gradients.
 
         weights   partitioned ones as stored in subnets, and shared ones, by key
-        features  float32 [batch, ...]
-        labels    int64 [batch]
+        features  float32 [batch, ...], or sparse
+        labels    a class a row, int64 [batch], or sets of labels
         """
 
     @abstractmethod
-    def full_outputs(
+    def full_hidden(
         self,
         weights: Tensors,
         statistics: Statistics,
-        features: Tensor,
+        features: Rows,
         gather: GatherColumns,
         calibrate: bool,
     ) -> Tensor:
-        """Outputs of the full network for rows that all ranks give; float32 [rows, outputs].
+        """What enters the output layer of the full network, for rows that all ranks give.
 
         weights     home blocks and shared weights, by key
         statistics  (mean, variance) of the units of this rank's home blocks, by key; with
                     `calibrate` they are computed from `features` and stored here, else read
-        Collective if `gather` is.
+        Returns [rows, width], the same on all ranks. Collective if `gather` is.
+        """
+
+    @abstractmethod
+    def own_outputs(
+        self,
+        weights: Tensors,
+        statistics: Statistics,
+        hidden: Tensor,
+        outputs: slice,
+        home_start: int,
+        calibrate: bool,
+    ) -> Tensor:
+        """Outputs of the full network that are at home here, from `full_hidden`. Local.
+
+        outputs     which of this rank's home block
+        home_start  the global index of the block's first
+        Returns float32 [rows, outputs]; `weights` and `statistics` as in `full_hidden`.
         """
 
     @abstractmethod

@@ -1,8 +1,12 @@
 """Multi-layer perceptrons: linear without bias, batch norm, ReLU; linear output (paper, section 3).
 
+On sparse rows the first layer, and with many labels the last one, go their own ways
+(sparse_input.py, many_labels.py); between them, and else, it is PyTorch's autograd.
+
 Tensors (axis of each dimension in brackets, `-` for none):
 
     fc1.weight (hidden1, -)          bn1.weight (hidden1)    bn1.bias (hidden1)
+        stored with the inputs first where these are sparse
     fc2.weight (hidden2, hidden1)    bn2.weight (hidden2)    bn2.bias (hidden2)
     ...
     out.weight (-, hiddenL), stored with hiddenL first       out.bias, shared, only if asked for
@@ -19,9 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ist_hpc import streams
+from ist_hpc.models import many_labels, sparse_input
 from ist_hpc.models.base import (
     ExportEntry,
     GatherColumns,
+    Gradients,
     Model,
     SharedSpec,
     Statistics,
@@ -29,6 +35,7 @@ from ist_hpc.models.base import (
     Tensors,
 )
 from ist_hpc.placement import TensorSpec
+from ist_hpc.sparse import Rows, SparseRows
 
 NORM_EPSILON = 1e-5
 
@@ -52,6 +59,9 @@ class MultiLayerPerceptron(Model):
     hidden           widths of the hidden layers; layer i is the axis `hidden{i}`
     output_norm      batch norm without scale and shift on the outputs, as the paper's authors did
     output_bias      a bias on the outputs, a shared parameter
+    loss             cross_entropy, softmax or bce, as `model.loss` of the configuration
+    label_block      labels computed at a time by the last two
+    sparse           whether rows are sparse
     """
 
     def __init__(
@@ -61,9 +71,16 @@ class MultiLayerPerceptron(Model):
         outputs: int,
         output_norm: bool = True,
         output_bias: bool = False,
+        loss: str = "cross_entropy",
+        label_block: int = 4096,
+        sparse: bool = False,
     ) -> None:
         assert not (output_norm and output_bias), "batch norm would cancel the bias"
+        assert loss == "cross_entropy" or not output_norm, "no batch norm over blocks of labels"
         self.outputs = outputs
+        self.label_block = label_block if loss != "cross_entropy" else None
+        self.norms_outputs = output_norm
+        self._loss = loss
         self.axes = {f"hidden{i}": size for i, size in enumerate(hidden, start=1)}
         specs: list[TensorSpec] = []
         layers: list[_Layer] = []
@@ -71,7 +88,7 @@ class MultiLayerPerceptron(Model):
         for i, size in enumerate(hidden, start=1):
             own = f"hidden{i}"
             specs += [
-                TensorSpec(f"fc{i}.weight", (size, width), (own, axis)),
+                TensorSpec(f"fc{i}.weight", (size, width), (own, axis), sparse and i == 1),
                 TensorSpec(f"bn{i}.weight", (size,), (own,)),
                 TensorSpec(f"bn{i}.bias", (size,), (own,)),
             ]
@@ -107,13 +124,63 @@ class MultiLayerPerceptron(Model):
         """Zero: the output bias."""
         return np.zeros(spec.shape, dtype=np.float32)
 
-    def loss(self, weights: Tensors, features: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of a batch; see the base class."""
-        hidden = features
-        for layer in self._layers[:-1]:
-            hidden = F.linear(hidden, weights[layer.weight])
+    def loss_and_gradients(
+        self, weights: Tensors, features: Rows, labels: Rows
+    ) -> tuple[Tensor, Gradients]:
+        """Loss of a batch and its gradients; see the base class."""
+        first, last = self._layers[0], self._layers[-1]
+        outer = set()
+        if isinstance(features, SparseRows):
+            outer.add(first.weight)
+        if self._loss != "cross_entropy":
+            outer |= {key for key in (last.weight, last.bias) if key}
+        inner = {
+            key: weight.detach().requires_grad_(True)
+            for key, weight in weights.items()
+            if key not in outer
+        }
+        entering = self._enter(weights, inner, features)
+        hidden = self._hidden(inner, entering)
+        gradients: Gradients = {}
+        if self._loss == "cross_entropy":
+            assert isinstance(labels, Tensor), "one class a row"
+            loss = self._cross_entropy(inner, hidden, labels)
+            arriving = None
+        else:
+            bias = weights[last.bias] if last.bias else None
+            of_labels = self._loss_of_labels(hidden.detach(), weights[last.weight], bias, labels)
+            loss, arriving = of_labels.loss, of_labels.hidden_gradient
+            gradients[last.weight] = of_labels.weight_gradient
+            if last.bias and of_labels.bias_gradient is not None:
+                gradients[last.bias] = of_labels.bias_gradient
+        leaves = list(inner.values())
+        if isinstance(features, SparseRows):
+            leaves.append(entering)
+        top = loss if arriving is None else hidden
+        found = list(torch.autograd.grad(top, leaves, arriving))
+        if isinstance(features, SparseRows):
+            gradients[first.weight] = sparse_input.gradient(features, found.pop())
+        gradients |= dict(zip(inner, found, strict=True))
+        return loss.detach(), gradients
+
+    def _enter(self, weights: Tensors, inner: Tensors, features: Rows) -> Tensor:
+        """The first layer's product."""
+        first = self._layers[0].weight
+        if isinstance(features, SparseRows):
+            return sparse_input.product(features, weights[first].detach()).requires_grad_(True)
+        return F.linear(features, inner[first])
+
+    def _hidden(self, weights: Tensors, entering: Tensor) -> Tensor:
+        """From the first layer's product to what enters the last layer."""
+        hidden = entering
+        for index, layer in enumerate(self._layers[:-1]):
+            if index:
+                hidden = F.linear(hidden, weights[layer.weight])
             scale, shift = weights[f"{layer.norm}.weight"], weights[f"{layer.norm}.bias"]
             hidden = F.relu(_batch_norm(hidden, scale, shift), inplace=True)
+        return hidden
+
+    def _cross_entropy(self, weights: Tensors, hidden: Tensor, labels: Tensor) -> Tensor:
         last = self._layers[-1]
         logits = hidden @ weights[last.weight]
         if last.bias:
@@ -122,31 +189,58 @@ class MultiLayerPerceptron(Model):
             logits = _batch_norm(logits, None, None)
         return F.cross_entropy(logits, labels)
 
-    def full_outputs(
+    @torch.no_grad()
+    def _loss_of_labels(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Rows
+    ) -> many_labels.LabelLoss:
+        if isinstance(labels, Tensor):
+            labels = SparseRows.of_classes(labels, self.outputs)
+        assert self.label_block is not None
+        function = many_labels.softmax if self._loss == "softmax" else many_labels.binary
+        return function(hidden, weight.detach(), bias, labels, self.label_block)
+
+    def full_hidden(
         self,
         weights: Tensors,
         statistics: Statistics,
-        features: Tensor,
+        features: Rows,
         gather: GatherColumns,
         calibrate: bool,
     ) -> Tensor:
-        """Logits of the full network, layer by layer from home blocks; see the base class."""
+        """Activations of the last hidden layer, layer by layer from home; see the base class."""
         hidden = features
-        for layer in self._layers:
-            own = F.linear(hidden, weights[layer.weight])
-            if layer.norm:
-                if calibrate:
-                    statistics[layer.norm] = _mean_and_variance(own)
-                mean, variance = statistics[layer.norm]
-                scale = weights[f"{layer.norm}.weight"] if layer.affine else None
-                shift = weights[f"{layer.norm}.bias"] if layer.affine else None
-                if own.shape[1]:  # a rank may have no unit of a narrow layer
-                    own = F.batch_norm(own, mean, variance, scale, shift, False, eps=NORM_EPSILON)
-            if layer is not self._layers[-1]:
-                own = F.relu(own, inplace=True)
-            hidden = gather(own, layer.outputs)
-        bias = self._layers[-1].bias
-        return hidden + weights[bias] if bias else hidden
+        for layer in self._layers[:-1]:
+            weight = weights[layer.weight]
+            if isinstance(hidden, SparseRows):
+                own = sparse_input.product_at_home(hidden, weight)
+            else:
+                own = F.linear(hidden, weight)
+            scale, shift = weights[f"{layer.norm}.weight"], weights[f"{layer.norm}.bias"]
+            own = _full_norm(own, layer.norm, statistics, scale, shift, calibrate)
+            hidden = gather(F.relu(own, inplace=True), layer.outputs)
+        assert isinstance(hidden, Tensor), "there is a hidden layer"
+        return hidden
+
+    def own_outputs(
+        self,
+        weights: Tensors,
+        statistics: Statistics,
+        hidden: Tensor,
+        outputs: slice,
+        home_start: int,
+        calibrate: bool,
+    ) -> Tensor:
+        """Logits of outputs that are at home here; see the base class."""
+        last = self._layers[-1]
+        block = weights[last.weight]
+        own = F.linear(hidden, block[outputs])
+        if last.norm:
+            assert len(own.t()) == len(block), "statistics are of whole home blocks"
+            own = _full_norm(own, last.norm, statistics, None, None, calibrate)
+        if last.bias:
+            bias = weights[last.bias]
+            own += bias[home_start + outputs.start : home_start + outputs.stop]
+        return own
 
     def multiplications(self, batch: int, ranks: int) -> int:
         """Multiply-adds of one forward pass of one rank's thin network (an average over ranks)."""
@@ -205,6 +299,24 @@ class MultiLayerPerceptron(Model):
             "))",
         ]
         return "\n".join(lines)
+
+
+def _full_norm(
+    own: Tensor,
+    norm: str | None,
+    statistics: Statistics,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    calibrate: bool,
+) -> Tensor:
+    """Batch norm of home units by the full network's statistics, computed or read."""
+    assert norm is not None
+    if calibrate:
+        statistics[norm] = _mean_and_variance(own)
+    mean, variance = statistics[norm]
+    if not own.shape[1]:  # a rank may have no unit of a narrow layer
+        return own
+    return F.batch_norm(own, mean, variance, scale, shift, False, eps=NORM_EPSILON)
 
 
 def _batch_norm(values: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ from ist_hpc.exchange import Exchanger
 from ist_hpc.models.base import Model
 from ist_hpc.placement import TensorSpec
 from ist_hpc.shared import SharedWeights
+from ist_hpc.sparse import SparseRows
 
 INPUTS, OUTPUTS, BATCH = 13, 5, 8
 
@@ -20,6 +21,21 @@ def batch(rank: int, step: int, rows: int = BATCH) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1000 * rank + step)
     features = torch.randn(rows, INPUTS, generator=generator)
     return features, torch.randint(OUTPUTS, (rows,), generator=generator)
+
+
+def sparse_batch(rank: int, step: int, rows: int = BATCH) -> tuple[SparseRows, SparseRows]:
+    """Sparse rows with sets of labels, a function of rank and step; some sets are empty."""
+    generator = torch.Generator().manual_seed(1000 * rank + step)
+    parts = []
+    for width, share in ((INPUTS, 0.3), (OUTPUTS, 0.35)):
+        there = torch.rand(rows, width, generator=generator) < share
+        offsets = torch.zeros(rows + 1, dtype=torch.int64)
+        offsets[1:] = there.sum(1).cumsum(0)
+        parts.append((offsets, there.nonzero()[:, 1], width))
+    values = torch.randn(len(parts[0][1]), generator=generator)
+    (offsets, columns, width), (label_offsets, labels, _) = parts
+    features = SparseRows(offsets, columns, values, width)
+    return features, SparseRows(label_offsets, labels, None, OUTPUTS)
 
 
 def rule(**settings) -> OptimizerConfig:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ist_hpc.models.mlp import MultiLayerPerceptron
-from tests.mpi.helpers import INPUTS, OUTPUTS, batch, build, full, rule
+from tests.mpi.helpers import INPUTS, OUTPUTS, batch, build, full, rule, sparse_batch
 from tests.oracle import Oracle
 
 SEED, ROUNDS, STEPS = 3, 7, 3
@@ -19,17 +19,24 @@ RULES = {
 }
 
 
-def batches(ranks: int, round_index: int):
+SPARSE_RULES = RULES | {
+    "adagrad, carried": rule(kind="adagrad"),
+    "rowwise adagrad, carried": rule(kind="rowwise_adagrad"),
+    "rowwise adagrad, reset": rule(kind="rowwise_adagrad", state="reset"),
+}
+
+
+def batches(ranks: int, round_index: int, draw=batch):
     """Of each rank the batches of a round; the last round is short."""
     steps = STEPS if round_index < ROUNDS - 1 else STEPS - 1
-    return [[batch(r, STEPS * round_index + i) for i in range(steps)] for r in range(ranks)]
+    return [[draw(r, STEPS * round_index + i) for i in range(steps)] for r in range(ranks)]
 
 
-def rounds(world, algorithm, oracle, lr):
+def rounds(world, algorithm, oracle, lr, draw=batch):
     """Train every round on the ranks and in the oracle; yields after each."""
     trained = 0
     for index in range(ROUNDS):
-        everyone = batches(world.Get_size(), index)
+        everyone = batches(world.Get_size(), index, draw)
         algorithm.begin_round(index)
         for features, labels in everyone[world.Get_rank()]:
             algorithm.step(features, labels, lr, trained)
@@ -48,11 +55,32 @@ def test_ranks_equal_one_process_that_trains_the_subnets_in_turn(world, hidden, 
     for index in rounds(world, algorithm, oracle, config.lr):
         if index in (2, 3, ROUNDS - 1):  # visits home in between must not matter
             whole = full(world, algorithm, (*model.specs, *algorithm.slot_specs))
-    for spec in model.specs:
+    assert_equal(whole, oracle, algorithm)
+
+
+@pytest.mark.parametrize("hidden", [[9], [11, 7]], ids=str)
+@pytest.mark.parametrize("config", SPARSE_RULES.values(), ids=SPARSE_RULES.keys())
+def test_with_sparse_rows_and_sets_of_labels_too(world, hidden, config):
+    """Lazy updates: a feature that does not occur keeps its weights, momentum and moments."""
+    options = {"output_norm": False, "loss": "softmax", "label_block": Oracle.BLOCK}
+    model = MultiLayerPerceptron(INPUTS, hidden, OUTPUTS, sparse=True, **options)
+    algorithm = build(world, model, config, SEED)
+    oracle = Oracle(model, world.Get_size(), SEED, config)
+    for index in rounds(world, algorithm, oracle, config.lr, sparse_batch):
+        if index in (2, ROUNDS - 1):
+            whole = full(world, algorithm, (*model.specs, *algorithm.slot_specs))
+    assert_equal(whole, oracle, algorithm)
+
+
+def assert_equal(whole, oracle, algorithm):
+    """Weights and carried slots to the last bit."""
+    for spec in algorithm.model.specs:
         assert torch.equal(whole[spec.key], oracle.whole[spec.key].values), spec.key
     for spec in algorithm.slot_specs:
         slot, key = spec.key.split("/")
         names = {"exp_avg": "first", "exp_avg_sq": "second", "updates": "counts"}
+        if len(spec.shape) < len(oracle.whole[key].axes):
+            names["squares"] = "units"
         expected = getattr(oracle.whole[key], names.get(slot, slot))
         assert torch.equal(whole[spec.key], expected), spec.key
 

@@ -1,0 +1,195 @@
+"""The output layer over many labels with its loss and gradient, computed in blocks of labels.
+
+Never are the logits of all labels held: a step has the weight [units, labels], its gradient and
+one block [rows, block]. The softmax needs the sum over all labels before the first gradient. So its
+first pass leaves the exponentials of a block where the gradient of the block will be written, which
+has room for as many rows as the rank has units; the logits of rows beyond that number are computed
+twice. The gradient of a block is written when its exponentials have been used.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ist_hpc.sparse import SparseRows
+
+
+@dataclass(frozen=True, eq=False)
+class LabelLoss:
+    """Mean loss of a batch and its gradients.
+
+    loss             scalar
+    hidden_gradient  [rows, units]
+    weight_gradient  [units, labels]
+    bias_gradient    [labels], or None without a bias
+    """
+
+    loss: Tensor
+    hidden_gradient: Tensor
+    weight_gradient: Tensor
+    bias_gradient: Tensor | None
+
+
+def softmax(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: SparseRows, block: int
+) -> LabelLoss:
+    """Cross-entropy with the label mass spread evenly over a row's labels; mean over rows.
+
+    hidden  [rows, units]
+    weight  [units, labels]
+    labels  sets of labels; a row with none has no loss and no gradient
+    block   labels computed at a time
+    """
+    return _Softmax(hidden, weight, bias, labels, block).compute()
+
+
+def binary(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: SparseRows, block: int
+) -> LabelLoss:
+    """Binary cross-entropy, summed over all labels, mean over rows; arguments as of `softmax`."""
+    rows = len(hidden)
+    gradient, hidden_gradient = torch.empty_like(weight), torch.zeros_like(hidden)
+    bias_gradient = None if bias is None else torch.empty_like(bias)
+    total = hidden.new_zeros(())
+    buffer = hidden.new_empty(rows, min(block, weight.shape[1]))
+    for part in _parts(labels, weight.shape[1], block):
+        logits = _logits(hidden, weight, bias, part.columns, buffer[:, : part.width])
+        total += F.softplus(logits).sum() - logits[part.rows, part.places].sum()
+        residual = logits.sigmoid_()
+        residual[part.rows, part.places] -= 1.0
+        residual.div_(rows)
+        _accumulate(residual, hidden, weight, part.columns, hidden_gradient, gradient)
+        if bias_gradient is not None:
+            torch.sum(residual, 0, out=bias_gradient[part.columns])
+    return LabelLoss(total / rows, hidden_gradient, gradient, bias_gradient)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One block of labels, and the labels of the batch in it.
+
+    rows, places, entries  of each: its row, its column in the block, its place in the batch's sets
+    """
+
+    columns: slice
+    rows: Tensor
+    places: Tensor
+    entries: Tensor
+
+    @property
+    def width(self) -> int:
+        return int(self.columns.stop - self.columns.start)
+
+
+def _parts(labels: SparseRows, count: int, block: int) -> Iterator[_Part]:
+    order = torch.argsort(labels.columns, stable=True)
+    columns, rows = labels.columns[order], labels.row_of_entry[order]
+    starts = torch.arange(0, count + block, block)
+    bounds = torch.searchsorted(columns, starts.to(columns.device)).tolist()
+    for index, start in enumerate(range(0, count, block)):
+        stop = min(start + block, count)
+        chosen = slice(bounds[index], bounds[index + 1])
+        places = columns[chosen] - start
+        yield _Part(slice(start, stop), rows[chosen], places, order[chosen])
+
+
+class _Softmax:
+    """The two passes of `softmax`, which has the arguments."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: SparseRows, block: int
+    ) -> None:
+        self.hidden, self.weight, self.bias, self.labels = hidden, weight, bias, labels
+        self.parts = list(_parts(labels, weight.shape[1], block))
+        rows, units = hidden.shape
+        self.kept = min(rows, units)
+        self.gradient = torch.empty_like(weight)
+        self.buffer = hidden.new_empty(rows, min(block, weight.shape[1]))
+
+    def compute(self) -> LabelLoss:
+        """Both passes."""
+        hidden, labels, rows = self.hidden, self.labels, len(self.hidden)
+        counts = labels.counts
+        largest, sums, logits_of_labels = self._first_pass()
+        log_sums = torch.logsumexp(largest + sums.log(), 0)
+        # A row's label mass is one, or nothing: without labels it has no loss.
+        mass = (counts > 0).to(hidden.dtype)
+        share = mass / counts.clamp(min=1)
+        of_labels = share[labels.row_of_entry]
+        loss = (mass * log_sums).sum() - (of_labels * logits_of_labels).sum()
+        factors = (largest - log_sums).exp_().mul_(mass / rows)
+        hidden_gradient, bias_gradient = self._second_pass(factors, log_sums, mass, of_labels)
+        return LabelLoss(loss / rows, hidden_gradient, self.gradient, bias_gradient)
+
+    def _first_pass(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(largest logit, sum of exponentials below it) of each block and row; labels' logits.
+
+        Leaves the exponentials of the first `kept` rows in the memory of the gradient.
+        """
+        hidden, kept = self.hidden, self.kept
+        largest = hidden.new_empty(len(self.parts), len(hidden))
+        sums = torch.empty_like(largest)
+        logits_of_labels = hidden.new_empty(len(self.labels.columns))
+        for index, part in enumerate(self.parts):
+            held = self.gradient[:kept, part.columns]
+            again = self.buffer[kept:, : part.width]
+            for rows, logits in ((slice(0, kept), held), (slice(kept, None), again)):
+                if len(logits):
+                    _logits(hidden[rows], self.weight, self.bias, part.columns, logits)
+            first = part.rows < kept
+            logits_of_labels[part.entries[first]] = held[part.rows[first], part.places[first]]
+            later = ~first
+            of_later = again[part.rows[later] - kept, part.places[later]]
+            logits_of_labels[part.entries[later]] = of_later
+            for rows, logits in ((slice(0, kept), held), (slice(kept, None), again)):
+                if len(logits):
+                    torch.amax(logits, 1, out=largest[index, rows])
+                    logits.sub_(largest[index, rows].unsqueeze(1)).exp_()
+                    torch.sum(logits, 1, out=sums[index, rows])
+        return largest, sums, logits_of_labels
+
+    def _second_pass(
+        self, factors: Tensor, log_sums: Tensor, mass: Tensor, of_labels: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Fill the gradient of the weight; those of the hidden units and the bias."""
+        hidden, kept, rows = self.hidden, self.kept, len(self.hidden)
+        hidden_gradient = torch.zeros_like(hidden)
+        bias_gradient = None if self.bias is None else torch.empty_like(self.bias)
+        scale = (mass[kept:] / rows).unsqueeze(1)
+        for index, part in enumerate(self.parts):
+            residual = self.buffer[:, : part.width]
+            held = self.gradient[:kept, part.columns]
+            torch.mul(held, factors[index, :kept].unsqueeze(1), out=residual[:kept])
+            if kept < rows:
+                again = residual[kept:]
+                _logits(hidden[kept:], self.weight, self.bias, part.columns, again)
+                again.sub_(log_sums[kept:].unsqueeze(1)).exp_().mul_(scale)
+            residual[part.rows, part.places] -= of_labels[part.entries] / rows
+            columns = part.columns
+            _accumulate(residual, hidden, self.weight, columns, hidden_gradient, self.gradient)
+            if bias_gradient is not None:
+                torch.sum(residual, 0, out=bias_gradient[columns])
+        return hidden_gradient, bias_gradient
+
+
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: slice, out: Tensor
+) -> Tensor:
+    torch.mm(hidden, weight[:, columns], out=out)
+    return out if bias is None else out.add_(bias[columns])
+
+
+def _accumulate(
+    residual: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    columns: slice,
+    hidden_gradient: Tensor,
+    weight_gradient: Tensor,
+) -> None:
+    """Add a block to the gradient of the hidden units, and write its part of the weight's."""
+    hidden_gradient.addmm_(residual, weight[:, columns].t())
+    torch.mm(hidden.t(), residual, out=weight_gradient[:, columns])

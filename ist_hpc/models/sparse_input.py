@@ -1,0 +1,72 @@
+"""A linear layer on sparse rows: its cost follows their entries, not the width of the input.
+
+The weight of a thin network is stored features first, [inputs, units], so that a feature is one
+contiguous row. Forward is a bag of weight rows for each sample; the gradient is a bag of samples
+for each feature that occurs. Both are `embedding_bag`, which adds in the order of the entries, so
+results do not depend on threads.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ist_hpc.cost import HOME_ENTRIES_AT_ONCE
+from ist_hpc.models.base import RowGradient
+from ist_hpc.sparse import SparseRows
+
+
+def product(features: SparseRows, weight: Tensor) -> Tensor:
+    """`features @ weight`; weight float32 [inputs, units], result [rows, units]."""
+    return _bags(features.columns, weight, features.offsets, features.values)
+
+
+def gradient(features: SparseRows, outputs_gradient: Tensor) -> RowGradient:
+    """The gradient of `weight` in `product`, for the features that occur.
+
+    outputs_gradient  [rows, units]
+    """
+    order = torch.argsort(features.columns, stable=True)
+    occurring, counts = torch.unique_consecutive(features.columns[order], return_counts=True)
+    offsets = torch.zeros(len(counts) + 1, dtype=torch.int64, device=counts.device)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    values = None if features.values is None else features.values[order]
+    bags = _bags(features.row_of_entry[order], outputs_gradient, offsets, values)
+    return RowGradient(occurring, bags)
+
+
+def product_at_home(features: SparseRows, weight: Tensor) -> Tensor:
+    """`features @ weight.T` for a home block; weight float32 [units, inputs], result [rows, units].
+
+    Gathers the columns that occur, of some rows at a time.
+    """
+    result = weight.new_empty(len(features), len(weight))
+    for start, stop in _runs(features.offsets, HOME_ENTRIES_AT_ONCE):
+        first, last = int(features.offsets[start]), int(features.offsets[stop])
+        columns, places = torch.unique(features.columns[first:last], return_inverse=True)
+        occurring = weight.index_select(1, columns).t().contiguous()
+        values = None if features.values is None else features.values[first:last]
+        offsets = features.offsets[start : stop + 1] - first
+        result[start:stop] = _bags(places, occurring, offsets, values)
+    return result
+
+
+def _runs(offsets: Tensor, most_entries: int) -> Iterator[tuple[int, int]]:
+    """Runs of rows with at most so many entries, or of one row."""
+    bounds = offsets.tolist()
+    start = 0
+    for stop in range(1, len(bounds)):
+        if stop == len(bounds) - 1 or bounds[stop + 1] - bounds[start] > most_entries:
+            yield start, stop
+            start = stop
+
+
+def _bags(rows: Tensor, table: Tensor, offsets: Tensor, values: Tensor | None) -> Tensor:
+    """For each bag the sum of rows of the table, each times its value."""
+    if not len(rows) or not table.shape[1]:
+        return table.new_zeros(len(offsets) - 1, table.shape[1])
+    weights = table.new_ones(len(rows)) if values is None else values.to(table.dtype)
+    return F.embedding_bag(
+        rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
+    )
