@@ -84,7 +84,7 @@ class HomeNetwork:
         Returns (values float32, indices int64), each [rows, k]. Collective.
         """
         hidden = self._hidden(features)
-        best, own = TopLabels(len(hidden), k), self._all_own()
+        best, own = TopLabels(len(hidden), k, hidden.device), self._all_own()
         step = self.model.label_block or max(1, self.model.outputs)
         for start in range(own.start, own.stop, step):
             part = slice(start, min(start + step, own.stop))

@@ -1,6 +1,7 @@
 """Metrics of predictions."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,12 @@ from torch import Tensor
 
 @dataclass
 class ClassificationMetrics:
-    """Accuracy and mean cross-entropy, added up over batches."""
+    """Accuracy and mean cross-entropy, added up over batches.
+
+    main  the metric that logs show and that the best is kept of
+    """
+
+    main: ClassVar[str] = "accuracy"
 
     rows: int = 0
     correct: int = 0

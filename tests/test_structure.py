@@ -47,7 +47,16 @@ LAYERS = [
         "sparse",
     ],
     # the networks and what is applied to them
-    ["metrics", "models", "models.base", "models.mlp", "optimizer"],
+    [
+        "metrics",
+        "models",
+        "models.base",
+        "models.many_labels",
+        "models.mlp",
+        "models.sparse_input",
+        "optimizer",
+        "ranking",
+    ],
     # networks over the ranks
     [
         "algorithms",

@@ -30,13 +30,15 @@ _THREAD_VARIABLES = (
 )
 
 
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --output, --seed and --overwrite."""
+def add_output_arguments(
+    parser: argparse.ArgumentParser, seed_of: str = "the order of the rows"
+) -> None:
+    """Add --output, --seed (of `seed_of`, for its help) and --overwrite."""
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="the folder to make"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the order of the rows, 0 or more (default 0)"
+        "--seed", type=int, default=0, help=f"of {seed_of}, 0 or more (default 0)"
     )
     parser.add_argument(
         "--overwrite",
