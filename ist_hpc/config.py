@@ -39,6 +39,11 @@ class DataConfig:
         256, "memory for shuffling; fewer rows than that are kept and shuffled whole", low=1
     )
     verify: bool = key(True, "check every shard's SHA-256 before training")
+    row_entries: float | None = key(
+        None,
+        "non-zeros of a sparse row on average, for a plan made without the data; null: as they have",
+        above=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,19 +8,19 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ist_hpc import __version__, cost
+from ist_hpc import __version__, cost, figure2
 from ist_hpc import config as configuration
 from ist_hpc.commandline import Parser
-from ist_hpc.config import Config
+from ist_hpc.config import Config, ModelConfig
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
+from ist_hpc.memory_limits import BASE_BYTES
+from ist_hpc.placement import TensorSpec
+from ist_hpc.plan_table import table
 from ist_hpc.shard_meta import META_FILE, Meta, load_meta
-
-if TYPE_CHECKING:
-    from ist_hpc.models.base import Model
 
 _PROGRAM = "python -m ist_hpc.plan"
 _EPILOG = f"""\
@@ -30,24 +30,17 @@ examples:
   {_PROGRAM} --ranks 4 --set model.inputs=4096 model.outputs=35 model.hidden=[8192,8192]
       a network whose data are not on this machine
   {_PROGRAM} --config configs/speech2.yaml --ranks 8 --json | jq .bytes_a_round.ist
+  {_PROGRAM} --config configs/amazon670k.yaml --ranks 8 --memory-gb 16
+      whether a rank of 16 GB can have it, and from how many ranks on
+  {_PROGRAM} --figure2 --output figure2.png
+      the example of the paper's figure 2, as it counts and as this program does
 
 The exact bytes are those that a run of the same seed writes to its metrics.jsonl as bytes_received.
 Memory comes on top of what Python, PyTorch and MPI take themselves. Without --config: the
 quickstart. `python -m ist_hpc.train --help` lists the keys that --set takes.
 """
-_ITEMS = {
-    "weights": "weights",
-    "slots": "optimiser slots",
-    "gradient": "gradient",
-    "update": "temporaries of the update",
-    "activations": "activations (estimate)",
-    "doubled": "exchange: new beside old",
-    "buffers": "exchange: buffers (kept)",
-    "home_copies": "home blocks of a visit",
-    "calibration": "calibration rows (kept)",
-    "window": "data window (at most)",
-}
-_ALGORITHMS = {"ist": "IST", "local_sgd": "local SGD", "data_parallel": "data parallel"}
+_ROUNDS = 10
+_MOST_RANKS = 4096  # tried in the search for the fewest that fit
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,13 +52,18 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML configuration")
-    parser.add_argument("--ranks", type=int, required=True, metavar="N", help="ranks of the run")
+    parser.add_argument("--ranks", type=int, metavar="N", help="ranks of the run")
     parser.add_argument(
         "--rounds",
         type=int,
-        default=10,
         metavar="R",
-        help="exchanges between rounds whose bytes are counted exactly (default 10)",
+        help=f"exchanges between rounds whose bytes are counted exactly (default {_ROUNDS})",
+    )
+    parser.add_argument(
+        "--memory-gb",
+        type=float,
+        metavar="GB",
+        help="memory a rank may have, in GB (10^9 bytes): say what fits, and from how many ranks",
     )
     parser.add_argument(
         "--set",
@@ -75,6 +73,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="values that replace the file's",
     )
+    parser.add_argument(
+        "--figure2",
+        action="store_true",
+        help="instead of a run: the paper's figure 2, as a table and, with --output, as a picture",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="of --figure2: .png (or .pdf, .svg); replaced"
+    )
     parser.add_argument("--json", action="store_true", help="the same numbers for a program")
     parser.add_argument("--version", action="version", version=f"ist_hpc {__version__}")
     return parser
@@ -82,37 +88,73 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    parser = _parser()
     try:
-        arguments = _parser().parse_args(argv)
-        config = configuration.load(arguments.config, arguments.set)
-        report = plan(config, arguments.ranks, arguments.rounds)
+        arguments = parser.parse_args(argv)
+        text = _figure2(arguments) if arguments.figure2 else _plan(parser, arguments)
     except InputError as error:
         print(f"plan: error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    print(json.dumps(report, indent=1) if arguments.json else table(report))
+    print(text)
     return 0
 
 
-def plan(config: Config, ranks: int, rounds: int) -> dict[str, Any]:
+def _plan(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
+    if arguments.ranks is None:
+        parser.error("the following arguments are required: --ranks")
+    if arguments.output is not None:
+        raise InputError("--output is of --figure2; a plan is printed: plan ... > FILE")
+    config = configuration.load(arguments.config, arguments.set)
+    rounds = _ROUNDS if arguments.rounds is None else arguments.rounds
+    report = plan(config, arguments.ranks, rounds, arguments.memory_gb)
+    return json.dumps(report, indent=1) if arguments.json else table(report)
+
+
+def _figure2(arguments: argparse.Namespace) -> str:
+    for name in ("config", "ranks", "rounds", "memory_gb", "set"):
+        if getattr(arguments, name) not in (None, []):
+            option = name.replace("_", "-")
+            raise InputError(f"--figure2 is the paper's own example and takes no --{option}")
+    output: Path | None = arguments.output
+    if output is not None and output.suffix.lower() not in figure2.FORMATS:
+        raise InputError(f"--output must end with {', '.join(figure2.FORMATS)}, got {output}")
+    report = figure2.figures(figure2_specs())
+    if output is not None:
+        figure2.save(report, output)
+    return json.dumps(report, indent=1) if arguments.json else figure2.table(report)
+
+
+def figure2_specs() -> Sequence[TensorSpec]:
+    """The partitioned weights of this package's perceptron of the widths of figure 2."""
+    from ist_hpc import models
+
+    inputs, *hidden, outputs = figure2.WIDTHS
+    return models.build(ModelConfig(hidden=hidden), inputs, outputs).specs
+
+
+def plan(config: Config, ranks: int, rounds: int, memory_gb: float | None = None) -> dict[str, Any]:
     """All numbers, for `json.dumps`; bytes, elements and operations, whole or on average.
 
-    Raises `InputError` if the widths are unknown or there are more ranks than units.
+    With `memory_gb`, which a rank may have, also `fits`. Raises `InputError` if the widths are
+    unknown or there are more ranks than units.
     """
     for name, value in (("ranks", ranks), ("rounds", rounds)):
         if value < 1:
             raise InputError(f"--{name} must be at least 1, got {value}")
+    if memory_gb is not None and not 0 < memory_gb < math.inf:
+        raise InputError(f"--memory-gb must be above 0, as in --memory-gb 16, got {memory_gb}")
     inputs, outputs, meta = _widths(config)
-    from ist_hpc import models  # with them comes torch, which --help does not wait for
+    from ist_hpc import models, prediction  # and torch, which --help does not wait for
 
-    model = models.build(config.model, inputs, outputs)
-    job = _job(config, model, ranks, meta)
+    model = models.build(config.model, inputs, outputs, prediction.is_sparse(config, meta))
+    job = prediction.job_of(config, model, ranks, meta)
     exchanges = cost.exact_bytes(job, rounds)
     memory = {
         "ist": _memory(cost.subnet_memory(job)),
-        "local_sgd": _memory(cost.replica_memory(job)),
-        "data_parallel": _memory(cost.replica_memory(job)),
+        "local_sgd": _memory(cost.replica_memory(job, averages_gradient=False)),
+        "data_parallel": _memory(cost.replica_memory(job, averages_gradient=True)),
     }
-    return {
+    report = {
         "name": config.name,
         "seed": config.seed,
         "ranks": ranks,
@@ -136,6 +178,58 @@ def plan(config: Config, ranks: int, rounds: int) -> dict[str, Any]:
         },
         "flops_a_step": _flops(job),
     }
+    if memory_gb is not None:
+        most_ranks = min(_MOST_RANKS, *model.axes.values())
+        report["fits"] = _fits(
+            round(memory_gb * 1e9),
+            {name: values["peak"] + BASE_BYTES for name, values in memory.items()},
+            lambda n: _peak(prediction.job_of(config, model, n, meta)) + BASE_BYTES,
+            most_ranks,
+        )
+    return report
+
+
+def _fits(
+    memory_bytes: int,
+    needs_bytes: Mapping[str, int],
+    needs_of_ranks: Callable[[int], int],
+    most_ranks: int,
+) -> dict[str, Any]:
+    """What fits into the memory of a rank, and the fewest ranks with which IST does."""
+    fewest = fewest_ranks(lambda n: needs_of_ranks(n) <= memory_bytes, most_ranks)
+    return {
+        "memory_bytes": memory_bytes,
+        "base_bytes": BASE_BYTES,
+        **{
+            name: {"needs_bytes": need, "fits": need <= memory_bytes}
+            for name, need in needs_bytes.items()
+        },
+        "fewest_ranks_ist": fewest,
+        "most_ranks_tried": most_ranks,
+    }
+
+
+def fewest_ranks(fits: Callable[[int], bool], most_ranks: int) -> int | None:
+    """The fewest ranks for which `fits` is true, None if it is for none up to `most_ranks`.
+
+    One rank is tried by itself, as it exchanges nothing. From two on what fits once is taken to
+    fit with more ranks, too: the search doubles, then halves.
+    """
+    if fits(1):
+        return 1
+    too_few, enough = 1, 2
+    while enough < most_ranks and not fits(enough):
+        too_few, enough = enough, 2 * enough
+    enough = min(enough, most_ranks)
+    if enough <= too_few or not fits(enough):
+        return None
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if fits(middle):
+            enough = middle
+        else:
+            too_few = middle
+    return enough
 
 
 def _widths(config: Config) -> tuple[int, int, Meta | None]:
@@ -144,7 +238,7 @@ def _widths(config: Config) -> tuple[int, int, Meta | None]:
     meta = load_meta(path) if (path / META_FILE).exists() else None
     inputs, outputs = config.model.inputs, config.model.outputs
     if meta is not None:
-        found = (_features(meta), len(meta.classes))
+        found = (meta.features, meta.outputs)
         inputs, outputs = inputs or found[0], outputs or found[1]
         if (inputs, outputs) != found:
             meta = None  # a plan for other data than those that happen to be here
@@ -161,38 +255,8 @@ def _widths(config: Config) -> tuple[int, int, Meta | None]:
     return inputs, outputs, meta
 
 
-def _features(meta: Meta) -> int:
-    return math.prod(meta.feature_shape)
-
-
-def _job(config: Config, model: "Model", ranks: int, meta: Meta | None) -> cost.Job:
-    from ist_hpc import optimizer
-
-    rule = optimizer.build(config.optimizer)
-    shared_slots = rule.shared_slot_specs(model.shared)
-    calibration_rows, window = config.evaluate.calibration_rows, config.data.window_mib << 20
-    if meta is not None:
-        rows = sum(shard.rows for shard in meta.shards.get("train", ()))
-        calibration_rows = min(calibration_rows, rows)
-        window = min(window, -(-rows // ranks) * (4 * _features(meta) + 8))
-    return cost.Job(
-        weights=model.specs,
-        slots=rule.slot_specs(model.specs),
-        axes=model.axes,
-        ranks=ranks,
-        seed=config.seed,
-        carry=config.optimizer.state == "carry",
-        shared_elements=sum(math.prod(spec.shape) for spec in model.shared),
-        shared_slot_elements=sum(math.prod(spec.shape) for spec in shared_slots),
-        replica_slots=len(rule.slot_names(has_two_axes=False)),
-        scratch=cost.UPDATE_SCRATCH[config.optimizer.kind],
-        batch_size=config.data.batch_size,
-        local_steps=config.train.local_steps,
-        calibration_rows=calibration_rows,
-        evaluation_rows=config.evaluate.batch_rows,
-        window_bytes=window,
-        buffer_bytes=config.exchange.buffer_mib << 20,
-    )
+def _peak(job: cost.Job) -> int:
+    return cost.subnet_memory(job).peak
 
 
 def _memory(memory: cost.Memory) -> dict[str, Any]:
@@ -231,115 +295,16 @@ def _spread(values: Sequence[int]) -> dict[str, float]:
 
 def _flops(job: cost.Job) -> dict[str, dict[str, int]]:
     subnets = [
-        cost.step_flops(job.weights, job.batch_size, job.ranks, rank) for rank in range(job.ranks)
+        cost.step_flops(job.weights, job.batch_size, job.ranks, rank, job.row_entries)
+        for rank in range(job.ranks)
     ]
-    whole = cost.step_flops(job.weights, job.batch_size, ranks=1)
+    whole = cost.step_flops(job.weights, job.batch_size, ranks=1, row_entries=job.row_entries)
     replicas = {"a_rank": whole, "all_ranks": whole * job.ranks}
     return {
         "ist": {"a_rank": max(subnets), "all_ranks": sum(subnets)},
         "local_sgd": replicas,
         "data_parallel": replicas,
     }
-
-
-# What people read.
-
-
-def table(report: Mapping[str, Any]) -> str:
-    """The report as text."""
-    return "\n".join([*_heading(report), "", *_comparison(report), "", *_memory_table(report)])
-
-
-def _heading(report: Mapping[str, Any]) -> list[str]:
-    model = report["model"]
-    widths = "-".join(str(w) for w in (model["inputs"], *model["hidden"], model["outputs"]))
-    return [
-        f"{report['name']}: {model['kind']} {widths}, {model['weights']:,} weights "
-        f"({_mib(4 * model['weights'])} MiB), {report['optimizer']}, state: "
-        f"{report['optimizer_state']}",
-        f"{report['ranks']} rank(s), batches of {report['batch_size']} rows a rank, "
-        f"{report['local_steps']} local steps a round",
-    ]
-
-
-def _comparison(report: Mapping[str, Any]) -> list[str]:
-    """One column an algorithm."""
-    memory, traffic, flops = report["memory"], report["bytes_a_round"], report["flops_a_step"]
-    ist, rounds = traffic["ist"], report["rounds"]
-
-    def of_all(values: Mapping[str, Any], *keys: str) -> list[str]:
-        cells = []
-        for algorithm in _ALGORITHMS:
-            value = values[algorithm]
-            for key in keys:
-                value = value[key]
-            cells.append(_mib(value))
-        return cells
-
-    def of_ist(value: float) -> list[str]:
-        return [_mib(value), "", ""]
-
-    exact = ist["exact_a_rank"]
-    rows: list[tuple[str, list[str]]] = [
-        ("", list(_ALGORITHMS.values())),
-        ("memory of a rank in a step, MiB", of_all(memory, "phases", "training", "total")),
-        ("memory of a rank at its peak, MiB", of_ist(memory["ist"]["peak"])),
-        ("received by a rank a round, MiB", of_all(traffic, "expected_a_rank")),
-        (f"  exactly, rounds 1 to {rounds}: mean", of_ist(exact["mean"])),
-        ("  least, of any rank and round", of_ist(exact["min"])),
-        ("  most, of any rank and round", of_ist(exact["max"])),
-    ]
-    if ist["averaging_a_rank"]:
-        rows.append(("  and to average shared weights", of_ist(ist["averaging_a_rank"])))
-    rows += [
-        ("  and in an evaluation", of_ist(ist["evaluation_a_rank"])),
-        ("  or in a checkpoint", of_ist(ist["checkpoint_a_rank"])),
-        ("GFLOP of a rank a step", [_giga(flops[name]["a_rank"]) for name in _ALGORITHMS]),
-        ("GFLOP of all ranks a step", [_giga(flops[name]["all_ranks"]) for name in _ALGORITHMS]),
-    ]
-    return _aligned(rows)
-
-
-def _memory_table(report: Mapping[str, Any]) -> list[str]:
-    """One column a phase of independent subnet training."""
-    memory = report["memory"]["ist"]
-    phases = memory["phases"]
-    rows: list[tuple[str, list[str]]] = [("memory of a rank (IST), MiB", list(phases))]
-    for item, label in _ITEMS.items():
-        values = [items.get(item, 0) for items in phases.values()]
-        if any(values):
-            rows.append((label, [_mib(value) if value else "" for value in values]))
-    rows.append(("total", [_mib(items["total"]) for items in phases.values()]))
-    lines = _aligned(rows)
-    peak = f"peak: {_mib(memory['peak'])} MiB in `{memory['peak_phase']}`"
-    return [*lines, f"{peak}, beside Python, PyTorch and MPI themselves"]
-
-
-def _aligned(rows: Sequence[tuple[str, list[str]]]) -> list[str]:
-    left = max(len(label) for label, _ in rows)
-    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(rows[0][1]))]
-    return [
-        "  ".join(
-            [label.ljust(left), *(c.rjust(w) for c, w in zip(cells, widths, strict=True))]
-        ).rstrip()
-        for label, cells in rows
-    ]
-
-
-def _mib(value: float) -> str:
-    return _short(value / 2**20)
-
-
-def _giga(value: float) -> str:
-    return _short(value / 1e9)
-
-
-def _short(value: float) -> str:
-    """Three digits at least: 0.0123, 1.23, 12.3, 1,234."""
-    if value == 0:
-        return "0"
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 4
-    return f"{value:,.{digits}f}"
 
 
 if __name__ == "__main__":

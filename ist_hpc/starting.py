@@ -1,16 +1,19 @@
 """From a configuration to a trainer: every check that can be made before training starts."""
 
 import shutil
+from collections.abc import Sequence
 
-from ist_hpc import algorithms, checkpoint, models, optimizer
+from ist_hpc import algorithms, checkpoint, models, optimizer, prediction
 from ist_hpc.checkpoint_read import Checkpoint, DataShape, Progress
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
+from ist_hpc.memory_limits import Grant
 from ist_hpc.models.base import Model
 from ist_hpc.placement import at_round
 from ist_hpc.rows import rank_segments, refuse_uncountable
 from ist_hpc.runfolder import RunFolder, facts_of_start
 from ist_hpc.runtime import AgreedInputError, Runtime, log, on_root, together
+from ist_hpc.shard_meta import load_meta
 from ist_hpc.shards import Dataset
 from ist_hpc.training import Trainer
 
@@ -24,6 +27,8 @@ def start_run(runtime: Runtime, config: Config, folder: RunFolder, resume: bool)
     if not resume:
         on_root(comm, lambda: _refuse_existing(folder))
     dataset, model = together(comm, lambda: _open(config, runtime.ranks))
+    grants = prediction.grants_of_node(comm)
+    together(comm, lambda: _refuse_too_large(runtime.ranks, config, dataset, model, grants))
     together(comm, lambda: check_shards(dataset, config, runtime.rank, runtime.ranks))
     segments = together(
         comm,
@@ -53,6 +58,13 @@ def start_run(runtime: Runtime, config: Config, folder: RunFolder, resume: bool)
     return Trainer(comm, config, dataset, model, algorithm, folder, segments, progress, at)
 
 
+def _refuse_too_large(
+    ranks: int, config: Config, dataset: Dataset, model: Model, grants: Sequence[Grant]
+) -> None:
+    job = prediction.job_of(config, model, ranks, load_meta(dataset.path))
+    prediction.refuse_too_large(config, job, grants)
+
+
 def _see(folder: RunFolder) -> None:
     """Every rank writes its part of a checkpoint."""
     if not folder.checkpoints.is_dir():
@@ -78,7 +90,8 @@ def _open(config: Config, ranks: int) -> tuple[Dataset, Model]:
         ("train", config.evaluate.calibration_rows),
         ("test", config.evaluate.batch_rows),
     ):
-        refuse_uncountable(min(count, dataset.rows(split)), dataset.features)
+        if not dataset.sparse:
+            refuse_uncountable(min(count, dataset.rows(split)), dataset.features)
     return dataset, model
 
 

@@ -6,15 +6,21 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from ist_hpc.bench import exchange, plan, step
+from ist_hpc.bench import exchange, plan, products, step
 from ist_hpc.commandline import Parser
 from ist_hpc.runtime import Runtime, launch
 
-_BENCHMARKS: dict[str, ModuleType] = {"exchange": exchange, "plan": plan, "step": step}
+_BENCHMARKS: dict[str, ModuleType] = {
+    "exchange": exchange,
+    "plan": plan,
+    "products": products,
+    "step": step,
+}
 _EXAMPLES = """\
 examples:
   mpirun -np 4 python -m ist_hpc.bench exchange --config configs/speech2.yaml
   mpirun -np 4 python -m ist_hpc.bench step --config configs/speech2.yaml
+  mpirun -np 4 python -m ist_hpc.bench products --config configs/amazon670k.yaml
   bench/hosts.sh up 4 1gbit && bench/hosts.sh mpirun 4 python -m ist_hpc.bench exchange ...
 """
 

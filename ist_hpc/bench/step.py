@@ -7,7 +7,6 @@ rows of a tensor in memory. The two take turns, a round's steps at a time, on ev
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ist_hpc import algorithms, models
 from ist_hpc.bench.exchange import load
+from ist_hpc.bench.made import ROWS, make_data, make_trainer, timed
 from ist_hpc.bench.report import slowest, spread, table
-from ist_hpc.checkpoint_read import Progress
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
 from ist_hpc.placement import block_bounds
-from ist_hpc.rows import rank_segments
-from ist_hpc.runfolder import RunFolder
 from ist_hpc.runtime import Runtime, on_root, together
-from ist_hpc.shards import Dataset, DatasetWriter
-from ist_hpc.training import Trainer
+from ist_hpc.shards import Dataset
 
 HELP = "seconds of a local step, against a bare PyTorch loop on the same thin network"
-_ROWS = 4096
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,16 +40,16 @@ def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
     config = together(comm, lambda: _load(arguments))
     with tempfile.TemporaryDirectory() as folder:
         shared = Path(comm.bcast(folder))
-        dataset = on_root(comm, lambda: _made(config, shared / "data"))
+        on_root(comm, lambda: make_data(config, shared / "data", ROWS))
         dataset = Dataset.open(shared / "data")
-        trainer = _trainer(runtime, config, dataset, shared)
+        trainer = make_trainer(runtime, config, dataset, shared)
         bare = _BareLoop(config, dataset, trainer.model.axes, runtime)
         steps = config.train.local_steps
         trainer.algorithm.begin_round(0)
         own_s, bare_s = [], []
         for _ in range(arguments.rounds + 2):
-            bare_s.append(_timed(comm, lambda: bare.steps(steps)) / steps)
-            own_s.append(_timed(comm, lambda: trainer.local_steps(steps)) / steps)
+            bare_s.append(timed(comm, lambda: bare.steps(steps)) / steps)
+            own_s.append(timed(comm, lambda: trainer.local_steps(steps)) / steps)
         comm.Barrier()
     own, alone = slowest(comm, own_s[2:]), slowest(comm, bare_s[2:])
     return {
@@ -87,38 +81,6 @@ def _load(arguments: argparse.Namespace) -> Config:
     return config
 
 
-def _made(config: Config, path: Path) -> None:
-    """Random data of the true shape: what a step costs does not depend on the values."""
-    assert config.model.inputs
-    assert config.model.outputs
-    generator = np.random.Generator(np.random.Philox(0))
-    names = [str(index) for index in range(config.model.outputs)]
-    shape = (config.model.inputs,)
-    with DatasetWriter(path, name="bench", feature_shape=shape, classes=names) as writer:
-        for split, rows in (("train", _ROWS), ("test", 2)):
-            features = generator.standard_normal((rows, *shape), dtype=np.float32)
-            writer.append(split, features, generator.integers(len(names), size=rows))
-
-
-def _trainer(runtime: Runtime, config: Config, dataset: Dataset, folder: Path) -> Trainer:
-    assert config.model.inputs
-    assert config.model.outputs
-    model = models.build(config.model, config.model.inputs, config.model.outputs)
-    algorithm = algorithms.build(runtime.comm, config, model)
-    algorithm.start_new(config.seed)
-    segments = rank_segments(dataset, "train", "rows", runtime.rank, runtime.ranks)
-    progress = Progress(ranks=runtime.ranks)
-    run_folder = RunFolder(folder / "run")
-    return Trainer(runtime.comm, config, dataset, model, algorithm, run_folder, segments, progress)
-
-
-def _timed(comm: Any, body: Any) -> float:
-    comm.Barrier()
-    begin = time.perf_counter()
-    body()
-    return time.perf_counter() - begin
-
-
 class _BareLoop:
     """The same thin network as a user would write it."""
 
@@ -140,7 +102,7 @@ class _BareLoop:
         self.rule = torch.optim.SGD(
             self.net.parameters(), lr=config.optimizer.lr, momentum=config.optimizer.momentum
         )
-        bounds = block_bounds(_ROWS, runtime.ranks)
+        bounds = block_bounds(ROWS, runtime.ranks)
         rows = (int(bounds[runtime.rank]), int(bounds[runtime.rank + 1]))
         features, labels = dataset.read("train", *rows)
         self.features, self.labels = torch.from_numpy(features), torch.from_numpy(labels)

@@ -1,0 +1,82 @@
+"""Data of the configured shape and a trainer on them, for benchmarks of a step."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ist_hpc import algorithms, models
+from ist_hpc.checkpoint_read import Progress
+from ist_hpc.config import Config
+from ist_hpc.csr import Csr
+from ist_hpc.errors import InputError
+from ist_hpc.rows import rank_segments
+from ist_hpc.runfolder import RunFolder
+from ist_hpc.runtime import Runtime
+from ist_hpc.shards import Dataset, DatasetWriter
+from ist_hpc.training import Trainer
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+ROWS = 4096
+_LABELS_A_ROW = 5  # of sets of labels
+
+
+def make_data(config: Config, path: Path, rows: int) -> None:
+    """Random rows of the configured widths: what a step costs does not depend on the values.
+
+    Sparse ones where `data.row_entries` is given. Raises `InputError` where widths are not given.
+    """
+    inputs, outputs, entries = config.model.inputs, config.model.outputs, config.data.row_entries
+    if not inputs or not outputs:
+        raise InputError("a benchmark of a step needs `model.inputs` and `model.outputs`")
+    generator = np.random.Generator(np.random.Philox(0))
+    with DatasetWriter(
+        path,
+        name="bench",
+        kind="dense" if entries is None else "sparse",
+        feature_shape=(inputs,),
+        classes=outputs,
+    ) as writer:
+        for split, count in (("train", rows), ("test", 2)):
+            if entries is None:
+                features = generator.standard_normal((count, inputs), dtype=np.float32)
+                writer.append(split, features, generator.integers(outputs, size=count))
+            else:
+                features_csr = _random_rows(generator, count, round(entries), inputs)
+                ones = np.ones(features_csr.entries, dtype=np.float32)
+                features_csr = Csr(features_csr.indptr, features_csr.indices, ones, inputs)
+                labels = _random_rows(generator, count, _LABELS_A_ROW, outputs)
+                writer.append(split, features_csr, labels)
+
+
+def _random_rows(generator: np.random.Generator, rows: int, entries: int, width: int) -> Csr:
+    """Rows of about so many entries: drawn with repetition, which is then dropped."""
+    drawn = np.sort(generator.integers(width, size=(rows, min(entries, width))), axis=1)
+    fresh = np.ones(drawn.shape, dtype=bool)
+    fresh[:, 1:] = np.diff(drawn, axis=1) > 0
+    indptr = np.zeros(rows + 1, dtype=np.int64)
+    np.cumsum(fresh.sum(axis=1), out=indptr[1:])
+    return Csr(indptr, drawn[fresh].astype(np.int32), None, width)
+
+
+def make_trainer(runtime: Runtime, config: Config, dataset: Dataset, folder: Path) -> Trainer:
+    """A trainer whose algorithm has drawn its weights, as a run has. Collective."""
+    model = models.build(config.model, dataset.features, dataset.outputs, dataset.sparse)
+    algorithm = algorithms.build(runtime.comm, config, model)
+    algorithm.start_new(config.seed)
+    segments = rank_segments(dataset, "train", "rows", runtime.rank, runtime.ranks)
+    progress = Progress(ranks=runtime.ranks)
+    run_folder = RunFolder(folder / "run")
+    return Trainer(runtime.comm, config, dataset, model, algorithm, run_folder, segments, progress)
+
+
+def timed(comm: "MPI.Comm", body: Callable[[], object]) -> float:
+    """Seconds of `body` on this rank, which all ranks begin together. Collective."""
+    comm.Barrier()
+    begin = time.perf_counter()
+    body()
+    return time.perf_counter() - begin

@@ -1,0 +1,129 @@
+"""`bench products`: a local step with many labels against the matrix products that it needs.
+
+The products are the three of the output layer: logits, gradient of the hidden units, gradient of
+the weight. They are made twice: each whole, and in the package's blocks of labels; the ratio is to
+the faster of the two. Nothing else is in them: no softmax, no first layer, no update. Steps and
+products take turns, on every rank at once.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ist_hpc.bench.exchange import load
+from ist_hpc.bench.made import ROWS, make_data, make_trainer, timed
+from ist_hpc.bench.report import slowest, spread, table
+from ist_hpc.config import Config
+from ist_hpc.errors import InputError
+from ist_hpc.meters import peak_rss_mib
+from ist_hpc.runtime import Runtime, on_root, together
+from ist_hpc.shards import Dataset
+
+HELP = "seconds of a local step with many labels, against its bare matrix products"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `bench products`."""
+    parser.add_argument(
+        "--config", type=Path, required=True, help="such as configs/amazon670k.yaml"
+    )
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--steps", type=int, default=8, help="repetitions after 2 to warm up")
+
+
+def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure; returns the figures, the same on all ranks. Collective."""
+    comm = runtime.comm
+    config = together(comm, lambda: _load(arguments))
+    with tempfile.TemporaryDirectory() as folder:
+        shared = Path(comm.bcast(folder))
+        on_root(comm, lambda: make_data(config, shared / "data", ROWS))
+        dataset = Dataset.open(shared / "data")
+        trainer = make_trainer(runtime, config, dataset, shared)
+        trainer.algorithm.begin_round(0)
+        trainer.local_steps(1)
+        peak_mib = comm.allgather(peak_rss_mib())  # before the products take memory of their own
+        products = _Products(
+            trainer.model.specs[-1].subnet_shape(runtime.rank, runtime.ranks), config
+        )
+        own_s, whole_s, blocks_s = [], [], []
+        for _ in range(arguments.steps + 2):
+            own_s.append(timed(comm, lambda: trainer.local_steps(1)))
+            whole_s.append(timed(comm, products.whole))
+            blocks_s.append(timed(comm, products.in_blocks))
+        comm.Barrier()
+    own, whole, blocks = (slowest(comm, values[2:]) for values in (own_s, whole_s, blocks_s))
+    faster = whole if np.median(whole) < np.median(blocks) else blocks
+    return {
+        "ranks": runtime.ranks,
+        "threads_a_rank": runtime.threads,
+        "step_s": own.tolist(),
+        "products_whole_s": whole.tolist(),
+        "products_in_blocks_s": blocks.tolist(),
+        "ratio": (own / faster).tolist(),
+        "peak_rss_mib_after_a_step": peak_mib,
+    }
+
+
+def show(figures: dict[str, Any]) -> str:
+    """The figures as a table: median (lowest to highest) over repetitions."""
+    values = {key: np.array(value) for key, value in figures.items() if isinstance(value, list)}
+    return table(
+        [
+            ("ranks", f"{figures['ranks']}, {figures['threads_a_rank']} thread(s) each"),
+            ("local step, s", spread(values["step_s"])),
+            ("three products, whole, s", spread(values["products_whole_s"])),
+            ("three products, in blocks, s", spread(values["products_in_blocks_s"])),
+            ("ratio to the faster", spread(values["ratio"], 3)),
+            (
+                "peak memory of a rank after a step, MiB",
+                spread(values["peak_rss_mib_after_a_step"], 0),
+            ),
+        ]
+    )
+
+
+def _load(arguments: argparse.Namespace) -> Config:
+    config = load(arguments.config, arguments.set)
+    if config.model.loss not in ("softmax", "bce"):
+        raise InputError(
+            "bench products is of `model.loss: softmax` or `bce`, got "
+            f"`{config.model.loss}`; for others: bench step"
+        )
+    return config
+
+
+class _Products:
+    """The products of an output layer of [units, labels] for one batch."""
+
+    def __init__(self, shape: tuple[int, ...], config: Config) -> None:
+        units, labels = shape
+        self.block = config.model.label_block
+        self.hidden = torch.rand(config.data.batch_size, units)
+        self.weight = torch.rand(units, labels)
+        self.logits = torch.empty(config.data.batch_size, labels)
+        self.gradient = torch.empty(units, labels)
+        self.hidden_gradient = torch.zeros_like(self.hidden)
+
+    def whole(self) -> None:
+        """Each product at once."""
+        torch.mm(self.hidden, self.weight, out=self.logits)
+        torch.mm(self.logits, self.weight.t(), out=self.hidden_gradient)
+        torch.mm(self.hidden.t(), self.logits, out=self.gradient)
+
+    def in_blocks(self) -> None:
+        """A block of labels at a time, all three."""
+        self.hidden_gradient.zero_()
+        labels = self.weight.shape[1]
+        buffer = self.logits.view(-1)
+        for start in range(0, labels, self.block):
+            columns = slice(start, min(start + self.block, labels))
+            size = len(self.hidden) * (columns.stop - columns.start)
+            logits = buffer[:size].view(len(self.hidden), -1)
+            torch.mm(self.hidden, self.weight[:, columns], out=logits)
+            self.hidden_gradient.addmm_(logits, self.weight[:, columns].t())
+            torch.mm(self.hidden.t(), logits, out=self.gradient[:, columns])

@@ -1,0 +1,217 @@
+"""Figure 2 of the paper (arXiv 1910.02120), as numbers, a table and a picture; no MPI, no data.
+
+What a gradient step costs on 1 to 32 machines, by the paper's own counting (`paper_cost`), and
+beside it what this program moves and computes for the same network (`cost`).
+"""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ist_hpc import cost, paper_cost
+from ist_hpc.errors import InputError
+from ist_hpc.placement import TensorSpec
+from ist_hpc.transfer import ELEMENT_BYTES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTHS = (1000, 4000, 4000, 4000, 200)
+"""Inputs, three hidden layers, outputs."""
+
+BATCH_SIZE = 512
+LOCAL_STEPS = 10
+MACHINES = (1, 2, 4, 8, 16, 32)
+
+COUNTING = {
+    "paper": "bytes that arrive at all machines together, one way: IST, the subnets that are sent "
+    "out, not their return; data parallel, the model sent to every machine, not the gradients. "
+    f"{paper_cost.FLOPS_A_WEIGHT} operations a weight and row of the batch (the paper gives no "
+    "such number)",
+    "this_program": "bytes received by all ranks together: IST, all that an exchange between two "
+    f"deals moves, averaged over deals and over its {LOCAL_STEPS} steps; data parallel, a ring "
+    "allreduce of the gradient. Operations of the matrix products, of which the first layer needs "
+    "no gradient of its input",
+    "batches": f"data parallel shares one batch of {BATCH_SIZE} rows in a step; under IST every "
+    f"machine has its own, so that N machines see N x {BATCH_SIZE} rows",
+}
+"""How the numbers are counted, in the words of the table."""
+
+FORMATS = (".png", ".pdf", ".svg")
+
+_COUNTINGS = {"paper": "the paper's counting", "this_program": "this program"}
+_LINES = {
+    ("paper", "data_parallel"): "data parallel",
+    ("paper", "ist"): "IST",
+    ("this_program", "data_parallel"): "data parallel, ring",
+    ("this_program", "ist"): "IST",
+}
+_QUANTITIES = (("bytes_a_step", "MB received", 1e6), ("flops_a_step", "GFLOP", 1e9))
+_COLOURS = {"data_parallel": "#D55E00", "ist": "#0072B2"}
+_DASHES = {"paper": "-", "this_program": "--"}
+_LEFT = 12  # characters of the table's first column
+
+
+def figures(specs: Sequence[TensorSpec]) -> dict[str, Any]:
+    """All numbers, for `json.dumps`: a list over the machines for each counting and algorithm.
+
+    specs  the partitioned weights of this program's model of `WIDTHS`
+
+    Bytes and operations of one gradient step and all machines together; see `COUNTING`.
+    """
+    weights = sum(cost.elements(spec) for spec in specs)
+    return {
+        "figure": 2,
+        "widths": list(WIDTHS),
+        "batch_size": BATCH_SIZE,
+        "local_steps": LOCAL_STEPS,
+        "machines": list(MACHINES),
+        "paper": {
+            "data_parallel": _over_machines(
+                lambda n: ELEMENT_BYTES * paper_cost.data_parallel_numbers(WIDTHS, n),
+                lambda n: paper_cost.data_parallel_flops(WIDTHS, BATCH_SIZE),
+            ),
+            "ist": _over_machines(
+                lambda n: ELEMENT_BYTES * paper_cost.ist_numbers(WIDTHS, n, LOCAL_STEPS),
+                lambda n: paper_cost.ist_flops(WIDTHS, n, BATCH_SIZE),
+            ),
+        },
+        "this_program": {
+            "data_parallel": _over_machines(
+                lambda n: n * cost.allreduce_bytes(weights, n),
+                lambda n: cost.step_flops(specs, BATCH_SIZE, ranks=1),
+            ),
+            "ist": _over_machines(
+                lambda n: n * cost.expected_bytes(specs, n) / LOCAL_STEPS,
+                lambda n: sum(cost.step_flops(specs, BATCH_SIZE, n, rank) for rank in range(n)),
+            ),
+        },
+        "counting": COUNTING,
+    }
+
+
+def _over_machines(
+    bytes_of: Callable[[int], float], flops_of: Callable[[int], float]
+) -> dict[str, list[float]]:
+    return {
+        "bytes_a_step": [bytes_of(n) for n in MACHINES],
+        "flops_a_step": [flops_of(n) for n in MACHINES],
+    }
+
+
+# The table.
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The numbers of `figures` as text."""
+    lines = [
+        "Figure 2 of the paper (arXiv 1910.02120): a gradient step of",
+        f"{_network(report)}; all machines together",
+    ]
+    for quantity, title, unit in _QUANTITIES:
+        lines += ["", *_block(report, quantity, title, unit)]
+    lines.append("")
+    for counting, title in (*_COUNTINGS.items(), ("batches", "batches")):
+        text = f"{title}: {report['counting'][counting]}."
+        lines += textwrap.wrap(text, width=96, subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def _network(report: Mapping[str, Any]) -> str:
+    widths = "-".join(str(width) for width in report["widths"])
+    return f"{widths}, batch {report['batch_size']}, J = {report['local_steps']}"
+
+
+def _block(report: Mapping[str, Any], quantity: str, title: str, unit: float) -> list[str]:
+    columns = [
+        [f"{value / unit:,.2f}" for value in report[counting][name][quantity]]
+        for counting, name in _LINES
+    ]
+    heads = list(_LINES.values())
+    size = max(len(cell) for cells in (heads, *columns) for cell in cells) + 2
+    above = "".join(f"{text:>{2 * size}}" for text in _COUNTINGS.values())
+    lines = [f"{title:{_LEFT}}{above}", f"{'machines':{_LEFT}}"]
+    lines[-1] += "".join(f"{head:>{size}}" for head in heads)
+    for index, machines in enumerate(report["machines"]):
+        cells = "".join(f"{column[index]:>{size}}" for column in columns)
+        lines.append(f"{machines:<{_LEFT}}{cells}")
+    return lines
+
+
+# The picture.
+
+
+def save(report: Mapping[str, Any], output: Path) -> None:
+    """Draw the numbers of `figures` into a file, which is replaced.
+
+    Raises `InputError` if matplotlib is missing or the file cannot be written.
+    """
+    figure = draw(report)
+    try:
+        figure.savefig(output)
+    except OSError as error:
+        raise InputError(f"cannot write {output}: {error.strerror}") from None
+
+
+def draw(report: Mapping[str, Any]) -> "Figure":
+    """The picture of the numbers of `figures`. Raises `InputError` if matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError(
+            "the picture needs matplotlib, which is not installed; pip install 'ist_hpc[plot]', or "
+            "leave --output out and take the table"
+        ) from None
+    figure = Figure(figsize=(11.6, 4.8), dpi=150, layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, (quantity, title, unit) in zip(panels, _QUANTITIES, strict=True):
+        _panel(axes, report, quantity, unit)
+        axes.set_ylabel(f"{title} a step, all machines")
+    panels[0].set_xlabel("machines (this program: one alone receives nothing)")
+    panels[1].set_xlabel("machines")
+    figure.suptitle(
+        f"Figure 2 of the paper: a gradient step of {_network(report)}", fontsize="medium"
+    )
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _panel(axes: "Axes", report: Mapping[str, Any], quantity: str, unit: float) -> None:
+    """One quantity over the machines; where nothing is moved a log scale has no point."""
+    machines = report["machines"]
+    for (counting, name), label in _LINES.items():
+        points = [
+            (n, value / unit)
+            for n, value in zip(machines, report[counting][name][quantity], strict=True)
+            if value > 0
+        ]
+        axes.plot(
+            *zip(*points, strict=True),
+            _DASHES[counting],
+            color=_COLOURS[name],
+            lw=1.8,
+            marker="o",
+            ms=4.5,
+            mfc="white" if counting == "this_program" else _COLOURS[name],
+            label=f"{label} ({_COUNTINGS[counting]})",
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(machines, [str(n) for n in machines])
+    axes.set_xlabel("machines")
+    low, high = axes.get_ylim()
+    steps = [step * 10**power for power in range(6) for step in _steps(high / low)]
+    axes.set_yticks([step for step in steps if low <= step <= high])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _steps(span: float) -> tuple[int, ...]:
+    """What the labels of a log scale are powers of ten of: more where it spans little."""
+    return (1, 2, 5) if span < 100 else (1,)

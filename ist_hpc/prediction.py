@@ -1,0 +1,88 @@
+"""What a configured run will cost: its `cost.Job`, and whether the nodes have the memory for it."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ist_hpc import cost, optimizer
+from ist_hpc.config import Config
+from ist_hpc.errors import InputError
+from ist_hpc.memory_limits import Grant, granted_bytes, refusal
+from ist_hpc.models.base import Model
+from ist_hpc.shard_meta import Meta
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_ENTRY_BYTES = 8  # of a sparse row on disk; those of its labels have 5
+_POINTER_BYTES = 16  # of a sparse row beside its entries
+
+
+def job_of(config: Config, model: Model, ranks: int, meta: Meta | None) -> cost.Job:
+    """What `cost` needs to know of a run.
+
+    meta  describes the data; without it the configured window and `data.row_entries` stand for them
+    """
+    rule = optimizer.build(config.optimizer)
+    shared_slots = rule.shared_slot_specs(model.shared)
+    calibration_rows, window_bytes = config.evaluate.calibration_rows, config.data.window_mib << 20
+    if meta is not None and meta.shards.get("train"):
+        rows = sum(shard.rows for shard in meta.shards["train"])
+        calibration_rows = min(calibration_rows, rows)
+        window_bytes = min(window_bytes, -(-rows // ranks) * meta.row_bytes("train"))
+    return cost.Job(
+        weights=model.specs,
+        slots=rule.slot_specs(model.specs),
+        axes=model.axes,
+        ranks=ranks,
+        seed=config.seed,
+        carry=config.optimizer.state == "carry",
+        shared_elements=sum(math.prod(spec.shape) for spec in model.shared),
+        shared_slot_elements=sum(math.prod(spec.shape) for spec in shared_slots),
+        replica_slot_elements=sum(
+            cost.elements(rule.slot_spec(slot, spec))
+            for spec in model.specs
+            for slot in rule.slot_names(has_two_axes=False)
+        ),
+        scratch=cost.UPDATE_SCRATCH[config.optimizer.kind],
+        batch_size=config.data.batch_size,
+        row_entries=_row_entries(config, meta),
+        label_block=model.label_block,
+        local_steps=config.train.local_steps,
+        calibration_rows=calibration_rows,
+        evaluation_rows=config.evaluate.batch_rows,
+        window_bytes=window_bytes,
+        buffer_bytes=config.exchange.buffer_mib << 20,
+    )
+
+
+def is_sparse(config: Config, meta: Meta | None) -> bool:
+    """Whether rows are sparse: as the data are, else whether `data.row_entries` is given."""
+    return config.data.row_entries is not None if meta is None else meta.kind == "sparse"
+
+
+def _row_entries(config: Config, meta: Meta | None) -> float | None:
+    """Non-zeros of a row, on average; of data from their size, labels included (somewhat more)."""
+    if not is_sparse(config, meta):
+        return None
+    if meta is None or not meta.shards.get("train"):
+        return config.data.row_entries or 1.0
+    return max(1.0, (meta.row_bytes("train") - _POINTER_BYTES) / _ENTRY_BYTES)
+
+
+def grants_of_node(comm: "MPI.Comm") -> list[Grant]:
+    """What each rank of this node is granted. Collective."""
+    from mpi4py import MPI
+
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    grants = node.allgather(granted_bytes())
+    node.Free()
+    return grants
+
+
+def refuse_too_large(config: Config, job: cost.Job, grants: Sequence[Grant]) -> None:
+    """Raise `InputError` if the ranks of a node will need more memory than it grants. Local."""
+    needed_bytes = cost.subnet_memory(job).peak
+    problem = refusal(needed_bytes, grants, configured_gb=config.runtime.memory_gb)
+    if problem is not None:
+        raise InputError(problem)
