@@ -16,6 +16,7 @@ import yaml
 from ist_hpc import __version__
 from ist_hpc.commandline import Parser
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
+from ist_hpc.progress import spoken
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,13 +50,15 @@ class Run:
     """What a run folder says; `points` has an array [evaluations] for each kind of x and for y.
 
     points  steps (of a rank), samples (of all ranks), seconds, bytes (received, all ranks),
-            accuracy (of 1, on the test rows)
+            test (the metric, of 1, on the test rows)
+    metric  which: `accuracy`, `precision_at_1`, ...
     """
 
     path: Path
     config: Mapping[str, Any]
     ranks: int
     points: Mapping[str, Values]
+    metric: str
 
     @property
     def sameness(self) -> str:
@@ -79,12 +82,12 @@ class Curve:
     runs: tuple[Run, ...]
 
     def over(self, x: str) -> tuple[Values, Values, Values, Values]:
-        """(x, mean, least, most) of the accuracy over one kind of x.
+        """(x, mean, least, most) of the metric over one kind of x.
 
         Runs of a group may have been evaluated at different places: between two evaluations a run
         is on the straight line, and the curve spans where all runs have values.
         """
-        points = [(run.points[x], run.points["accuracy"]) for run in self.runs]
+        points = [(run.points[x], run.points["test"]) for run in self.runs]
         if len(points) == 1:
             at, values = points[0]
             return at, values, values, values
@@ -99,8 +102,8 @@ class Curve:
 # Reading runs.
 
 
-def read_run(path: Path) -> Run:
-    """A run folder, finished or not. Raises `InputError`."""
+def read_run(path: Path, metric: str | None = None) -> Run:
+    """A run folder, finished or not; None: its main metric. Raises `InputError`."""
     config_path = path / "config.yaml"
     try:
         config = yaml.safe_load(config_path.read_text(encoding="utf-8"))
@@ -113,7 +116,9 @@ def read_run(path: Path) -> Run:
         raise InputError(f"{config_path} is not YAML; was it edited by hand?") from None
     if not isinstance(config, dict):
         raise InputError(f"{config_path} must be a mapping of keys to values")
-    return Run(path, config, _ranks(path), evaluations(read_metrics(path / "metrics.jsonl")))
+    rows = read_metrics(path / "metrics.jsonl")
+    metric = metric or metric_of(rows)
+    return Run(path, config, _ranks(path), evaluations(rows, metric), metric)
 
 
 def _ranks(path: Path) -> int:
@@ -151,7 +156,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def evaluations(rows: Sequence[Mapping[str, Any]]) -> dict[str, Values]:
+def metric_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The first metric of the first evaluation; `accuracy` before there is one."""
+    results = (row.get("test") for row in rows if row.get("kind") == "evaluation")
+    first = next((result for result in results if isinstance(result, dict) and result), {})
+    return next(iter(first), "accuracy")
+
+
+def evaluations(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Values]:
     """The points of a run (see `Run`) from its rows, a round evaluated twice only once.
 
     Raises `InputError` if a row lacks what it should have.
@@ -164,15 +176,15 @@ def evaluations(rows: Sequence[Mapping[str, Any]]) -> dict[str, Values]:
                 seconds += sum(row["seconds"].values())
                 received += row["bytes_received"]
             elif row["kind"] == "evaluation":
-                accuracy = float(row["test"]["accuracy"])
-                found[row["round"]] = (row["steps"], row["samples"], seconds, received, accuracy)
+                value = float(row["test"][metric])
+                found[row["round"]] = (row["steps"], row["samples"], seconds, received, value)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(
                 f"metrics.jsonl, row {number}: {type(error).__name__} {error}; was it written by "
                 "another version of ist_hpc?"
             ) from None
     table = np.array(list(found.values()), dtype=np.float64).reshape(-1, 5)
-    return dict(zip(("steps", "samples", "seconds", "bytes", "accuracy"), table.T, strict=True))
+    return dict(zip(("steps", "samples", "seconds", "bytes", "test"), table.T, strict=True))
 
 
 def curves(runs: Sequence[Run], group: bool, labels: Sequence[str]) -> list[Curve]:
@@ -203,8 +215,9 @@ def _label(runs: Sequence[Run]) -> str:
 
 def table(lines: Sequence[Curve]) -> str:
     """A Markdown table of the curves; of a group the mean, and in brackets the least and most."""
+    metric = spoken(lines[0].runs[0].metric)
     text = [
-        "| run | ranks | steps | samples | best accuracy | final accuracy |",
+        f"| run | ranks | steps | samples | best {metric} | final {metric} |",
         "|:--|--:|--:|--:|--:|--:|",
     ]
     for curve in lines:
@@ -214,7 +227,7 @@ def table(lines: Sequence[Curve]) -> str:
             str(curve.runs[0].ranks),
             *(_spread([_last(run, key) for run in curve.runs], "{:,.0f}") for key in _COUNTS),
             _spread([_best(run) for run in curve.runs], "{:.4f}"),
-            _spread([_last(run, "accuracy") for run in curve.runs], "{:.4f}"),
+            _spread([_last(run, "test") for run in curve.runs], "{:.4f}"),
         ]
         text.append("| " + " | ".join(cells) + " |")
     return "\n".join(text)
@@ -229,7 +242,7 @@ def _last(run: Run, key: str) -> float | None:
 
 
 def _best(run: Run) -> float | None:
-    values = run.points["accuracy"]
+    values = run.points["test"]
     return float(values.max()) if len(values) else None
 
 
@@ -256,13 +269,13 @@ def draw(lines: Sequence[Curve], kinds: Sequence[str]) -> "Figure":
         ) from None
     for curve in lines:
         for run in curve.runs:
-            if not len(run.points["accuracy"]):
+            if not len(run.points["test"]):
                 raise InputError(f"{run.path} has no evaluation yet; wait for one, or leave it out")
     figure = Figure(figsize=(1.2 + 5.2 * len(kinds), 4.2), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     for axes, x in zip(panels, kinds, strict=True):
         _panel(axes, lines, x)
-    panels[0].set_ylabel("test accuracy (%)")
+    panels[0].set_ylabel(f"test {spoken(lines[0].runs[0].metric)} (%)")
     if len(lines) > 1 or len(lines[0].runs) > 1:
         panels[-1].legend(loc="best", framealpha=0.85, edgecolor="none", fontsize="small")
     else:
@@ -316,7 +329,7 @@ def _axis(places: Sequence[Values], x: str) -> tuple[str, float]:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=_PROGRAM,
-        description="Draw learning curves (accuracy on the test rows) of runs, and print tables.",
+        description="Draw learning curves (a metric on the test rows) of runs, and print tables.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -329,7 +342,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["steps"],
         choices=("steps", "samples", "seconds", "bytes"),
-        help="what accuracy is drawn over, a panel each (default: steps)",
+        help="what the metric is drawn over, a panel each (default: steps)",
     )
     parser.add_argument(
         "--group",
@@ -338,6 +351,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--label", nargs="+", default=[], metavar="TEXT", help="a label for each curve, in order"
+    )
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="such as precision_at_5; default: accuracy, or precision_at_1 for sets of labels",
     )
     parser.add_argument("--table", action="store_true", help="print a Markdown table")
     parser.add_argument("--version", action="version", version=f"ist_hpc {__version__}")
@@ -360,7 +378,14 @@ def _run(arguments: argparse.Namespace) -> None:
         raise InputError("nothing to do: give --output FILE for a plot, or --table; see --help")
     if output is not None and output.suffix.lower() not in _FORMATS:
         raise InputError(f"--output must end with {', '.join(_FORMATS)}, got {output}")
-    lines = curves([read_run(path) for path in arguments.runs], arguments.group, arguments.label)
+    runs = [read_run(path, arguments.metric) for path in arguments.runs]
+    metrics = sorted({run.metric for run in runs if len(run.points["test"])})
+    if len(metrics) > 1:
+        raise InputError(
+            f"the runs have different metrics, {' and '.join(metrics)}; plot them apart, or name "
+            "one that all have: --metric"
+        )
+    lines = curves(runs, arguments.group, arguments.label)
     if output is not None:
         figure = draw(lines, arguments.x)
         try:

@@ -1,6 +1,7 @@
 """`python -m ist_hpc.plot`: reading runs, grouping them, the table and the picture."""
 
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def test_points_of_a_run(tmp_path):
         "samples": [640, 1280, 1920],
         "seconds": [4, 8, 12],
         "bytes": [2000, 4000, 6000],
-        "accuracy": [0.5, 0.8, 0.7],
+        "test": [0.5, 0.8, 0.7],
     }
 
 
@@ -96,7 +97,7 @@ def test_a_row_of_another_version_is_named(tmp_path):
 def test_a_round_that_a_resume_evaluates_again_counts_once():
     row = {"kind": "evaluation", "round": 3, "steps": 30, "samples": 30}
     again = [row | {"test": {"accuracy": value}} for value in (0.1, 0.2)]
-    assert plot.evaluations(again)["accuracy"].tolist() == [0.2]
+    assert plot.evaluations(again, "accuracy")["test"].tolist() == [0.2]
 
 
 # Groups.
@@ -237,3 +238,17 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--group" in done.stdout
+
+
+def test_runs_with_sets_of_labels_have_a_metric_of_their_own(tmp_path):
+    """The first of their results, or the one that is asked for."""
+    ranked = make_run(tmp_path, "ranked", [0.5, 0.75])
+    text = (ranked / "metrics.jsonl").read_text(encoding="utf-8")
+    both = '{"precision_at_1": \\1, "precision_at_5": 0.25}'
+    text = re.sub(r'\{"accuracy": ([0-9.]+)\}', both, text)
+    (ranked / "metrics.jsonl").write_text(text, encoding="utf-8")
+    run = plot.read_run(ranked)
+    assert (run.metric, run.points["test"].tolist()) == ("precision_at_1", [0.5, 0.75])
+    assert plot.read_run(ranked, "precision_at_5").points["test"].tolist() == [0.25, 0.25]
+    assert "best precision at 1" in plot.table(plot.curves([run], False, []))
+    assert plot.main([str(ranked), str(make_run(tmp_path, "classes", [0.5])), "--table"]) == 2
