@@ -67,7 +67,7 @@ class ModelConfig:
         choices=("auto", "cross_entropy", "softmax", "bce"),
     )
     label_block: int = key(
-        4096, "labels computed at a time by softmax and bce, which bounds memory", low=1
+        2048, "labels computed at a time by softmax and bce, which bounds memory", low=1
     )
 
 

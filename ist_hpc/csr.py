@@ -41,6 +41,37 @@ class Csr:
         values = self.values.nbytes if self.values is not None else 0
         return self.indptr.nbytes + self.indices.nbytes + values
 
+    @staticmethod
+    def empty(columns: int, with_values: bool) -> "Csr":
+        """No rows."""
+        values = np.empty(0, dtype=np.float32) if with_values else None
+        return Csr(np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.int32), values, columns)
+
+    def row_of(self, entry: int) -> int:
+        """The row that has the entry."""
+        return int(np.searchsorted(self.indptr, entry, side="right")) - 1
+
+    def first_fault(self) -> tuple[int, str] | None:
+        """(row, what is wrong) of a row whose columns are out of range or do not ascend strictly.
+
+        None if all are well. `indptr` must be: from 0, without a fall, to the entries.
+        """
+        indices = self.indices
+        if len(indices) == 0:
+            return None
+        if indices.min() < 0 or indices.max() >= self.columns:
+            entry = int(np.flatnonzero((indices < 0) | (indices >= self.columns))[0])
+            what = f"must be 0 to {self.columns - 1} (got {indices[entry]})"
+            return self.row_of(entry), what
+        rising = indices[1:] > indices[:-1]
+        firsts = self.indptr[(self.indptr > 0) & (self.indptr < len(indices))]
+        rising[firsts - 1] = True
+        if rising.all():
+            return None
+        entry = int(np.flatnonzero(~rising)[0]) + 1
+        what = f"must ascend strictly (got {indices[entry - 1]}, then {indices[entry]})"
+        return self.row_of(entry), what
+
     def part(self, start: int, stop: int) -> "Csr":
         """The rows `start` to `stop`; indices and values are views."""
         first, last = int(self.indptr[start]), int(self.indptr[stop])

@@ -5,28 +5,44 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from ist_hpc import streams
+from ist_hpc.csr import Csr
 from ist_hpc.errors import InputError
 from ist_hpc.placement import block_bounds
 from ist_hpc.shards import Dataset
+from ist_hpc.windows import Batch, Window, as_batch, as_features, new_window
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+__all__ = [
+    "Batch",
+    "BatchStream",
+    "CommonRows",
+    "as_features",
+    "rank_segments",
+    "refuse_uncountable",
+]
 
 _BLOCK_BYTES = 1 << 20  # rows read at a time; kept together if the data exceed the window
 _MOST_MPI_ELEMENTS = 2**31 - 1  # counts and displacements are C ints
 
 
 def refuse_uncountable(rows: int, width: int) -> None:
-    """Raise `InputError` if MPI cannot count the numbers of so many rows, which are gathered."""
-    if rows * width > _MOST_MPI_ELEMENTS:
+    """Raise `InputError` if MPI cannot count the numbers of so many dense rows, to be gathered.
+
+    How many numbers sparse rows have is known, and checked, only when they are gathered.
+    """
+    _refuse_uncountable(rows, rows * width, f"{rows} rows of {width} numbers")
+
+
+def _refuse_uncountable(rows: int, numbers: int, what: str) -> None:
+    if numbers > _MOST_MPI_ELEMENTS:
         raise InputError(
-            f"{rows} rows of {width} numbers are more than MPI gathers at a time, 2^31 - 1 "
-            "numbers; set `evaluate.batch_rows` and `evaluate.calibration_rows` to at most "
-            f"{_MOST_MPI_ELEMENTS // width}"
+            f"{what} are more than MPI gathers at a time, 2^31 - 1 numbers; set "
+            "`evaluate.batch_rows` and `evaluate.calibration_rows` to at most "
+            f"{rows * _MOST_MPI_ELEMENTS // numbers}"
         )
 
 
@@ -58,12 +74,6 @@ def rank_segments(
     return segments
 
 
-def as_features(features: npt.NDArray[Any]) -> Tensor:
-    """Stored features as the networks take them: float32 [rows, width]; uint8 scaled to [0, 1]."""
-    flat = torch.from_numpy(features).flatten(start_dim=1)
-    return flat.float().div_(255) if flat.dtype == torch.uint8 else flat
-
-
 class BatchStream:
     """The batches of one rank: its rows, reshuffled each pass, without end. Local.
 
@@ -89,7 +99,7 @@ class BatchStream:
         lengths = [stop - start for start, stop in segments]
         self._starts = np.cumsum([0, *lengths])
         self.rows = int(self._starts[-1])
-        row_bytes = 4 * int(np.prod(dataset.feature_shape)) + 8
+        row_bytes = dataset.row_bytes("train")
         window_rows = max(1, window_bytes // row_bytes)
         self._piece_rows = max(1, _BLOCK_BYTES // row_bytes)
         block_rows = min(self._piece_rows, window_rows)
@@ -101,23 +111,24 @@ class BatchStream:
         self._block_order = self._window_bounds = np.empty(0, dtype=np.int64)
         self._loaded: tuple[int, int] | None = None  # (pass, window) of the order of the rows
         self._rows_of: tuple[int, ...] = ()  # the blocks whose rows are in memory
-        self._features, self._labels = torch.empty(0), torch.empty(0)
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._window: Window = new_window(dataset, 0)
+        self._order = np.empty(0, dtype=np.int64)
 
-    def next_batch(self) -> tuple[Tensor, Tensor]:
-        """The next batch: features float32 [batch_size, width], labels int64 [batch_size]."""
+    def next_batch(self) -> Batch:
+        """The next batch: (features, labels) of `batch_size` rows.
+
+        Dense: float32 [batch_size, width] and int64 [batch_size]. Sparse: `SparseRows` with values
+        and without. Raises `InputError` for a shard that is damaged.
+        """
         parts = []
         wanted = self.batch_size
         while wanted:
             offset = self._load()
             chosen = self._order[offset : offset + wanted]
-            parts.append((self._features[chosen], self._labels[chosen]))
+            parts.append(self._window.choose(chosen))
             wanted -= len(chosen)
             self.position_rows += len(chosen)
-        if len(parts) == 1:
-            return parts[0]
-        features, labels = zip(*parts, strict=True)
-        return torch.cat(features), torch.cat(labels)
+        return self._window.batch(parts)
 
     def _load(self) -> int:
         """Bring the window of the position into memory; the offset of the position in it."""
@@ -129,10 +140,10 @@ class BatchStream:
         if self._loaded != (pass_index, window):
             first = window * self._blocks_per_window
             blocks = self._block_order[first : first + self._blocks_per_window]
-            self._read(tuple(blocks.tolist()))
+            size = int(bounds[window + 1] - bounds[window])
+            self._read(tuple(blocks.tolist()), size)
             index = pass_index * (len(bounds) - 1) + window
-            order = streams.permutation(self._purpose, self._seed, index, len(self._labels))
-            self._order = torch.from_numpy(order)
+            self._order = streams.permutation(self._purpose, self._seed, index, size)
             self._loaded = (pass_index, window)
         return offset - int(bounds[window])
 
@@ -146,23 +157,15 @@ class BatchStream:
         self._window_bounds = np.cumsum([0, *of_windows])
         self._pass = pass_index
 
-    def _read(self, blocks: tuple[int, ...]) -> None:
+    def _read(self, blocks: tuple[int, ...], rows: int) -> None:
         if self._rows_of == blocks:
             return
         # Never two windows in memory, and of the one that is read only a piece twice.
-        self._features = self._labels = torch.empty(0)
-        self._rows_of = ()
-        size = int(np.diff(self._block_bounds)[list(blocks)].sum())
-        features = torch.empty(size, self._dataset.features)
-        labels = torch.empty(size, dtype=torch.int64)
-        filled = 0
+        self._window, self._rows_of = new_window(self._dataset, 0), ()
+        self._window = new_window(self._dataset, rows)
         for start, stop in self._pieces(blocks):
-            place = slice(filled, filled + stop - start)
-            part, labels_of_part = self._dataset.read("train", start, stop)
-            features[place] = as_features(part)
-            labels[place] = torch.from_numpy(labels_of_part)
-            filled = place.stop
-        self._features, self._labels, self._rows_of = features, labels, blocks
+            self._window.add(*self._dataset.read("train", start, stop))
+        self._rows_of = blocks
 
     def _pieces(self, blocks: tuple[int, ...]) -> Iterator[tuple[int, int]]:
         """The global rows of the blocks, in their order, as ranges of at most `_BLOCK_BYTES`."""
@@ -193,30 +196,26 @@ class CommonRows:
             dataset.shard_range(split, i)[0] for i in range(len(dataset.shards[split]))
         ]
 
-    def fetch(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Features float32 [n, width] and labels int64 [n] of ascending global rows. Collective.
+    def fetch(self, rows: npt.NDArray[np.int64]) -> Batch:
+        """(features, labels) of ascending global rows, as `BatchStream` gives them. Collective.
 
         `rows` must be the same on all ranks. Raises `InputError` if MPI cannot gather as many
-        at a time.
+        at a time, or a shard is damaged.
         """
         ranks = self.comm.Get_size()
         if self.assign == "rows":
             reader = np.repeat(np.arange(ranks), np.diff(block_bounds(len(rows), ranks)))
         else:
             reader = (np.searchsorted(self._shard_starts, rows, side="right") - 1) % ranks
-        mine = rows[reader == self.comm.Get_rank()]
-        features, labels = self.dataset.take(self.split, mine)
+        own = self.dataset.take(self.split, rows[reader == self.comm.Get_rank()])
         counts = np.bincount(reader, minlength=ranks)
-        all_features = self._gather(features, counts)
-        all_labels = self._gather(labels, counts)
+        features, labels = (self._gather(part, counts) for part in own)
         back = np.argsort(np.argsort(reader, kind="stable"), kind="stable")
         if not np.array_equal(back, np.arange(len(rows))):
-            all_features, all_labels = all_features[back], all_labels[back]
-        return as_features(all_features), torch.from_numpy(all_labels)
+            features, labels = _chosen(features, back), _chosen(labels, back)
+        return as_batch((features, labels))
 
-    def batches(
-        self, batch_rows: int
-    ) -> Iterator[tuple[npt.NDArray[np.int64], tuple[Tensor, Tensor]]]:
+    def batches(self, batch_rows: int) -> Iterator[tuple[npt.NDArray[np.int64], Batch]]:
         """All rows in order: (rows, (features, labels)) of at most `batch_rows`. Collective."""
         for start in range(0, self.rows, batch_rows):
             rows = np.arange(start, min(start + batch_rows, self.rows), dtype=np.int64)
@@ -227,11 +226,36 @@ class CommonRows:
         order = streams.permutation("calibration", seed, 0, self.rows)
         return np.sort(order[:count])
 
-    def _gather(self, part: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        if len(counts) == 1:
+    def _gather(self, part: Any, row_counts: npt.NDArray[np.int64]) -> Any:
+        """The rows of all ranks, of which each has `row_counts`, in the order of the ranks."""
+        if len(row_counts) == 1:
             return part
-        rows, width = int(counts.sum()), int(np.prod(part.shape[1:], dtype=np.int64))
+        if isinstance(part, Csr):
+            return self._gather_csr(part, row_counts)
+        rows, width = int(row_counts.sum()), int(np.prod(part.shape[1:], dtype=np.int64))
         refuse_uncountable(rows, width)
-        whole = np.empty((rows, *part.shape[1:]), dtype=part.dtype)
-        self.comm.Allgatherv(part, [whole, counts * width])
+        return self._gather_array(part, row_counts * width, (rows, *part.shape[1:]))
+
+    def _gather_csr(self, part: Csr, row_counts: npt.NDArray[np.int64]) -> Csr:
+        rows = int(row_counts.sum())
+        lengths = self._gather_array(np.diff(part.indptr), row_counts, (rows,))
+        indptr = np.append(0, np.cumsum(lengths))
+        entries = int(indptr[-1])
+        _refuse_uncountable(rows, entries, f"{rows} rows with {entries} entries")
+        counts = np.diff(indptr[np.append(0, np.cumsum(row_counts))])
+        indices = self._gather_array(part.indices, counts, (entries,))
+        values = None
+        if part.values is not None:
+            values = self._gather_array(part.values, counts, (entries,))
+        return Csr(indptr, indices, values, part.columns)
+
+    def _gather_array(
+        self, part: npt.NDArray[Any], counts: npt.NDArray[np.int64], shape: tuple[int, ...]
+    ) -> npt.NDArray[Any]:
+        whole = np.empty(shape, dtype=part.dtype)
+        self.comm.Allgatherv(part, [whole, counts])
         return whole
+
+
+def _chosen(part: Any, rows: npt.NDArray[np.int64]) -> Any:
+    return part.take(rows) if isinstance(part, Csr) else part[rows]

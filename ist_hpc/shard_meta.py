@@ -6,12 +6,14 @@ what stands there and what is allowed.
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ist_hpc.errors import InputError
@@ -19,12 +21,13 @@ from ist_hpc.errors import InputError
 META_FILE = "meta.json"
 FORMAT = "ist_hpc-data"
 FORMAT_VERSION = 1
-KINDS = ("dense",)
-FEATURE_DTYPES = ("float32", "uint8")
+KINDS = ("dense", "sparse")
+FEATURE_DTYPES = {"dense": ("float32", "uint8"), "sparse": ("float32",)}
+MOST_COLUMNS = 2**31 - 1  # of a sparse row, and unnamed labels: indices are int32
 SPLITS = ("train", "test")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SHARD_FILE = re.compile(r"[\w-][\w.-]*\.h5")  # a plain name: meta.json cannot point elsewhere
+_PLAIN_FILE = re.compile(r"[\w-][\w.-]*\.h5")  # a plain name: meta.json cannot point elsewhere
 _KEYS = {
     "format": str,
     "format_version": int,
@@ -33,13 +36,15 @@ _KEYS = {
     "feature_shape": list,
     "feature_dtype": str,
     "feature_description": str,
-    "classes": list,
+    "classes": object,  # a list of names, or how many there are
     "rows": dict,
     "made_by": dict,
     "shards": dict,
 }
 _MADE_BY_KEYS = {"command": str, "parameters": dict, "package_version": str}
 _SHARD_KEYS = {"file": str, "rows": int, "bytes": int, "sha256": str}
+_OPTIONAL_KEYS = {"label_counts": dict}
+_SIDE_FILE_KEYS = {"file": str, "bytes": int, "sha256": str}
 _JSON_NAMES = {str: "a string", int: "an integer", list: "a list", dict: "an object"}
 
 
@@ -54,39 +59,86 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Meta:
-    """The content of a valid `meta.json`; `shards` maps a split to its shards in row order."""
+class SideFile:
+    """An HDF5 file beside the shards: its name, size in bytes and SHA-256 (hex)."""
 
-    name: str
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """What a row of a data set is.
+
+    kind           "dense": an array of features and one class. "sparse": features and a set of
+                   labels, both as the columns that are not zero
+    feature_shape  of one row; [width] of a sparse one
+    feature_dtype  "float32"; of dense features also "uint8"
+    classes        names, () where they have none
+    outputs        number of classes or labels, named or not
+    """
+
+    kind: str
     feature_shape: tuple[int, ...]
     feature_dtype: str
     feature_description: str
     classes: tuple[str, ...]
+    outputs: int
+
+    @property
+    def features(self) -> int:
+        """Numbers in one row's features, zeros included."""
+        return math.prod(self.feature_shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta(Schema):
+    """The content of a valid `meta.json`.
+
+    shards        a split -> its shards in row order
+    label_counts  the file that has in how many train rows each label occurs; sparse sets only
+    """
+
+    name: str
     made_by: Mapping[str, Any]
     shards: Mapping[str, tuple[Shard, ...]]
+    label_counts: SideFile | None = None
+
+    def row_bytes(self, split: str) -> int:
+        """About what a row of `split` takes in memory, bytes; a function of `meta.json` alone.
+
+        Dense: float32 features and an int64 label. Sparse: what it takes on disk on average.
+        """
+        if self.kind == "dense":
+            return 4 * self.features + 8
+        shards = self.shards[split]
+        return -(-sum(shard.bytes for shard in shards) // sum(shard.rows for shard in shards))
 
     def to_json(self) -> str:
         """The text of `meta.json`. Raises TypeError where `made_by` is not JSON."""
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "kind": "dense",
+            "kind": self.kind,
             "name": self.name,
             "feature_shape": list(self.feature_shape),
             "feature_dtype": self.feature_dtype,
             "feature_description": self.feature_description,
-            "classes": list(self.classes),
+            "classes": list(self.classes) if self.classes else self.outputs,
             "rows": {split: sum(s.rows for s in shards) for split, shards in self.shards.items()},
             "made_by": dict(self.made_by),
             "shards": {s: [vars(shard) for shard in shards] for s, shards in self.shards.items()},
         }
+        if self.label_counts is not None:
+            content["label_counts"] = vars(self.label_counts)
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def load_meta(folder: Path) -> Meta:
     """Read and check `folder/meta.json`; raises InputError, see the module."""
     path = folder / META_FILE
-    content = _object(path, "", _load_json(folder, path), _KEYS)
+    content = _object(path, "", _load_json(folder, path), _KEYS, _OPTIONAL_KEYS)
     # The format comes first: of a file of another kind or version no other key need make sense.
     _check(path, "format", content["format"], content["format"] == FORMAT, f'"{FORMAT}"')
     version = content["format_version"]
@@ -100,18 +152,22 @@ def load_meta(folder: Path) -> Meta:
     _check(path, "kind", content["kind"], content["kind"] in KINDS, " or ".join(KINDS))
     _check_features(path, content)
     _check_classes(path, content["classes"])
-    _object(path, "made_by.", content["made_by"], _MADE_BY_KEYS, extra_keys=True)
+    _object(path, "made_by.", content["made_by"], _MADE_BY_KEYS, others=True)
     shards = _shards(path, content["shards"])
     rows = {split: sum(shard.rows for shard in of_split) for split, of_split in shards.items()}
     _check(path, "rows", content["rows"], content["rows"] == rows, f"the sum over shards, {rows}")
+    names = content["classes"] if isinstance(content["classes"], list) else []
     return Meta(
+        kind=content["kind"],
         name=content["name"],
         feature_shape=tuple(content["feature_shape"]),
         feature_dtype=content["feature_dtype"],
         feature_description=content["feature_description"],
-        classes=tuple(content["classes"]),
+        classes=tuple(names),
+        outputs=len(names) or content["classes"],
         made_by=content["made_by"],
         shards=shards,
+        label_counts=_label_counts(path, content, shards),
     )
 
 
@@ -146,23 +202,34 @@ def _how_to_make(folder: Path) -> str:
 
 
 def _object(
-    path: Path, prefix: str, value: object, keys: Mapping[str, type], extra_keys: bool = False
+    path: Path,
+    prefix: str,
+    value: object,
+    keys: Mapping[str, type],
+    optional: Mapping[str, type] = MappingProxyType({}),
+    others: bool = False,
 ) -> dict[str, Any]:
-    """`value` as an object that has exactly `keys` (or more, if allowed), each of its type."""
+    """`value` as an object that has all `keys` and may have `optional` ones, each of its type.
+
+    Others only if allowed. The type `object` is any.
+    """
     where = prefix.rstrip(".") or "the file"
     if not isinstance(value, dict):
         raise InputError(f"{path}: `{where}` must be an object (got {_short(value)})")
-    unknown = [key for key in value if key not in keys and not extra_keys]
-    for key, kind in keys.items():
+    allowed = {**keys, **optional}
+    unknown = [key for key in value if key not in allowed and not others]
+    for key in keys:
         if key not in value:
             near = get_close_matches(key, unknown, n=1)
             hint = f"; is `{prefix}{near[0]}` a misspelling of it?" if near else ""
             raise InputError(f"{path}: key `{prefix}{key}` is missing{hint}")
-        # type(), not isinstance(): JSON's true and false are no integers here.
-        _check(path, prefix + key, value[key], type(value[key]) is kind, _JSON_NAMES[kind])
+    for key, kind in allowed.items():
+        if key in value and kind is not object:
+            # type(), not isinstance(): JSON's true and false are no integers here.
+            _check(path, prefix + key, value[key], type(value[key]) is kind, _JSON_NAMES[kind])
     if unknown:
         raise InputError(
-            f"{path}: unknown key `{prefix}{unknown[0]}`; allowed: {', '.join(keys)} "
+            f"{path}: unknown key `{prefix}{unknown[0]}`; allowed: {', '.join(allowed)} "
             "(notes of your own belong in `made_by`)"
         )
     return value
@@ -179,16 +246,42 @@ def _short(value: object) -> str:
 
 
 def _check_features(path: Path, content: Mapping[str, Any]) -> None:
-    shape, dtype = content["feature_shape"], content["feature_dtype"]
+    shape, dtype, kind = content["feature_shape"], content["feature_dtype"], content["kind"]
     good = bool(shape) and all(type(size) is int and size >= 1 for size in shape)
-    _check(path, "feature_shape", shape, good, "a list of one or more integers >= 1")
-    _check(path, "feature_dtype", dtype, dtype in FEATURE_DTYPES, " or ".join(FEATURE_DTYPES))
+    allowed = "a list of one or more integers >= 1"
+    if kind == "sparse":
+        good = good and len(shape) == 1 and shape[0] <= MOST_COLUMNS
+        allowed = f"a list of one integer, 1 to {MOST_COLUMNS}, in a sparse data set"
+    _check(path, "feature_shape", shape, good, allowed)
+    dtypes = FEATURE_DTYPES[kind]
+    _check(path, "feature_dtype", dtype, dtype in dtypes, " or ".join(dtypes))
 
 
-def _check_classes(path: Path, classes: list[object]) -> None:
-    good = bool(classes) and all(isinstance(name, str) for name in classes)
-    good = good and len(set(classes)) == len(classes)
-    _check(path, "classes", classes, good, "a list of one or more different strings")
+def _check_classes(path: Path, classes: object) -> None:
+    if isinstance(classes, list):
+        good = bool(classes) and all(isinstance(name, str) for name in classes)
+        good = good and len(set(classes)) == len(classes)
+    else:
+        good = type(classes) is int and 1 <= classes <= MOST_COLUMNS
+    allowed = f"a list of one or more different strings, or how many there are, 1 to {MOST_COLUMNS}"
+    _check(path, "classes", classes, good, allowed)
+
+
+def _label_counts(
+    path: Path, content: Mapping[str, Any], shards: Mapping[str, tuple[Shard, ...]]
+) -> SideFile | None:
+    if "label_counts" not in content:
+        return None
+    if content["kind"] != "sparse" or "train" not in shards:
+        raise InputError(
+            f"{path}: `label_counts` is for sparse data sets with train rows; remove the key"
+        )
+    prefix = "label_counts."
+    side = SideFile(**_object(path, prefix, content["label_counts"], _SIDE_FILE_KEYS))
+    _check_file(path, prefix, side.file, side.bytes, side.sha256)
+    if any(side.file == shard.file for of_split in shards.values() for shard in of_split):
+        raise InputError(f"{path}: `label_counts.file` is {side.file}, which `shards` lists too")
+    return side
 
 
 def _shards(path: Path, content: Mapping[str, object]) -> dict[str, tuple[Shard, ...]]:
@@ -211,10 +304,14 @@ def _shards(path: Path, content: Mapping[str, object]) -> dict[str, tuple[Shard,
 def _shard(path: Path, prefix: str, value: object) -> Shard:
     item = _object(path, prefix, value, _SHARD_KEYS)
     shard = Shard(**item)
-    plain = _SHARD_FILE.fullmatch(shard.file) is not None
-    _check(path, f"{prefix}file", shard.file, plain, "a file name such as train-0000.h5")
     _check(path, f"{prefix}rows", shard.rows, shard.rows >= 1, ">= 1; an empty shard has no use")
-    _check(path, f"{prefix}bytes", shard.bytes, shard.bytes >= 1, ">= 1")
-    good = _SHA256.fullmatch(shard.sha256) is not None
-    _check(path, f"{prefix}sha256", shard.sha256, good, "64 hexadecimal digits (0-9, a-f)")
+    _check_file(path, prefix, shard.file, shard.bytes, shard.sha256)
     return shard
+
+
+def _check_file(path: Path, prefix: str, file: str, size_bytes: int, sha256: str) -> None:
+    plain = _PLAIN_FILE.fullmatch(file) is not None
+    _check(path, f"{prefix}file", file, plain, "a file name such as train-0000.h5")
+    _check(path, f"{prefix}bytes", size_bytes, size_bytes >= 1, ">= 1")
+    good = _SHA256.fullmatch(sha256) is not None
+    _check(path, f"{prefix}sha256", sha256, good, "64 hexadecimal digits (0-9, a-f)")

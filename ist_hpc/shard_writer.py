@@ -12,23 +12,26 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
-import h5py
 import numpy as np
-import numpy.typing as npt
 
-from ist_hpc import __version__
+from ist_hpc import __version__, shard_files
 from ist_hpc.errors import InputError
 from ist_hpc.files import flush_to_disk, sha256_of
-from ist_hpc.shard_meta import FEATURE_DTYPES, FORMAT_VERSION, META_FILE, SPLITS, Meta, Shard
-
-CHUNK_BYTES = 256 * 1024  # small enough to read few rows, large enough for a parallel file system
-SHARD_BYTES = 256 * 1024 * 1024  # of features, where the caller does not say
-# The file format of HDF5 1.10 (2016), the oldest with a checksum on the metadata that matters: in
-# older ones a flipped bit in the index of the chunks can put a chunk in the place of another.
-_HDF5_FORMAT = ("v110", "v110")
-_ATTRIBUTE_BYTES = 32 * 1024  # HDF5 keeps an attribute in 64 KiB; with this much there is room
+from ist_hpc.label_counts import LabelCounts
+from ist_hpc.shard_layouts import Layout, layout_of
+from ist_hpc.shard_meta import (
+    FEATURE_DTYPES,
+    FORMAT_VERSION,
+    KINDS,
+    META_FILE,
+    MOST_COLUMNS,
+    SPLITS,
+    Meta,
+    Schema,
+    Shard,
+)
 
 
 class DatasetWriter:
@@ -39,10 +42,14 @@ class DatasetWriter:
         writer.append("train", features, labels)  # any number of times, any number of rows
         writer.append("test", features, labels)
 
-    Rows go to the current shard of their split; a shard ends when it has `shard_rows` rows (about
-    256 MiB of features by default) or at `end_shard`. Memory is bounded by the rows of one call.
-    Leaving the block normally flushes every file to disk, checksums it, writes `meta.json` and
-    renames the folder into place; leaving it by an exception removes everything that was written.
+    With `kind="sparse"` features and labels are `csr.Csr`s. `classes` are names, or how many there
+    are where they have none.
+
+    Rows go to the current shard of their split; a shard ends when it has `shard_rows` rows (by
+    default about 256 MiB: of features, or of sparse entries) or at `end_shard`. Memory is bounded
+    by the rows of one call, a block of each dataset, and of a sparse set 8 bytes a label. Leaving
+    the block normally flushes every file to disk, checksums it, writes `meta.json` and renames the
+    folder into place; leaving it by an exception removes everything that was written.
 
     `made_by` may hold anything JSON can, such as counts; it can be added to until the block ends
     (`writer.made_by["skipped"] = 3`). A missing `command`, `parameters` or `package_version` is
@@ -55,9 +62,10 @@ class DatasetWriter:
         path: str | os.PathLike[str],
         *,
         name: str,
+        kind: str = "dense",
         feature_shape: Iterable[int],
         feature_dtype: str = "float32",
-        classes: Iterable[str],
+        classes: Iterable[str] | int,
         made_by: Mapping[str, Any] | None = None,
         feature_description: str = "",
         shard_rows: int | None = None,
@@ -65,38 +73,30 @@ class DatasetWriter:
     ) -> None:
         self.path = Path(path)
         self.name = name
-        self.feature_shape = tuple(int(size) for size in feature_shape)
-        self.feature_dtype = feature_dtype
-        self.feature_description = feature_description
-        self.classes = tuple(classes)
+        counted = isinstance(classes, int | np.integer) and not isinstance(classes, bool)
+        names = () if counted else tuple(cast(Iterable[str], classes))
+        self.schema = Schema(
+            kind=kind,
+            feature_shape=tuple(int(size) for size in feature_shape),
+            feature_dtype=feature_dtype,
+            feature_description=feature_description,
+            classes=names,
+            outputs=int(cast(int, classes)) if counted else len(names),
+        )
         defaults = {"command": shlex.join(sys.argv), "parameters": {}}
         self.made_by = {**defaults, "package_version": __version__, **(made_by or {})}
         self._overwrite = overwrite
-        self._check_arguments(shard_rows)
-        self._shard_rows = shard_rows or max(1, SHARD_BYTES // self._row_bytes())
+        _check_schema(self.schema)
+        if shard_rows is not None and shard_rows < 1:
+            raise InputError(f"shard_rows must be >= 1 (got {shard_rows})")
+        self._shard_rows = shard_rows
+        self._layout = layout_of(self.schema)
+        self._label_counts = LabelCounts(self.schema.outputs) if kind == "sparse" else None
         # Resolved, so that a symbolic link to a data set is followed and not replaced.
         self._target = self.path.resolve()
         self._partial = self._target.with_name(f".{self._target.name}.partial-{os.getpid()}")
         self._open: dict[str, _OpenShard] = {}
         self._done: dict[str, list[Shard]] = {}
-
-    def _check_arguments(self, shard_rows: int | None) -> None:
-        if self.feature_dtype not in FEATURE_DTYPES:
-            allowed = " or ".join(FEATURE_DTYPES)
-            raise InputError(f"feature_dtype must be {allowed} (got {self.feature_dtype})")
-        if not self.feature_shape or min(self.feature_shape) < 1:
-            raise InputError(
-                f"feature_shape must be one or more sizes >= 1 (got {self.feature_shape})"
-            )
-        if not self.classes or len(set(self.classes)) < len(self.classes):
-            raise InputError("classes must be one or more different names")
-        if not all(isinstance(name, str) for name in self.classes):
-            raise InputError("classes must be strings; for numbers, [str(n) for n in ...]")
-        if shard_rows is not None and shard_rows < 1:
-            raise InputError(f"shard_rows must be >= 1 (got {shard_rows})")
-
-    def _row_bytes(self) -> int:
-        return int(np.prod(self.feature_shape)) * np.dtype(self.feature_dtype).itemsize
 
     def __enter__(self) -> "DatasetWriter":
         check_target(self.path, self._overwrite)
@@ -112,27 +112,30 @@ class DatasetWriter:
             raise InputError(f"cannot make the folder {self.path}: {error.strerror}") from error
         return self
 
-    def append(
-        self, split: str, features: npt.NDArray[Any], labels: npt.NDArray[np.integer[Any]]
-    ) -> None:
+    def append(self, split: str, features: Any, labels: Any) -> None:
         """Add rows to `split` ("train" or "test").
 
-        `features` is [n, *feature_shape] of exactly `feature_dtype`, all finite; `labels` is [n] of
-        any integer dtype, 0 <= label < number of classes. Raises InputError.
+        Dense: `features` is an array [n, *feature_shape] of exactly `feature_dtype`, all finite;
+        `labels` is [n] of any integer dtype, 0 <= label < number of classes. Sparse: `features` is
+        a `Csr` with float32 values, all finite, `labels` one without values; columns ascend in a
+        row, which may have none. Raises InputError.
         """
-        features, labels = np.asarray(features), np.asarray(labels)
-        self._check_rows(split, features, labels)
+        if split not in SPLITS:
+            raise InputError(f"{self.path}: split must be {' or '.join(SPLITS)} (got {split!r})")
+        features, labels = self._layout.check(f"{self.path}, split {split}", features, labels)
         start = 0
         while start < len(labels):
             shard = self._open.get(split) or self._start_shard(split)
-            stop = min(len(labels), start + self._shard_rows - shard.rows)
+            stop = shard.content.room(features, labels, start)
             try:
-                shard.append(features[start:stop], labels[start:stop])
+                shard.append(features, labels, start, stop)
             except OSError as error:
                 raise InputError(f"{shard.path}: cannot be written ({error})") from error
             start = stop
-            if shard.rows == self._shard_rows:
+            if shard.content.full:
                 self.end_shard(split)
+        if self._label_counts is not None and split == "train":
+            self._label_counts.add(labels)
 
     def end_shard(self, split: str) -> None:
         """End the current shard of `split`, if it has rows; the next row begins a new one."""
@@ -143,39 +146,10 @@ class DatasetWriter:
             except OSError as error:
                 raise InputError(f"{shard.path}: cannot be written ({error})") from error
 
-    def _check_rows(self, split: str, features: npt.NDArray[Any], labels: npt.NDArray[Any]) -> None:
-        where = f"{self.path}, split {split}"
-        if split not in SPLITS:
-            raise InputError(f"{self.path}: split must be {' or '.join(SPLITS)} (got {split!r})")
-        if features.dtype != np.dtype(self.feature_dtype):
-            raise InputError(
-                f"{where}: features must be {self.feature_dtype} (got {features.dtype}); "
-                f"convert them with features.astype('{self.feature_dtype}')"
-            )
-        if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise InputError(
-                f"{where}: labels must be a vector of integers "
-                f"(got shape {labels.shape}, {labels.dtype})"
-            )
-        if features.shape != (len(labels), *self.feature_shape):
-            raise InputError(
-                f"{where}: features of {len(labels)} labels must have the shape "
-                f"{(len(labels), *self.feature_shape)} (got {features.shape})"
-            )
-        wrong = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
-        if len(wrong):
-            raise InputError(
-                f"{where}: labels must be 0 to {len(self.classes) - 1} "
-                f"(got {labels[wrong[0]]} in row {wrong[0]} of this block)"
-            )
-        if features.dtype.kind == "f" and not np.isfinite(features).all():
-            row = int(np.argwhere(~np.isfinite(features))[0, 0])
-            raise InputError(f"{where}: features must be finite (row {row} of this block is not)")
-
     def _start_shard(self, split: str) -> "_OpenShard":
         path = self._partial / f"{split}-{len(self._done.get(split, ())):04d}.h5"
         try:
-            shard = _OpenShard(path, self, split, self._shard_rows)
+            shard = _OpenShard(path, self.name, self._layout, split, self._shard_rows)
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error})") from error
         self._open[split] = shard
@@ -202,14 +176,15 @@ class DatasetWriter:
             self.end_shard(split)
         if not self._done:
             raise InputError(f"{self.path}: no rows were appended; a data set needs at least one")
+        side = None
+        if self._label_counts is not None and "train" in self._done:
+            side = self._label_counts.write(self._partial)
         meta = Meta(
+            **vars(self.schema),
             name=self.name,
-            feature_shape=self.feature_shape,
-            feature_dtype=self.feature_dtype,
-            feature_description=self.feature_description,
-            classes=self.classes,
             made_by=self.made_by,
             shards={split: tuple(self._done[split]) for split in SPLITS if split in self._done},
+            label_counts=side,
         )
         (self._partial / META_FILE).write_text(meta.to_json(), encoding="utf-8")
         flush_to_disk(self._partial / META_FILE)
@@ -232,63 +207,58 @@ class DatasetWriter:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _check_schema(schema: Schema) -> None:
+    """Raise InputError unless a data set can be so."""
+    if schema.kind not in KINDS:
+        raise InputError(f"kind must be {' or '.join(KINDS)} (got {schema.kind})")
+    dtypes, shape = FEATURE_DTYPES[schema.kind], schema.feature_shape
+    if schema.feature_dtype not in dtypes:
+        allowed = " or ".join(dtypes)
+        raise InputError(f"feature_dtype must be {allowed} (got {schema.feature_dtype})")
+    if not shape or min(shape) < 1:
+        raise InputError(f"feature_shape must be one or more sizes >= 1 (got {shape})")
+    if schema.kind == "sparse" and (len(shape) > 1 or shape[0] > MOST_COLUMNS):
+        raise InputError(
+            f"feature_shape of a sparse data set must be one size, 1 to {MOST_COLUMNS} "
+            f"(got {shape})"
+        )
+    if not all(isinstance(name, str) for name in schema.classes):
+        raise InputError("classes must be strings; for numbers, [str(n) for n in ...]")
+    if schema.outputs < 1 or 0 < len(schema.classes) != len(set(schema.classes)):
+        raise InputError("classes must be one or more different names, or how many there are")
+    if schema.outputs > MOST_COLUMNS:
+        raise InputError(f"classes must be at most {MOST_COLUMNS} (got {schema.outputs})")
+
+
 class _OpenShard:
     """An HDF5 file being written; grows by rows."""
 
-    def __init__(self, path: Path, dataset: DatasetWriter, split: str, most_rows: int) -> None:
+    def __init__(
+        self, path: Path, name: str, layout: Layout, split: str, shard_rows: int | None
+    ) -> None:
         self.path = path
         self.rows = 0
-        self._file = h5py.File(path, "w", libver=_HDF5_FORMAT, locking="best-effort")
+        self._file = shard_files.begin(path)
         try:
-            self._describe(dataset, split)
-            shape = dataset.feature_shape
-            features = self._create("features", shape, dataset.feature_dtype, most_rows)
-            features.attrs["description"] = (
-                f"one row a sample. {dataset.feature_description}".rstrip()
+            self._file.attrs["description"] = (
+                f"a shard of the {split} rows of the ist_hpc data set {name}; see meta.json"
             )
-            labels = self._create("labels", (), "int64", most_rows)
-            labels.attrs["description"] = "index of the sample's class in `classes`, from 0"
-            labels.attrs["num_classes"] = len(dataset.classes)
-            if sum(len(name.encode()) + 24 for name in dataset.classes) <= _ATTRIBUTE_BYTES:
-                labels.attrs["classes"] = list(dataset.classes)
+            self._file.attrs["dataset_name"] = name
+            self._file.attrs["split"] = split
+            self._file.attrs["kind"] = layout.schema.kind
+            self._file.attrs["format_version"] = FORMAT_VERSION
+            self.content = layout.begin(self._file, shard_rows)
         except BaseException:
             self._file.close()
             raise
 
-    def _describe(self, dataset: DatasetWriter, split: str) -> None:
-        self._file.attrs["description"] = (
-            f"a shard of the {split} rows of the ist_hpc data set {dataset.name}; see meta.json"
-        )
-        self._file.attrs["dataset_name"] = dataset.name
-        self._file.attrs["split"] = split
-        self._file.attrs["kind"] = "dense"
-        self._file.attrs["format_version"] = FORMAT_VERSION
-
-    def _create(
-        self, name: str, shape: tuple[int, ...], dtype: str, most_rows: int
-    ) -> h5py.Dataset:
-        row_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        # Never longer than the shard: the last chunk is stored at its full length.
-        chunk_rows = min(most_rows, max(1, CHUNK_BYTES // row_bytes))
-        return self._file.create_dataset(
-            name,
-            shape=(0, *shape),
-            maxshape=(None, *shape),
-            chunks=(chunk_rows, *shape),
-            dtype=np.dtype(dtype).newbyteorder("<"),
-            fletcher32=True,
-        )
-
-    def append(self, features: npt.NDArray[Any], labels: npt.NDArray[Any]) -> None:
-        stop = self.rows + len(labels)
-        for name, values in (("features", features), ("labels", labels)):
-            dataset = self._file[name]
-            dataset.resize(stop, axis=0)
-            dataset[self.rows : stop] = values
-        self.rows = stop
+    def append(self, features: Any, labels: Any, start: int, stop: int) -> None:
+        self.content.append(features, labels, start, stop)
+        self.rows += stop - start
 
     def finish(self) -> Shard:
         """Close the file, flush it to disk and read it back for its checksum."""
+        self.content.finish()
         self._file.flush()
         self._file.close()
         flush_to_disk(self.path)

@@ -132,9 +132,9 @@ class Oracle:
             hidden = F.relu(F.batch_norm(hidden, None, None, scale, shift, True))
         if isinstance(labels, SparseRows):
             # The loss of many labels is checked against the plain formula in test_many_labels.py.
-            loss = softmax(
-                hidden.detach(), weights["out.weight"].detach(), None, labels, self.BLOCK
-            )
+            weight = weights["out.weight"].detach()
+            gradient = torch.empty_like(weight)
+            loss = softmax(hidden.detach(), weight, None, labels, self.BLOCK, gradient)
             gradients["out.weight"] = loss.weight_gradient
             hidden.backward(loss.hidden_gradient)
         else:
@@ -168,9 +168,7 @@ class Oracle:
         for part, new in zip(rowwise, chosen, strict=True):
             part[rows] = new
 
-    def _apply(
-        self, parts: list[Tensor], gradient: Tensor, lr: float, unit_dimension: int
-    ) -> None:
+    def _apply(self, parts: list[Tensor], gradient: Tensor, lr: float, unit_dimension: int) -> None:
         values, momentum, first, second, counts, squares, units = parts
         if self.rule.kind == "sgd":
             momentum.copy_(momentum * self.rule.momentum + gradient)

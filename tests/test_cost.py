@@ -198,7 +198,7 @@ def test_an_exchange_holds_twice_what_is_predicted(monkeypatch, widths, buffer_b
     exchanger.exchange(job.exchanged, job.placement(0), job.placement(1), state)
     predicted = cost.subnet_memory(job).phases["exchange"]
     assert predicted["doubled"] == max(held)
-    buffers = 4 * sum(buffer.numel() for buffer in exchanger._buffers.values())
+    buffers = 4 * sum(buffer.numel() for buffer in exchanger.staging.buffers.values())
     assert buffers <= predicted["buffers"] <= buffer_bytes * 1.02 + 4 * 4 * 3
 
 
@@ -240,7 +240,7 @@ def test_activations_are_no_less_than_what_autograd_keeps():
 
     features, labels = torch.rand(32, 64), torch.zeros(32, dtype=torch.int64)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.loss_and_gradients(weights, features, labels)
+        model.loss_and_gradients(weights, features, labels, {})
     job = make_job((64, (96, 80), 10), ranks=1, batch_size=32)
     estimate = cost.step_activations(job, 1)
     assert sum(kept.values()) <= estimate <= 2.5 * sum(kept.values())

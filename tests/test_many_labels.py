@@ -60,7 +60,8 @@ def network(rows: int, units: int, biased: bool, scale: float) -> list[Tensor]:
 
 def in_blocks(kind: str, tensors: list[Tensor], labels: SparseRows, block: int) -> LabelLoss:
     hidden, weight, *rest = tensors
-    return KINDS[kind][0](hidden, weight, rest[0] if rest else None, labels, block)
+    bias, gradient = rest[0] if rest else None, torch.full_like(weight, torch.nan)
+    return KINDS[kind][0](hidden, weight, bias, labels, block, gradient)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,7 +129,7 @@ def test_a_step_holds_one_block_beside_the_weights_and_their_gradient(kind: str)
     hidden, weight = torch.randn(rows, units), torch.randn(units, labels)
     sets = SparseRows(torch.arange(rows + 1), torch.arange(rows), None, labels)
     with LiveBytes() as live:
-        KINDS[kind][0](hidden, weight, None, sets, block)
+        KINDS[kind][0](hidden, weight, None, sets, block, torch.empty_like(weight))
     made = live.most - weight.nbytes  # views of it count, too
     gradient, one_block = weight.nbytes, 4 * rows * block
     # Beside them: sums of each block, and softplus makes a block of its own.

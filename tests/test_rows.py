@@ -1,5 +1,7 @@
 """The stream of batches, over real shards whose features say which row they are of."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -7,23 +9,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ist_hpc import rows as rows_module
+from ist_hpc import streams
 from ist_hpc.errors import InputError
 from ist_hpc.rows import BatchStream, CommonRows, rank_segments
 from ist_hpc.shards import Dataset, DatasetWriter
+from ist_hpc.sparse import SparseRows
+from tests.sparse_rows import csr_of, numbered_features, numbered_labels, rows_of, write_numbered
 
 ROWS, WIDTH, SHARD_ROWS = 50, 3, 8  # seven shards, the last one short
-ROW_BYTES = 4 * WIDTH + 8
-WHOLE = ROWS * ROW_BYTES  # a window of all rows
-SMALL = 11 * ROW_BYTES  # a window of three blocks of three rows, and some
+LABELS = 64
+WHOLE = ROWS  # windows are given in rows of the data set
+SMALL = 11  # three blocks of three rows, and some
+SPARSE = {
+    repr((numbered_features(row, WIDTH), numbered_labels(row, LABELS))): row for row in range(ROWS)
+}
+"""What is in a sparse row -> the row; row 17 has neither features nor labels."""
 
 segment_lists = st.sampled_from(
     [[(0, ROWS)], [(13, 26)], [(8, 16), (32, 40)], [(0, 8), (24, 32), (48, 50)], [(7, 8)]]
 )
-windows = st.sampled_from([1, 2 * ROW_BYTES, SMALL, 23 * ROW_BYTES, WHOLE - 1, WHOLE, 2 * WHOLE])
+windows = st.sampled_from([0.1, 2, SMALL, 23, WHOLE - 0.1, WHOLE, 2 * WHOLE])
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
+def dense(tmp_path_factory):
     """Row r has the features [r, r + 1/4, -r] and the label r modulo 5."""
     path = tmp_path_factory.mktemp("rows") / "numbered"
     row = np.arange(ROWS, dtype=np.float32)
@@ -37,16 +46,27 @@ def dataset(tmp_path_factory):
         yield opened
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_blocks():
-    """Blocks of three rows, so that a small data set has many."""
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory):
+    """Rows that differ, some of which have no features, or no labels."""
+    path = tmp_path_factory.mktemp("rows") / "sparse"
+    write_numbered(path, {"train": ROWS, "test": 9}, WIDTH, LABELS, shard_rows=SHARD_ROWS)
+    with Dataset.open(path) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module", params=["dense", "sparse"])
+def dataset(request):
+    """Each kind, in blocks of three rows, so that a small data set has many."""
+    opened = request.getfixturevalue(request.param)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_module, "_BLOCK_BYTES", 3 * ROW_BYTES)
-        yield
+        patch.setattr(rows_module, "_BLOCK_BYTES", 3 * opened.row_bytes("train"))
+        yield opened
 
 
 def stream(dataset, segments, batch=4, seed=1, rank=0, window=WHOLE, position=0):
-    return BatchStream(dataset, segments, batch, seed, rank, window, position)
+    window_bytes = int(window * dataset.row_bytes("train"))
+    return BatchStream(dataset, segments, batch, seed, rank, window_bytes, position)
 
 
 def draw(batches: BatchStream, count: int) -> list[int]:
@@ -54,22 +74,37 @@ def draw(batches: BatchStream, count: int) -> list[int]:
     got: list[int] = []
     while len(got) < count:
         features, labels = batches.next_batch()
-        assert features.dtype == torch.float32
-        assert labels.dtype == torch.int64
-        assert features.shape == (batches.batch_size, WIDTH)
-        assert labels.shape == (batches.batch_size,)
-        row = features[:, 0]
-        assert torch.equal(features, torch.stack([row, row + 0.25, -row], dim=1))
-        assert torch.equal(labels, row.to(torch.int64) % 5)
-        got += [int(value) for value in row]
+        assert len(features) == len(labels) == batches.batch_size
+        if isinstance(features, SparseRows):
+            got += numbers_of_sparse(features, labels)
+        else:
+            got += numbers_of_dense(features, labels)
     return got[:count]
+
+
+def numbers_of_dense(features, labels) -> list[int]:
+    assert features.dtype == torch.float32
+    assert labels.dtype == torch.int64
+    row = features[:, 0]
+    assert torch.equal(features, torch.stack([row, row + 0.25, -row], dim=1))
+    assert torch.equal(labels, row.to(torch.int64) % 5)
+    return [int(value) for value in row]
+
+
+def numbers_of_sparse(features, labels) -> list[int]:
+    assert (features.width, labels.width) == (WIDTH, LABELS)
+    assert labels.values is None
+    assert features.values.dtype == torch.float32
+    assert features.offsets.dtype == features.columns.dtype == torch.int64
+    pairs = zip(rows_of(features), rows_of(labels), strict=True)
+    return [SPARSE[repr(pair)] for pair in pairs]
 
 
 def numbers(segments) -> list[int]:
     return [row for start, stop in segments for row in range(start, stop)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(segment_lists, windows, st.integers(2, 70), st.integers(0, 3))
 def test_every_pass_has_each_row_once(dataset, segments, window, batch, seed):
     own = numbers(segments)
@@ -82,7 +117,7 @@ def test_every_pass_has_each_row_once(dataset, segments, window, batch, seed):
     assert batches.position_rows - 3 * len(own) < batch
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(segment_lists, windows, st.integers(2, 9), st.integers(2, 9), st.data())
 def test_a_resume_goes_on_where_the_stream_was(dataset, segments, window, one, other, data):
     """From any row, in any pass, with any size of batch: the order is of the rows alone."""
@@ -91,6 +126,23 @@ def test_a_resume_goes_on_where_the_stream_was(dataset, segments, window, one, o
     position = data.draw(st.integers(0, length - 1))
     resumed = stream(dataset, segments, other, window=window, position=position)
     assert draw(resumed, length - position) == whole[position:]
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_what_fits_is_shuffled_whole(dataset, rank):
+    """The order that runs so far have had, so that a resume of one of them goes on with it."""
+    got = draw(stream(dataset, [(8, 40)], seed=7, rank=rank), 3 * 32)
+    for index in range(3):
+        order = streams.permutation(f"order/rank{rank}", 7, index, 32)
+        assert got[index * 32 : (index + 1) * 32] == (8 + order).tolist()
+
+
+def test_windows_have_the_same_rows_for_both_kinds(dense, sparse, monkeypatch):
+    orders = []
+    for data in (dense, sparse):
+        monkeypatch.setattr(rows_module, "_BLOCK_BYTES", 3 * data.row_bytes("train"))
+        orders.append(draw(stream(data, [(0, 20), (30, 49)], window=SMALL), 3 * 39))
+    assert orders[0] == orders[1]
 
 
 @pytest.mark.parametrize("window", [SMALL, WHOLE], ids=["windows", "whole"])
@@ -130,6 +182,24 @@ def test_a_window_is_read_in_pieces_and_once(dataset, monkeypatch):
     assert sorted(numbers(reads)) == [*range(20), *range(30, 50)]
 
 
+def test_there_are_never_two_windows(dataset, monkeypatch):
+    """Although a batch may have rows of both."""
+    made, alive, sizes = rows_module.new_window, weakref.WeakSet(), []
+
+    def counted(dataset, rows):
+        window = made(dataset, rows)
+        if rows:
+            alive.add(window)
+            sizes.append(rows)
+            assert len(alive) == 1
+        return window
+
+    monkeypatch.setattr(rows_module, "new_window", counted)
+    draw(stream(dataset, [(0, ROWS)], window=SMALL, batch=7), 3 * ROWS)
+    assert len(sizes) > 15
+    assert max(sizes) <= SMALL
+
+
 def test_bytes_are_scaled_to_one(tmp_path):
     values = np.arange(256, dtype=np.uint8).reshape(64, 2, 2)
     with DatasetWriter(
@@ -138,7 +208,7 @@ def test_bytes_are_scaled_to_one(tmp_path):
         writer.append("train", values, np.zeros(64, dtype=np.int64))
     expected = torch.from_numpy(values).view(64, 4).float() / 255
     with Dataset.open(tmp_path / "bytes") as opened:
-        for window in (1 << 20, 20 * 24):
+        for window in (64, 20):
             features, _ = stream(opened, [(0, 64)], batch=64, window=window).next_batch()
             assert features.dtype == torch.float32
             order = features[:, 0].argsort()
@@ -190,13 +260,28 @@ def test_a_sample_depends_on_the_seed_alone(dataset):
     assert sample(count=1000) == list(range(ROWS))
 
 
-def test_more_than_mpi_can_count_is_refused(dataset, monkeypatch):
+def test_more_than_mpi_can_count_is_refused(dense, monkeypatch):
     """Before anything is allocated, with the number of rows that would do."""
     monkeypatch.setattr(rows_module, "_MOST_MPI_ELEMENTS", 100)
     everything = np.arange(ROWS)
-    common = CommonRows(Ranks(2), dataset, "train", "rows")
+    common = CommonRows(Ranks(2), dense, "train", "rows")
     with pytest.raises(InputError, match=r"50 rows of 3 numbers .* at most 33") as caught:
         common.fetch(everything)
     for key in ("`evaluate.batch_rows`", "`evaluate.calibration_rows`"):
         assert key in str(caught.value)
-    assert len(CommonRows(Ranks(1), dataset, "train", "rows").fetch(everything)[0]) == ROWS
+    assert len(CommonRows(Ranks(1), dense, "train", "rows").fetch(everything)[0]) == ROWS
+
+
+def test_a_row_of_a_sparse_set_takes_what_it_has(tmp_path):
+    """And not its width: 76 features of 100,000 are some hundred bytes."""
+    features = csr_of([[(n * 1000, 1.0) for n in range(76)]] * 4000, 100_000, True)
+    labels = csr_of([[(n, 1.0) for n in range(5)]] * 4000, 600_000, False)
+    with DatasetWriter(
+        tmp_path / "wide", name="wide", kind="sparse", feature_shape=[100_000], classes=600_000
+    ) as writer:
+        writer.append("train", features, labels)
+    with Dataset.open(tmp_path / "wide") as opened:
+        stored = 76 * 8 + 5 * 5 + 16
+        assert stored <= opened.row_bytes("train") < 1.4 * stored
+        batches = BatchStream(opened, [(0, 4000)], 64, 0, 0, 1 << 20)
+        assert batches.next_batch()[0].counts.tolist() == [76] * 64

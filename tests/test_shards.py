@@ -1,6 +1,5 @@
 """The data format: what is written is read back, and whatever is wrong is named."""
 
-import json
 import os
 import re
 import tempfile
@@ -14,48 +13,11 @@ from hypothesis import strategies as st
 
 from ist_hpc import shards as shards_module
 from ist_hpc.errors import InputError
+from ist_hpc.shard_dense import DenseStored
 from ist_hpc.shards import Dataset, DatasetWriter
+from tests.data_sets import CLASSES, chunk_offset, edit_meta, flip, make_rows, write
 
 ROOT = Path(__file__).resolve().parent.parent
-CLASSES = ["no", "maybe", "yes"]
-
-
-def make_rows(rows, shape=(6,), dtype="float32", seed=0):
-    random = np.random.default_rng(seed)
-    if dtype == "uint8":
-        features = random.integers(0, 256, size=(rows, *shape), dtype=np.uint8)
-    else:
-        features = random.standard_normal((rows, *shape), dtype=np.float32)
-    return features, random.integers(0, len(CLASSES), size=rows)
-
-
-def write(path, train=50, test=7, shape=(6,), dtype="float32", block=13, **options):
-    """A data set of random rows, appended in blocks; returns the rows of each split."""
-    options = {"shard_rows": 16, "name": "mine", "classes": CLASSES} | options
-    rows = {"train": make_rows(train, shape, dtype, 0), "test": make_rows(test, shape, dtype, 1)}
-    with DatasetWriter(path, feature_shape=shape, feature_dtype=dtype, **options) as writer:
-        for split, (features, labels) in rows.items():
-            for start in range(0, len(labels), block):
-                stop = start + block
-                writer.append(split, features[start:stop], labels[start:stop])
-    return rows
-
-
-def edit_meta(path, edit):
-    meta = json.loads((path / "meta.json").read_text())
-    edit(meta)
-    (path / "meta.json").write_text(json.dumps(meta))
-
-
-def flip(file, offset):
-    data = bytearray(file.read_bytes())
-    data[offset] ^= 0x10
-    file.write_bytes(data)
-
-
-def chunk_offset(file, dataset):
-    with h5py.File(file) as opened:
-        return opened[dataset].id.get_chunk_info(0).byte_offset + 5
 
 
 @pytest.fixture
@@ -79,7 +41,7 @@ class TestRoundTrip:
         with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
             # Small chunks, runs and few open files, so that every boundary is met.
             chunk_bytes = data.draw(st.integers(1, 4000))
-            patch.setattr("ist_hpc.shard_writer.CHUNK_BYTES", chunk_bytes)
+            patch.setattr("ist_hpc.shard_files.CHUNK_BYTES", chunk_bytes)
             patch.setattr(shards_module, "_MOST_RUN_BYTES", data.draw(st.integers(1, 9000)))
             patch.setattr(shards_module, "_MOST_OPEN_FILES", data.draw(st.integers(1, 3)))
             path = Path(folder) / "d"
@@ -141,16 +103,16 @@ class TestRoundTrip:
 
     def test_take_reads_each_run_of_chunks_once(self, made, monkeypatch):
         reads = []
-        fill = Dataset._fill
+        fill = DenseStored.fill
 
-        def counted(self, split, index, start, features, labels):
-            reads.append((index, start, len(labels)))
-            fill(self, split, index, start, features, labels)
+        def counted(self, start, features, labels):
+            reads.append((self.path.name, start, len(labels)))
+            fill(self, start, features, labels)
 
-        monkeypatch.setattr(Dataset, "_fill", counted)
+        monkeypatch.setattr(DenseStored, "fill", counted)
         with Dataset.open(made) as data:
             data.take("train", np.array([0, 3, 9, 15, 16, 20, 49]))
-        assert reads == [(0, 0, 16), (1, 0, 5), (3, 1, 1)]
+        assert reads == [("train-0000.h5", 0, 16), ("train-0001.h5", 0, 5), ("train-0003.h5", 1, 1)]
 
     @pytest.mark.parametrize(("start", "stop"), [(-1, 3), (4, 3), (0, 51)])
     def test_rows_that_do_not_exist(self, made, start, stop):
@@ -281,74 +243,6 @@ def to_group(file):
     file.create_group("labels")
 
 
-class TestMeta:
-    @pytest.mark.parametrize(
-        ("edit", "message"),
-        [
-            (lambda m: m.pop("classes"), "key `classes` is missing"),
-            (lambda m: m.update(clases=m.pop("classes")), "`clases` a misspelling"),
-            (lambda m: m.update(colour="red"), "unknown key `colour`; allowed: format, "),
-            (lambda m: m.update(format="csv"), r'`format` must be "ist_hpc-data" \(got "csv"\)'),
-            (lambda m: m.update(format_version=2), r"`format_version` must be 1, .*got 2"),
-            (lambda m: m.update(format_version=True), "`format_version` must be an integer"),
-            (lambda m: m.update(kind="sparse"), r"`kind` must be dense \(got \"sparse\"\)"),
-            (lambda m: m.update(feature_shape=[]), "`feature_shape` must be a list"),
-            (lambda m: m.update(feature_shape=[6.0]), r"`feature_shape` .*got \[6.0\]"),
-            (lambda m: m.update(feature_shape="6"), "`feature_shape` must be a list"),
-            (lambda m: m.update(feature_dtype="float64"), "`feature_dtype` must be float32 or"),
-            (lambda m: m.update(classes=["a", "a"]), "`classes` must be .* different"),
-            (lambda m: m.update(classes=[]), "`classes` must be"),
-            (lambda m: m.update(classes=[[]]), "`classes` must be"),
-            (lambda m: m["rows"].update(train=51), "`rows` must be the sum"),
-            (lambda m: m["made_by"].pop("command"), "key `made_by.command` is missing"),
-            (lambda m: m.update(shards={}), "`shards` must be an object with keys train and/or"),
-            (lambda m: m["shards"].update(dev=[]), "`shards` must be .*dev"),
-            (lambda m: m["shards"].update(test=[]), r"`shards\.test` must be a list of one"),
-            (lambda m: m["shards"].update(test=[3]), r"`shards\.test\[0\]` must be an object"),
-            (lambda m: shard(m).pop("rows"), r"key `shards\.train\[0\]\.rows` is missing"),
-            (lambda m: shard(m).update(rows=0), r"`shards\.train\[0\]\.rows` must be >= 1; an emp"),
-            (lambda m: shard(m).update(rows="16"), r"`shards\.train\[0\]\.rows` must be an int"),
-            (lambda m: shard(m).update(bytes=0), r"`shards\.train\[0\]\.bytes` must be >= 1"),
-            (lambda m: shard(m).update(sha256="ab"), r"sha256` must be 64 hex"),
-            (lambda m: shard(m).update(file="../x.h5"), "file` must be a file name"),
-            (lambda m: shard(m).update(file="train-0001.h5"), "lists train-0001.h5 2 times"),
-        ],
-    )
-    def test_every_wrong_key_is_named(self, made, edit, message):
-        edit_meta(made, edit)
-        with pytest.raises(InputError, match=message) as caught:
-            Dataset.open(made)
-        assert str(made / "meta.json") in str(caught.value)
-
-    @pytest.mark.parametrize("text", ["", "{", "[1]", "null", "\xff", "[" * 100_000])
-    def test_damaged_file(self, made, text):
-        (made / "meta.json").write_bytes(text.encode("latin1"))
-        with pytest.raises(InputError, match=re.escape(str(made / "meta.json"))):
-            Dataset.open(made)
-
-    def test_no_data(self, tmp_path, made):
-        with pytest.raises(InputError, match=r"no data at .*prepare digits --output .*digits$"):
-            Dataset.open(tmp_path / "digits")
-        with pytest.raises(InputError, match=r"no such folder.*data sets beside it: .*mine"):
-            Dataset.open(tmp_path / "mien")
-        (tmp_path / "empty").mkdir()
-        with pytest.raises(InputError, match=r"has no meta\.json"):
-            Dataset.open(tmp_path / "empty")
-        with pytest.raises(InputError, match="is not a folder"):
-            Dataset.open(made / "meta.json")
-
-    def test_split_that_is_not_there(self, tmp_path):
-        write(tmp_path / "d", test=0)
-        data = Dataset.open(tmp_path / "d")
-        for attempt in (
-            lambda: data.rows("test"),
-            lambda: data.read("test", 0, 0),
-            lambda: data.check_shard("test", 0),
-        ):
-            with pytest.raises(InputError, match=r"has no test rows \(it has: train\)"):
-                attempt()
-
-
 class TestWriter:
     @staticmethod
     def writer(path, **options):
@@ -439,6 +333,9 @@ class TestWriter:
             ({"classes": []}, "classes must be one or more"),
             ({"classes": ["a", "a"]}, "classes must be one or more different"),
             ({"classes": [1, 2]}, "classes must be strings"),
+            ({"classes": 0}, "classes must be one or more"),
+            ({"classes": 2**31}, "classes must be at most 2147483647"),
+            ({"kind": "ragged"}, "kind must be dense or sparse .got ragged"),
             ({"shard_rows": 0}, "shard_rows must be >= 1"),
         ],
     )
@@ -482,14 +379,12 @@ class TestWriter:
             write(tmp_path / "d")
 
 
-def shard(meta):
-    return meta["shards"]["train"][0]
-
-
-def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch, capsys):
+def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch, capsys):
     page = (ROOT / "docs" / "data-format.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    (printed,) = re.findall(r"It prints `(.*?)`", page)
+    pieces = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    printed = re.findall(r"It prints `(.*?)`", page)
+    assert len(pieces) == len(printed) == 3
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "docs/data-format.md", "exec"), {})
-    assert capsys.readouterr().out == printed + "\n"
+    for code, line in zip(pieces, printed, strict=True):
+        exec(compile(code, "docs/data-format.md", "exec"), {})
+        assert capsys.readouterr().out == line + "\n"

@@ -40,6 +40,11 @@ Gradients = dict[str, Tensor | RowGradient]
 """Of every weight, partitioned or shared, by key."""
 
 
+Room = dict[str, Tensor]
+"""Memory of large gradients, by key, that a model leaves for the next step: fresh pages cost more
+than what is computed into them."""
+
+
 @dataclass(frozen=True)
 class SharedSpec:
     """A tensor without axes: on every rank, trained locally, averaged each round."""
@@ -108,13 +113,16 @@ class Model(ABC):
 
     @abstractmethod
     def loss_and_gradients(
-        self, weights: Tensors, features: Rows, labels: Rows
+        self, weights: Tensors, features: Rows, labels: Rows, room: Room
     ) -> tuple[Tensor, Gradients]:
         """Mean loss of a batch in training mode, batch statistics included, and its gradients.
+
+        Gradients may lie in `room`, and are good until the next call with it.
 
         weights   partitioned ones as stored in subnets, and shared ones, by key
         features  float32 [batch, ...], or sparse
         labels    a class a row, int64 [batch], or sets of labels
+        room      empty at first; filled by a call for the next one
         """
 
     @abstractmethod

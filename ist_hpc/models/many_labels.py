@@ -34,24 +34,35 @@ class LabelLoss:
 
 
 def softmax(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: SparseRows, block: int
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: SparseRows,
+    block: int,
+    gradient: Tensor,
 ) -> LabelLoss:
     """Cross-entropy with the label mass spread evenly over a row's labels; mean over rows.
 
-    hidden  [rows, units]
-    weight  [units, labels]
-    labels  sets of labels; a row with none has no loss and no gradient
-    block   labels computed at a time
+    hidden    [rows, units]
+    weight    [units, labels]
+    labels    sets of labels; a row with none has no loss and no gradient
+    block     labels computed at a time
+    gradient  [units, labels], contiguous; becomes that of the weight
     """
-    return _Softmax(hidden, weight, bias, labels, block).compute()
+    return _Softmax(hidden, weight, bias, labels, block, gradient).compute()
 
 
 def binary(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: SparseRows, block: int
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: SparseRows,
+    block: int,
+    gradient: Tensor,
 ) -> LabelLoss:
     """Binary cross-entropy, summed over all labels, mean over rows; arguments as of `softmax`."""
     rows = len(hidden)
-    gradient, hidden_gradient = torch.empty_like(weight), torch.zeros_like(hidden)
+    hidden_gradient = torch.zeros_like(hidden)
     bias_gradient = None if bias is None else torch.empty_like(bias)
     total = hidden.new_zeros(())
     buffer = hidden.new_empty(rows, min(block, weight.shape[1]))
@@ -100,56 +111,60 @@ class _Softmax:
     """The two passes of `softmax`, which has the arguments."""
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: SparseRows, block: int
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: SparseRows,
+        block: int,
+        gradient: Tensor,
     ) -> None:
         self.hidden, self.weight, self.bias, self.labels = hidden, weight, bias, labels
         self.parts = list(_parts(labels, weight.shape[1], block))
         rows, units = hidden.shape
         self.kept = min(rows, units)
-        self.gradient = torch.empty_like(weight)
+        self.gradient = gradient
         self.buffer = hidden.new_empty(rows, min(block, weight.shape[1]))
 
     def compute(self) -> LabelLoss:
         """Both passes."""
         hidden, labels, rows = self.hidden, self.labels, len(self.hidden)
         counts = labels.counts
-        largest, sums, logits_of_labels = self._first_pass()
+        largest, sums = self._first_pass()
         log_sums = torch.logsumexp(largest + sums.log(), 0)
         # A row's label mass is one, or nothing: without labels it has no loss.
         mass = (counts > 0).to(hidden.dtype)
         share = mass / counts.clamp(min=1)
         of_labels = share[labels.row_of_entry]
-        loss = (mass * log_sums).sum() - (of_labels * logits_of_labels).sum()
+        loss = (mass * log_sums).sum() - (of_labels * self._logits_of_labels()).sum()
         factors = (largest - log_sums).exp_().mul_(mass / rows)
         hidden_gradient, bias_gradient = self._second_pass(factors, log_sums, mass, of_labels)
         return LabelLoss(loss / rows, hidden_gradient, self.gradient, bias_gradient)
 
-    def _first_pass(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(largest logit, sum of exponentials below it) of each block and row; labels' logits.
+    def _logits_of_labels(self) -> Tensor:
+        """The logit of each label of the batch's sets; [entries]."""
+        rows, columns = self.labels.row_of_entry, self.labels.columns
+        logits = (self.hidden[rows] * self.weight[:, columns].t()).sum(1)
+        return logits if self.bias is None else logits + self.bias[columns]
+
+    def _first_pass(self) -> tuple[Tensor, Tensor]:
+        """(largest logit, sum of exponentials relative to it) of each block and row.
 
         Leaves the exponentials of the first `kept` rows in the memory of the gradient.
         """
         hidden, kept = self.hidden, self.kept
         largest = hidden.new_empty(len(self.parts), len(hidden))
         sums = torch.empty_like(largest)
-        logits_of_labels = hidden.new_empty(len(self.labels.columns))
         for index, part in enumerate(self.parts):
             held = self.gradient[:kept, part.columns]
             again = self.buffer[kept:, : part.width]
             for rows, logits in ((slice(0, kept), held), (slice(kept, None), again)):
                 if len(logits):
                     _logits(hidden[rows], self.weight, self.bias, part.columns, logits)
-            first = part.rows < kept
-            logits_of_labels[part.entries[first]] = held[part.rows[first], part.places[first]]
-            later = ~first
-            of_later = again[part.rows[later] - kept, part.places[later]]
-            logits_of_labels[part.entries[later]] = of_later
-            for rows, logits in ((slice(0, kept), held), (slice(kept, None), again)):
-                if len(logits):
                     torch.amax(logits, 1, out=largest[index, rows])
                     logits.sub_(largest[index, rows].unsqueeze(1)).exp_()
                     torch.sum(logits, 1, out=sums[index, rows])
-        return largest, sums, logits_of_labels
+        return largest, sums
 
     def _second_pass(
         self, factors: Tensor, log_sums: Tensor, mass: Tensor, of_labels: Tensor

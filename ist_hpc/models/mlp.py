@@ -29,6 +29,7 @@ from ist_hpc.models.base import (
     GatherColumns,
     Gradients,
     Model,
+    Room,
     SharedSpec,
     Statistics,
     StatisticSpec,
@@ -125,7 +126,7 @@ class MultiLayerPerceptron(Model):
         return np.zeros(spec.shape, dtype=np.float32)
 
     def loss_and_gradients(
-        self, weights: Tensors, features: Rows, labels: Rows
+        self, weights: Tensors, features: Rows, labels: Rows, room: Room
     ) -> tuple[Tensor, Gradients]:
         """Loss of a batch and its gradients; see the base class."""
         first, last = self._layers[0], self._layers[-1]
@@ -147,8 +148,7 @@ class MultiLayerPerceptron(Model):
             loss = self._cross_entropy(inner, hidden, labels)
             arriving = None
         else:
-            bias = weights[last.bias] if last.bias else None
-            of_labels = self._loss_of_labels(hidden.detach(), weights[last.weight], bias, labels)
+            of_labels = self._loss_of_labels(weights, hidden.detach(), labels, room)
             loss, arriving = of_labels.loss, of_labels.hidden_gradient
             gradients[last.weight] = of_labels.weight_gradient
             if last.bias and of_labels.bias_gradient is not None:
@@ -191,13 +191,17 @@ class MultiLayerPerceptron(Model):
 
     @torch.no_grad()
     def _loss_of_labels(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Rows
+        self, weights: Tensors, hidden: Tensor, labels: Rows, room: Room
     ) -> many_labels.LabelLoss:
+        last = self._layers[-1]
+        weight, bias = weights[last.weight].detach(), weights[last.bias] if last.bias else None
         if isinstance(labels, Tensor):
             labels = SparseRows.of_classes(labels, self.outputs)
         assert self.label_block is not None
         function = many_labels.softmax if self._loss == "softmax" else many_labels.binary
-        return function(hidden, weight.detach(), bias, labels, self.label_block)
+        if last.weight not in room:
+            room[last.weight] = torch.empty_like(weight)
+        return function(hidden, weight, bias, labels, self.label_block, room[last.weight])
 
     def full_hidden(
         self,

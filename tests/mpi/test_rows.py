@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from ist_hpc import rows as rows_module
+from ist_hpc.csr import Csr
 from ist_hpc.errors import InputError
 from ist_hpc.rows import CommonRows, as_features
 from ist_hpc.shards import Dataset, DatasetWriter
+from ist_hpc.sparse import SparseRows
+from tests.sparse_rows import numbered_features, numbered_labels, rows_of, write_numbered
 
 ROWS, SHARD_ROWS = 60, 7  # nine shards, the last one short
 CHOICES = {
@@ -21,8 +25,19 @@ CHOICES = {
 }
 
 
-def write(path, dtype):
+WIDTH, LABELS = 17, 64
+
+
+def write(path, what):
     """The same files whoever writes them."""
+    if what == "sparse":
+        splits = {"train": ROWS, "test": 23}
+        write_numbered(path, splits, WIDTH, LABELS, shard_rows=SHARD_ROWS)
+    else:
+        write_dense(path, what)
+
+
+def write_dense(path, dtype):
     random = np.random.default_rng(0)
     features = random.integers(0, 256, (ROWS, 2, 3)).astype(dtype)
     with DatasetWriter(
@@ -38,7 +53,7 @@ def write(path, dtype):
             writer.append(split, features[:count], random.integers(0, 4, count))
 
 
-@pytest.fixture(scope="module", params=["float32", "uint8"])
+@pytest.fixture(scope="module", params=["float32", "uint8", "sparse"])
 def whole(request, tmp_path_factory):
     """All of the data, in a folder of this rank's own."""
     path = tmp_path_factory.mktemp("rows") / "whole"
@@ -59,9 +74,37 @@ def own(whole, world, tmp_path_factory):
         yield dataset
 
 
-def agreed(world, *tensors) -> bool:
+def tensors_of(*parts) -> list[torch.Tensor]:
+    """The tensors that rows are made of."""
+    tensors = []
+    for part in parts:
+        if isinstance(part, SparseRows):
+            tensors += [part.offsets, part.columns]
+            tensors += [] if part.values is None else [part.values]
+        else:
+            tensors.append(part)
+    return tensors
+
+
+def agreed(world, *parts) -> bool:
     """Whether all ranks have the same bytes."""
-    return len(set(world.allgather(b"".join(tensor.numpy().tobytes() for tensor in tensors)))) == 1
+    own = b"".join(tensor.numpy().tobytes() for tensor in tensors_of(*parts))
+    return len(set(world.allgather(own))) == 1
+
+
+def check_same(features, labels, stored_features, stored_labels) -> None:
+    """What was fetched against what is stored."""
+    if isinstance(stored_features, Csr):
+        assert features.values.dtype == torch.float32
+        assert features.columns.dtype == features.offsets.dtype == torch.int64
+        assert (features.width, labels.width, labels.values) == (WIDTH, LABELS, None)
+        assert rows_of(features) == rows_of(stored_features)
+        assert rows_of(labels) == rows_of(stored_labels)
+        return
+    assert features.dtype == torch.float32
+    assert features.shape == (len(stored_labels), 6)
+    assert torch.equal(features, as_features(stored_features))
+    assert torch.equal(labels, torch.from_numpy(stored_labels))
 
 
 @pytest.mark.parametrize("chosen", CHOICES.values(), ids=CHOICES.keys())
@@ -71,11 +114,7 @@ def test_all_ranks_get_the_rows_that_direct_reading_gives(world, whole, own, ass
     dataset = own if assign == "files" else whole
     rows = np.array(chosen, dtype=np.int64)
     features, labels = CommonRows(world, dataset, "train", assign).fetch(rows)
-    stored, stored_labels = whole.take("train", rows)
-    assert features.dtype == torch.float32
-    assert features.shape == (len(rows), 6)
-    assert torch.equal(features, as_features(stored))
-    assert torch.equal(labels, torch.from_numpy(stored_labels))
+    check_same(features, labels, *whole.take("train", rows))
     assert agreed(world, features, labels)
 
 
@@ -84,11 +123,36 @@ def test_all_ranks_get_the_rows_that_direct_reading_gives(world, whole, own, ass
 def test_batches_are_the_whole_split_in_order(world, whole, own, assign, batch_rows):
     dataset = own if assign == "files" else whole
     batches = list(CommonRows(world, dataset, "test", assign).batches(batch_rows))
-    stored, stored_labels = whole.read("test", 0, 23)
     assert np.array_equal(np.concatenate([rows for rows, _ in batches]), np.arange(23))
     assert all(len(rows) <= batch_rows for rows, _ in batches)
-    assert torch.equal(torch.cat([pair[0] for _, pair in batches]), as_features(stored))
-    assert torch.cat([pair[1] for _, pair in batches]).tolist() == stored_labels.tolist()
+    for rows, pair in batches:
+        check_same(*pair, *whole.read("test", int(rows[0]), int(rows[-1]) + 1))
+
+
+@pytest.mark.parametrize("assign", ["rows", "files"])
+@pytest.mark.parametrize("whole", ["sparse"], indirect=True)
+def test_sparse_rows_are_those_that_were_made(world, whole, own, assign):
+    """Apart from what the data set reads: each row from its number."""
+    dataset = own if assign == "files" else whole
+    rows = np.array([0, 3, 7, 17, 31, 38, 59])  # of 17 there is nothing, of 38 and 3 no labels
+    features, labels = CommonRows(world, dataset, "train", assign).fetch(rows)
+    assert rows_of(features) == [numbered_features(row, WIDTH) for row in rows.tolist()]
+    assert rows_of(labels) == [numbered_labels(row, LABELS) for row in rows.tolist()]
+
+
+@pytest.mark.parametrize("whole", ["sparse"], indirect=True)
+def test_entries_that_mpi_cannot_count_are_refused(world, whole, monkeypatch):
+    """By what the rows have and not by their width, on all ranks alike."""
+    common, everything = CommonRows(world, whole, "train", "rows"), np.arange(ROWS)
+    entries = whole.read("train", 0, ROWS)[0].entries
+    monkeypatch.setattr(rows_module, "_MOST_MPI_ELEMENTS", entries)
+    assert len(common.fetch(everything)[0].columns) == entries < ROWS * WIDTH
+    monkeypatch.setattr(rows_module, "_MOST_MPI_ELEMENTS", entries - 1)
+    if world.Get_size() == 1:
+        common.fetch(everything)
+        return
+    with pytest.raises(InputError, match=rf"60 rows with {entries} entries .* at most 59"):
+        common.fetch(everything)
 
 
 def test_a_sample_depends_on_the_seed_alone(world, whole, own):

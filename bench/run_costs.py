@@ -1,0 +1,62 @@
+#!/usr/bin/env python
+"""What rounds, evaluations and checkpoints of runs cost: a Markdown table from their folders.
+
+usage: python bench/run_costs.py RUN...
+
+A round is the mean over all but the first, which warms up (the first, if it is the only one).
+Seconds are means over ranks; bytes are what a rank receives, on average.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HEADER = (
+    "| run | ranks | hidden | step, s | exchange a round, s | received a rank a round, MB "
+    "| evaluation, s | checkpoint, s | visit home, s | peak memory of the ranks, MiB |"
+)
+
+
+def main(folders: list[str]) -> None:
+    """Print a line a run."""
+    print(HEADER)
+    print("|:--" + "|--:" * 9 + "|")
+    for folder in folders:
+        path = Path(folder)
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        summary = json.loads((path / "summary.json").read_text())
+        print("| " + " | ".join(_cells(path, rows, summary)) + " |")
+
+
+def _cells(path: Path, rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[str]:
+    ranks = summary["ranks"]
+    rounds = [row for row in rows if row["kind"] == "round"]
+    later = rounds[1:] or rounds
+    visits = [row for row in rows if row["kind"] in ("evaluation", "save")]
+    steps = (rounds[-1]["steps"] - (rounds[0]["steps"] if len(rounds) > 1 else 0)) / len(later)
+
+    def mean(of: list[dict[str, Any]], kind: str) -> float:
+        return sum(row["seconds"][kind] for row in of) / len(of)
+
+    received = sum(row["bytes_received"] for row in later) / len(later) / ranks / 1e6
+    hidden = next(
+        line for line in (path / "config.yaml").read_text().splitlines() if line.startswith("  - ")
+    )
+    peaks = sorted(summary["peak_rss_mib"])
+    return [
+        path.name,
+        str(ranks),
+        hidden.removeprefix("  - "),
+        f"{mean(later, 'train') / steps:.2f}",
+        f"{mean(later, 'exchange'):.2f}",
+        f"{received:,.1f}",
+        f"{mean(visits, 'evaluate'):.1f}",
+        f"{mean(visits, 'save'):.1f}",
+        f"{mean(visits, 'exchange'):.1f}",
+        f"{peaks[0]:,.0f} to {peaks[-1]:,.0f}",
+    ]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,176 @@
+"""The HDF5 files of a data set: how they are begun, and reading them so that damage is named."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ist_hpc.errors import InputError
+from ist_hpc.files import sha256_of
+from ist_hpc.shard_meta import META_FILE, Shard, SideFile
+
+CHUNK_BYTES = 256 * 1024  # small enough to read few rows, large enough for a parallel file system
+SHARD_BYTES = 256 * 1024 * 1024  # where the caller of a writer does not say when a shard ends
+# The file format of HDF5 1.10 (2016), the oldest with a checksum on the metadata that matters: in
+# older ones a flipped bit in the index of the chunks can put a chunk in the place of another.
+_HDF5_FORMAT = ("v110", "v110")
+# HDF5 2.0 would keep 8 MiB of the blocks of each dataset, and a rank may have hundreds open.
+_CACHE_BYTES = 1024 * 1024
+_ATTRIBUTE_BYTES = 32 * 1024  # HDF5 keeps an attribute in 64 KiB; with this much there is room
+
+
+def begin(path: Path) -> h5py.File:
+    """A new HDF5 file of a data set, open for writing; raises OSError."""
+    return h5py.File(
+        path, "w", libver=_HDF5_FORMAT, locking="best-effort", rdcc_nbytes=_CACHE_BYTES
+    )
+
+
+def create(
+    group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str, chunk_rows: int
+) -> h5py.Dataset:
+    """A dataset without rows yet, each of `shape`; little-endian, with a checksum on every block.
+
+    `chunk_rows` is how many rows a block has. Raises OSError.
+    """
+    return group.create_dataset(
+        name,
+        shape=(0, *shape),
+        maxshape=(None, *shape),
+        chunks=(chunk_rows, *shape),
+        dtype=np.dtype(dtype).newbyteorder("<"),
+        fletcher32=True,
+    )
+
+
+def describe_classes(labels: h5py.HLObject, outputs: int, classes: Sequence[str]) -> None:
+    """How many classes there are, and their names if they have some that fit, as attributes."""
+    labels.attrs["num_classes"] = outputs
+    if classes and sum(len(name.encode()) + 24 for name in classes) <= _ATTRIBUTE_BYTES:
+        labels.attrs["classes"] = list(classes)
+
+
+class StoredFile:
+    """An HDF5 file that `meta.json` lists, open for reading; close it.
+
+    Whatever is wrong with it is an `InputError` that names it, what in it, and `fix`, the way out.
+    """
+
+    def __init__(self, path: Path, fix: str) -> None:
+        self.path = path
+        self.fix = fix
+        with self.reporting():
+            # Best effort: Lustre and NFS are often mounted without locks, and nobody writes here.
+            self._file = h5py.File(path, "r", locking="best-effort", rdcc_nbytes=_CACHE_BYTES)
+
+    def close(self) -> None:
+        """Close the file."""
+        with suppress(OSError, RuntimeError):  # a damaged file may refuse; it was only read
+            self._file.close()
+
+    def dataset(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
+        """The dataset `name`, which has this dtype and shape (None: any), whole and checksummed."""
+        dataset = self._member(name)
+        with self.reporting(name):
+            if not isinstance(dataset, h5py.Dataset):
+                raise self.error(f"`{name}` must be a dataset, not a group")
+            found = dataset.shape or ()
+            fits = len(found) == len(shape) and all(
+                size in (None, got) for size, got in zip(shape, found, strict=True)
+            )
+            if not fits or dataset.dtype != np.dtype(dtype):
+                empty = "the shard is empty: " if found and found[0] == 0 else ""
+                wanted = str(shape).replace("None", "any")
+                raise self.error(
+                    f"{empty}`{name}` must be {dtype} of shape {wanted}, as {META_FILE} says "
+                    f"(got {dataset.dtype}, {dataset.shape})"
+                )
+            if dataset.chunks is None or not dataset.fletcher32:
+                raise InputError(
+                    f"{self.path}: `{name}` is stored without the checksum fletcher32, so damage "
+                    "would go unseen; write the data set with ist_hpc.shards.DatasetWriter"
+                )
+            # HDF5 reads a chunk that was never stored as zeros, without an error.
+            blocks = (-(-n // c) for n, c in zip(found, dataset.chunks, strict=True))
+            expected = int(np.prod([*blocks], dtype=np.int64))
+            stored = dataset.id.get_num_chunks()
+            if stored != expected:
+                raise self.error(
+                    f"`{name}` has {stored} of {expected} blocks; the file is damaged or was not "
+                    "completely written"
+                )
+        return dataset
+
+    def group(self, name: str, attributes: dict[str, object]) -> None:
+        """Check that there is a group `name` that has these attributes, texts or lists."""
+        group = self._member(name)
+        with self.reporting(name):
+            if not isinstance(group, h5py.Group):
+                raise self.error(f"`{name}` must be a group, not a dataset")
+            for key, wanted in attributes.items():
+                if key not in group.attrs:
+                    raise self.error(f"the group `{name}` has no attribute `{key}`")
+                value = group.attrs[key]
+                found = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+                if found != wanted:
+                    raise self.error(
+                        f"attribute `{key}` of `{name}` must be {wanted} (got {found})"
+                    )
+
+    def _member(self, name: str) -> h5py.Dataset | h5py.Group:
+        inside, _, last = name.rpartition("/")
+        with self.reporting(name):
+            group = self._file[inside] if inside else self._file
+            if last not in group:
+                has = ", ".join(sorted(group)) or "nothing"
+                what = f"`{inside}` has: {has}" if inside else f"it has {has}"
+                raise self.error(f"no dataset `{name}` ({what})")
+            return group[last]
+
+    @contextmanager
+    def reporting(self, name: str = "") -> Iterator[None]:
+        """Turn whatever a missing or damaged file makes HDF5 raise into an InputError."""
+        with reporting(self.path, self.fix, name):
+            yield
+
+    def error(self, what: str) -> InputError:
+        """The error that says what is wrong with this file."""
+        return InputError(f"{self.path}: {what}; {self.fix}")
+
+
+@contextmanager
+def reporting(path: Path, fix: str, name: str = "") -> Iterator[None]:
+    """Turn whatever a missing or damaged file raises into an InputError; `name` is the dataset."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, but {META_FILE} lists it; {fix}") from None
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        # h5py raises each of these for one kind of damaged metadata or another.
+        if "filter returned failure" in str(error):
+            what = f"checksum of a block of `{name}` does not match; the file is damaged"
+        else:
+            what = f"HDF5 cannot read it ({error}); the file is damaged or not an HDF5 file"
+        raise InputError(f"{path}: {what}; {fix}") from error
+
+
+def check_whole(path: Path, listed: Shard | SideFile, checksum: bool, fix: str) -> None:
+    """Raise InputError unless the file has the size and, with `checksum`, the SHA-256 listed."""
+    with reporting(path, fix):
+        size_bytes = path.stat().st_size
+    if size_bytes != listed.bytes:
+        what = "is empty" if size_bytes == 0 else f"has {size_bytes} bytes"
+        raise InputError(f"{path}: the file {what}, {META_FILE} says {listed.bytes} bytes; {fix}")
+    if not checksum:
+        return
+    with reporting(path, fix):
+        found = sha256_of(path)
+    if found != listed.sha256:
+        raise InputError(
+            f"{path}: the SHA-256 {found[:12]}... is not that of {META_FILE}, "
+            f"{listed.sha256[:12]}...; the file is damaged or was changed; {fix}"
+        )
