@@ -4,13 +4,15 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup ready train test test-serial check lint format clean distclean
+.PHONY: help setup ready train test test-serial check fuzz lint format clean distclean
 
 VENV := $(CURDIR)/.venv
 REPORTS := $(CURDIR)/.cache/reports
 NP ?= 4
 ARGS ?=
 RANKS := 1 2 3 4
+CASES ?= 1000000
+SEED ?= 0
 # seconds, after which a hanging run is stopped, and killed if it does not stop
 SERIAL_TIMEOUT ?= 900
 MPI_TIMEOUT ?= 300
@@ -72,6 +74,9 @@ check: ready ## do Horovod, MPI and HDF5 work together here? ends with "check: o
 	if ! grep -q '^check: ' .cache/logs/check.log; then \
 		echo "check: no answer (exit code $$rc): mpirun or MPI does not start; its words are above"; rc=1; \
 	fi; exit $$rc
+
+fuzz: ready ## hostile text for the reader of `prepare xmc`: CASES=1000000 SEED=0
+	python tests/fuzz_xmc.py --cases $(CASES) --seed $(SEED)
 
 lint: ready ## ruff, mypy, shellcheck
 	ruff check .

@@ -130,45 +130,35 @@ class MultiLayerPerceptron(Model):
     ) -> tuple[Tensor, Gradients]:
         """Loss of a batch and its gradients; see the base class."""
         first, last = self._layers[0], self._layers[-1]
-        outer = set()
-        if isinstance(features, SparseRows):
-            outer.add(first.weight)
+        outer: set[str | None] = {first.weight} if isinstance(features, SparseRows) else set()
         if self._loss != "cross_entropy":
-            outer |= {key for key in (last.weight, last.bias) if key}
+            outer |= {last.weight, last.bias}
         inner = {
             key: weight.detach().requires_grad_(True)
             for key, weight in weights.items()
             if key not in outer
         }
-        entering = self._enter(weights, inner, features)
+        leaves = list(inner.values())
+        if isinstance(features, SparseRows):
+            entering = sparse_input.product(features, weights[first.weight].detach())
+            leaves.append(entering.requires_grad_(True))
+        else:
+            entering = F.linear(features, inner[first.weight])
         hidden = self._hidden(inner, entering)
         gradients: Gradients = {}
         if self._loss == "cross_entropy":
             assert isinstance(labels, Tensor), "one class a row"
             loss = self._cross_entropy(inner, hidden, labels)
-            arriving = None
+            found = list(torch.autograd.grad(loss, leaves))
         else:
             of_labels = self._loss_of_labels(weights, hidden.detach(), labels, room)
-            loss, arriving = of_labels.loss, of_labels.hidden_gradient
-            gradients[last.weight] = of_labels.weight_gradient
+            loss, gradients[last.weight] = of_labels.loss, of_labels.weight_gradient
             if last.bias and of_labels.bias_gradient is not None:
                 gradients[last.bias] = of_labels.bias_gradient
-        leaves = list(inner.values())
-        if isinstance(features, SparseRows):
-            leaves.append(entering)
-        top = loss if arriving is None else hidden
-        found = list(torch.autograd.grad(top, leaves, arriving))
+            found = list(torch.autograd.grad(hidden, leaves, of_labels.hidden_gradient))
         if isinstance(features, SparseRows):
             gradients[first.weight] = sparse_input.gradient(features, found.pop())
-        gradients |= dict(zip(inner, found, strict=True))
-        return loss.detach(), gradients
-
-    def _enter(self, weights: Tensors, inner: Tensors, features: Rows) -> Tensor:
-        """The first layer's product."""
-        first = self._layers[0].weight
-        if isinstance(features, SparseRows):
-            return sparse_input.product(features, weights[first].detach()).requires_grad_(True)
-        return F.linear(features, inner[first])
+        return loss.detach(), gradients | dict(zip(inner, found, strict=True))
 
     def _hidden(self, weights: Tensors, entering: Tensor) -> Tensor:
         """From the first layer's product to what enters the last layer."""
