@@ -1,18 +1,15 @@
 """The output layer in blocks of labels against the plain formula, in float64."""
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ist_hpc.models.many_labels import LabelLoss, binary, softmax
 from ist_hpc.sparse import SparseRows
+from tests.live_bytes import LiveBytes
 
 LABELS = 23
 
@@ -99,28 +96,6 @@ def test_very_large_logits_do_not_overflow(kind: str) -> None:
     found = in_blocks(kind, [hidden, weight], as_rows([[0], [LABELS - 1]]), 5)
     for tensor in (found.loss, found.hidden_gradient, found.weight_gradient):
         assert torch.isfinite(tensor).all()
-
-
-class LiveBytes(TorchDispatchMode):
-    """The most bytes of tensors that were alive at the same time, of those made inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.most = 0
-        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple) else (result,):
-            if isinstance(tensor, Tensor):
-                reference = StorageWeakRef(tensor.untyped_storage())
-                self._storages[reference.cdata] = (reference, tensor.untyped_storage().nbytes())
-        alive = {key: held for key, held in self._storages.items() if not held[0].expired()}
-        self._storages = alive
-        self.most = max(self.most, sum(size for _, size in alive.values()))
-        return result
 
 
 @pytest.mark.parametrize("kind", KINDS)

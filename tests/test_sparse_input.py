@@ -1,11 +1,16 @@
 """The first layer on sparse rows against the same product with dense rows."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ist_hpc import optimizer
+from ist_hpc.config import OptimizerConfig
 from ist_hpc.models import sparse_input
+from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.sparse import SparseRows
+from tests.live_bytes import LiveBytes
 
 INPUTS, UNITS = 11, 3
 ROWS = st.lists(
@@ -66,3 +71,38 @@ def test_rows_without_values_count_one_each() -> None:
     weight = torch.randn(INPUTS, UNITS)
     expected = torch.stack([weight[1] + weight[4], torch.zeros(UNITS)])
     torch.testing.assert_close(sparse_input.product(sets, weight), expected)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "rowwise_adagrad"])
+def test_a_step_takes_memory_for_the_features_that_occur(kind: str) -> None:
+    """Forward, gradient and update: nothing as long as the input is made."""
+    inputs, units, rows, entries = 200_000, 4, 16, 5
+    model = MultiLayerPerceptron(inputs, [units], 7, output_norm=False, loss="softmax", sparse=True)
+    rule = optimizer.build(OptimizerConfig(kind=kind))
+    weights = {spec.key: torch.rand(spec.subnet_shape(0, 1)) for spec in model.specs}
+    slots = {
+        spec.key: {
+            slot: optimizer.as_broadcast(
+                torch.zeros(rule.slot_spec(slot, spec).subnet_shape(0, 1)),
+                rule.slot_spec(slot, spec),
+                spec,
+            )
+            for slot in rule.slot_names(spec.has_two_axes)
+        }
+        for spec in model.specs
+    }
+    before = weights["fc1.weight"].clone()
+    columns = torch.randint(inputs, (rows * entries,)).view(rows, entries).sort(1).values
+    offsets = torch.arange(0, rows * entries + 1, entries)
+    features = SparseRows(offsets, columns.view(-1), torch.ones(rows * entries), inputs)
+    with LiveBytes() as live:
+        _, gradients = model.loss_and_gradients(
+            weights, features, torch.randint(7, (rows,)), room={}
+        )
+        for key, weight in weights.items():
+            rule.step(weight, gradients[key], slots[key], 0.1, 0)
+    held = sum(tensor.nbytes for tensor in weights.values())
+    held += sum(slot.nbytes for of_weight in slots.values() for slot in of_weight.values())
+    assert live.most < held + 100_000  # views of what is held count, too
+    changed = (weights["fc1.weight"] != before).any(1).nonzero().view(-1)
+    assert set(changed.tolist()) == set(columns.view(-1).tolist())
