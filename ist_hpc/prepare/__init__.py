@@ -13,4 +13,6 @@ and imports what is slow to import inside its functions, so that --help is quick
 DATASETS = {
     "digits": "ist_hpc.prepare.digits",
     "speech": "ist_hpc.prepare.speech",
+    "synthetic": "ist_hpc.prepare.synthetic",
+    "xmc": "ist_hpc.prepare.xmc",
 }

@@ -23,6 +23,10 @@ examples:
       handwritten digits that come with scikit-learn: a second, no download
   {_PROGRAM} speech --input speech_commands_v0.02 --output data/speech
       Google Speech Commands, as in the paper, on every core
+  {_PROGRAM} xmc --train train.txt --test test.txt --output data/delicious
+      text of the Extreme Classification Repository: Delicious, Amazon-670K and others
+  {_PROGRAM} synthetic --like amazon670k --output data/amazon670k-like
+      made data of the shape of a published data set, to try things at true size
 
 `{_PROGRAM} speech --help` explains a data set and its options.
 """

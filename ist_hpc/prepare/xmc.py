@@ -1,0 +1,307 @@
+"""A data set in the text format of the Extreme Classification Repository: sparse rows, many labels.
+
+Line 1 of a file has the numbers of samples, features and labels, `N D L`. Each further line is a
+sample, `l1,l2,... f:v f:v ...`: its labels, then its features, all counted from 0; without labels
+it begins with a blank. Give a train and a test file, or one data file and two split files, which
+have the numbers of samples, counted from 1, one a line (several columns are several splits).
+
+Memory stays flat however long the files are. Train rows are written in random order (--seed), test
+rows in the order of the file. A malformed line is named, with its file, and ends the conversion;
+--skip-malformed leaves such lines out. docs/data-format.md has the details.
+"""
+
+import argparse
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ist_hpc.csr import Csr
+from ist_hpc.errors import InputError
+from ist_hpc.prepare.common import add_output_arguments, check_range, check_seed
+from ist_hpc.prepare.xmc_line import Header
+from ist_hpc.prepare.xmc_shuffle import Shuffler
+from ist_hpc.prepare.xmc_source import Source
+from ist_hpc.prepare.xmc_split import Split, read_split
+from ist_hpc.prepare.xmc_statistics import SplitStatistics, summary_of, table_of
+from ist_hpc.shard_writer import check_target
+from ist_hpc.shards import DatasetWriter
+
+HELP = "text files of the Extreme Classification Repository: Amazon-670K, Delicious, ..."
+EXAMPLES = """\
+examples:
+  python -m ist_hpc.prepare xmc --train train.txt --test test.txt --output data/delicious
+  python -m ist_hpc.prepare xmc --train train.txt --test test.txt --output data/amazon670k \\
+      --normalize l2 --statistics
+  python -m ist_hpc.prepare xmc --data Bibtex_data.txt --train-split bibtex_trSplit.txt \\
+      --test-split bibtex_tstSplit.txt --split-column 1 --output data/bibtex
+"""
+
+SPLITS = ("train", "test")
+NORMALIZATIONS = ("none", "l2")
+_MOST_NAMED = 5  # malformed lines
+
+
+@dataclass
+class Report:
+    """What became of the files: statistics of each split, lines left out."""
+
+    statistics: dict[str, SplitStatistics]
+    repeated_labels: int = 0
+    unused_samples: int = 0
+    malformed: int = 0
+    first_malformed: list[str] = field(default_factory=list)
+
+    def add_source(self, source: Source) -> None:
+        """Count what was left out of a file that has been read."""
+        self.malformed += source.malformed
+        room = _MOST_NAMED - len(self.first_malformed)
+        self.first_malformed += source.first_malformed[:room]
+
+    def as_json(self) -> dict[str, Any]:
+        """The counts for `made_by`."""
+        return {
+            "statistics": summary_of(self.statistics["train"], self.statistics["test"]),
+            "malformed_lines": {"left_out": self.malformed, "first": self.first_malformed},
+            "repeated_labels": self.repeated_labels,
+            "unused_samples": self.unused_samples,
+        }
+
+
+@dataclass(frozen=True)
+class Input:
+    """The opened files: a source for each split, which is the same one where `split` divides it."""
+
+    sources: dict[str, Source]
+    split: Split | None
+    file_bytes: dict[str, int]
+
+    @property
+    def header(self) -> Header:
+        """Sizes; of the train file where there are two."""
+        return self.sources["train"].header
+
+    def rows(self, split: str) -> int:
+        """Samples of the split, as line 1 or the split file has it."""
+        return self.split.rows(split) if self.split else self.sources[split].header.rows
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `prepare xmc`."""
+    parser.add_argument("--train", type=Path, metavar="FILE", help="the train rows")
+    parser.add_argument("--test", type=Path, metavar="FILE", help="the test rows")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="all rows, instead of these two")
+    parser.add_argument(
+        "--train-split", type=Path, metavar="FILE", help="numbers of the train rows of --data"
+    )
+    parser.add_argument(
+        "--test-split", type=Path, metavar="FILE", help="numbers of the test rows of --data"
+    )
+    parser.add_argument(
+        "--split-column",
+        type=int,
+        default=1,
+        help="which column of the split files counts, from 1 (default 1)",
+    )
+    add_output_arguments(parser)
+    parser.add_argument("--name", help="of the data set (default: the name of the folder DIR)")
+    parser.add_argument(
+        "--normalize",
+        choices=NORMALIZATIONS,
+        default="none",
+        help="l2: scale each row's features to unit length (default none)",
+    )
+    parser.add_argument(
+        "--skip-malformed",
+        action="store_true",
+        help="leave malformed lines out and count them, instead of stopping at the first",
+    )
+    parser.add_argument(
+        "--statistics", action="store_true", help="print how often labels occur, as a table"
+    )
+    parser.add_argument(
+        "--shards",
+        type=int,
+        default=8,
+        help="files of train rows (default 8); those of test rows are no longer",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what `prepare xmc` was asked; raises InputError."""
+    began = time.perf_counter()
+    check_seed(args.seed)
+    check_range("--shards", args.shards, 1)
+    check_range("--split-column", args.split_column, 1)
+    _check_files_given(args)
+    check_target(args.output, args.overwrite)
+    with ExitStack() as stack:
+        opened = _open(args, stack)
+        report = Report({split: SplitStatistics(opened.header.labels) for split in SPLITS})
+        try:
+            _write(args, opened, report)
+        except OSError as error:
+            raise InputError(f"the text cannot be read ({error})") from error
+    seconds = time.perf_counter() - began
+    _print_report(args, opened, report, seconds)
+
+
+def _check_files_given(args: argparse.Namespace) -> None:
+    pair, one = (args.train, args.test), (args.data, args.train_split, args.test_split)
+    if not (all(pair) and not any(one)) and not (all(one) and not any(pair)):
+        raise InputError(
+            "give --train and --test, or else --data, --train-split and --test-split; "
+            "see python -m ist_hpc.prepare xmc --help"
+        )
+
+
+def _open(args: argparse.Namespace, stack: ExitStack) -> Input:
+    """Open the files and read their first lines. Raises InputError."""
+    if args.data:
+        source, size = _open_source(args.data, args, stack)
+        split = read_split(args.train_split, args.test_split, args.split_column, source.header.rows)
+        return Input(dict.fromkeys(SPLITS, source), split, {str(args.data): size})
+    sources, sizes = {}, {}
+    for split_name, path in (("train", args.train), ("test", args.test)):
+        sources[split_name], sizes[str(path)] = _open_source(path, args, stack)
+    train, test = (sources[split_name].header for split_name in SPLITS)
+    if (train.features, train.labels) != (test.features, test.labels):
+        raise InputError(
+            f"{args.test}, line 1: must have the numbers of features and labels of {args.train}, "
+            f"{train.features} and {train.labels} (got {test.features} and {test.labels})"
+        )
+    return Input(sources, None, sizes)
+
+
+def _open_source(path: Path, args: argparse.Namespace, stack: ExitStack) -> tuple[Source, int]:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: must be a text file; unpack an archive first")
+        file = stack.enter_context(path.open("rb"))
+        source = Source(file, str(path), skip_malformed=args.skip_malformed)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); the files are at "
+            "http://manikvarma.org/downloads/XC/XMLRepository.html"
+        ) from error
+    # A line is a byte at least, its line end: this bounds what is allocated by line 1.
+    if source.header.rows > status.st_size:
+        raise InputError(
+            f"{path}, line 1: says {source.header.rows} samples, but the file has "
+            f"{status.st_size} bytes; it is cut short, or line 1 is wrong"
+        )
+    return source, status.st_size
+
+
+def _write(args: argparse.Namespace, opened: Input, report: Report) -> None:
+    header, train_rows = opened.header, opened.rows("train")
+    scaled = ", scaled to unit length (L2)" if args.normalize == "l2" else ""
+    made_by = {
+        "command": args.command_line,
+        "parameters": {
+            "seed": args.seed,
+            "normalize": args.normalize,
+            "skip_malformed": args.skip_malformed,
+            "split_column": args.split_column if opened.split else None,
+            "shards": args.shards,
+        },
+        "source": "text format of the Extreme Classification Repository",
+        "file_bytes": opened.file_bytes,
+    }
+    text_bytes = sum(opened.file_bytes.values()) if opened.split else _train_bytes(opened)
+    with (
+        DatasetWriter(
+            args.output,
+            name=args.name or args.output.resolve().name,
+            kind="sparse",
+            feature_shape=(header.features,),
+            feature_description=f"sparse features of the text file{scaled}",
+            classes=header.labels,
+            made_by=made_by,
+            shard_rows=-(-train_rows // args.shards),
+            overwrite=args.overwrite,
+        ) as writer,
+        Shuffler(args.output, text_bytes, args.seed) as shuffler,
+    ):
+        for split, features, labels in _samples(opened, report):
+            if args.normalize == "l2":
+                features = unit_length(features)
+            report.statistics[split].add(features, labels)
+            if split == "train":
+                shuffler.add(features, labels)
+            else:
+                writer.append(split, features, labels)
+        for features, labels in shuffler.shuffled():
+            writer.append("train", features, labels)
+        for split, source in opened.sources.items():
+            if not report.statistics[split].rows:
+                raise InputError(f"{source.name}: every {split} row is malformed; none is left")
+        writer.made_by.update(report.as_json())
+
+
+def _train_bytes(opened: Input) -> int:
+    return opened.file_bytes[opened.sources["train"].name]
+
+
+def _samples(opened: Input, report: Report) -> Iterator[tuple[str, Csr, Csr]]:
+    """Blocks of rows with their split, in the order of the files. Raises InputError, OSError."""
+    if opened.split is not None:
+        report.unused_samples = opened.split.unused
+        source = opened.sources["train"]
+        for block in source.blocks():
+            report.repeated_labels += block.repeated_labels
+            for split in SPLITS:
+                rows = opened.split.select(split, block.rows)
+                if len(rows):
+                    yield split, block.features.take(rows), block.labels.take(rows)
+        report.add_source(source)
+        return
+    for split, source in opened.sources.items():
+        for block in source.blocks():
+            report.repeated_labels += block.repeated_labels
+            yield split, block.features, block.labels
+        report.add_source(source)
+
+
+def unit_length(features: Csr) -> Csr:
+    """The rows divided by their Euclidean length, computed in float64; rows of zeros stay."""
+    assert features.values is not None
+    values = features.values.astype(np.float64)
+    lengths = np.diff(features.indptr)
+    filled = np.flatnonzero(lengths)
+    if not len(filled):
+        return features
+    squares: npt.NDArray[np.float64] = np.add.reduceat(values * values, features.indptr[filled])
+    norms = np.sqrt(squares)
+    norms[norms == 0] = 1.0
+    values /= np.repeat(norms, lengths[filled])
+    return replace(features, values=values.astype(np.float32))
+
+
+def _print_report(args: argparse.Namespace, opened: Input, report: Report, seconds: float) -> None:
+    for message in report.first_malformed:
+        print(f"prepare: warning: left out {message}", file=sys.stderr)
+    if report.malformed > len(report.first_malformed):
+        more = report.malformed - len(report.first_malformed)
+        print(f"prepare: warning: left out {more} more malformed lines", file=sys.stderr)
+    train, test = (report.statistics[split] for split in SPLITS)
+    megabytes = sum(opened.file_bytes.values()) / 1e6
+    unlabelled = train.without_labels + test.without_labels
+    featureless = train.without_features + test.without_features
+    print(
+        f"xmc: {train.rows} train and {test.rows} test rows of {opened.header.features} features, "
+        f"{opened.header.labels} labels\n"
+        f"{unlabelled} rows without labels, {featureless} without features, "
+        f"{report.malformed} malformed lines left out, {report.unused_samples} samples in no split"
+    )
+    if args.statistics:
+        print(table_of(summary_of(train, test)))
+    print(f"{seconds:.1f} s, {megabytes / seconds:.0f} MB of text a second; wrote {args.output}")

@@ -1,0 +1,474 @@
+"""`prepare xmc`: from text files to a data set, whole or not at all."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ist_hpc.csr import Csr, concatenate
+from ist_hpc.prepare import xmc, xmc_shuffle
+from ist_hpc.prepare.__main__ import main
+from ist_hpc.prepare.xmc_shuffle import Shuffler
+from ist_hpc.shards import Dataset
+from ist_hpc.streams import words
+
+ROOT = Path(__file__).resolve().parent.parent
+DELICIOUS = ROOT.parent / "shared" / "data" / "xmc" / "Delicious"
+FEATURES, LABELS, TRAIN, TEST = 40, 12, 300, 50
+
+Rows = list[tuple[list[int], list[int], list[float]]]
+"""Of each row labels, feature indices, values."""
+
+
+def lines_of(rows: int, seed: int, first: int = 0) -> list[str]:
+    """Rows that are all different: feature 0 has the row's number; some lack labels or features."""
+    random = np.random.default_rng(seed)
+    lines = []
+    for row in range(rows):
+        labels = sorted(random.choice(LABELS - 1, size=random.integers(0, 4), replace=False))
+        indices = sorted(random.choice(range(1, FEATURES), random.integers(0, 6), replace=False))
+        entries = [f"0:{first + row}", *(f"{i}:{random.random():.6f}" for i in indices)]
+        lines.append(" ".join([",".join(map(str, labels)), *entries]))
+    return lines
+
+
+def write(path: Path, lines: list[str], end: str = "\n", header: str | None = None) -> Path:
+    header = header or f"{len(lines)} {FEATURES} {LABELS}"
+    path.write_bytes(end.join([header, *lines, ""]).encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    train = write(folder / "train.txt", lines_of(TRAIN, 1))
+    test = write(folder / "test.txt", lines_of(TEST, 2, first=TRAIN))
+    return ["--train", str(train), "--test", str(test)]
+
+
+@pytest.fixture(scope="module")
+def made(files, tmp_path_factory):
+    output = tmp_path_factory.mktemp("made") / "small"
+    assert main(["xmc", *files, "--output", str(output)]) == 0
+    return output
+
+
+def rows_in(output: Path, split: str) -> Rows:
+    with Dataset.open(output) as data:
+        features, labels = data.read(split, 0, data.rows(split))
+    return rows_of(features, labels)
+
+
+def rows_of(features: Csr, labels: Csr) -> Rows:
+    rows = []
+    for row in range(len(features)):
+        one, own = features.part(row, row + 1), labels.part(row, row + 1)
+        assert one.values is not None
+        rows.append((own.indices.tolist(), one.indices.tolist(), one.values.tolist()))
+    return rows
+
+
+def expected(lines: list[str]) -> Rows:
+    rows = []
+    for line in lines:
+        own, *entries = line.split(" ")
+        pairs = sorted(
+            (int(i), float(np.float32(float(v)))) for i, v in (e.split(":") for e in entries)
+        )
+        labels = sorted(map(int, own.split(","))) if own else []
+        rows.append((labels, [i for i, _ in pairs], [v for _, v in pairs]))
+    return rows
+
+
+class TestConversion:
+    def test_every_train_row_once_in_the_order_of_the_keys(self, made):
+        wanted = expected(lines_of(TRAIN, 1))
+        keys = words("prepare xmc rows", 0, 0, TRAIN)
+        assert rows_in(made, "train") == [wanted[row] for row in np.argsort(keys).tolist()]
+
+    def test_test_rows_keep_their_order(self, made):
+        assert rows_in(made, "test") == expected(lines_of(TEST, 2, first=TRAIN))
+
+    def test_meta(self, made):
+        data = Dataset.open(made)
+        assert (data.kind, data.features, data.outputs, data.classes) == (
+            "sparse",
+            FEATURES,
+            LABELS,
+            (),
+        )
+        assert len(data.shards["train"]) == 8
+        for split, shards in data.shards.items():
+            for index in range(len(shards)):
+                data.check_shard(split, index)
+        train = expected(lines_of(TRAIN, 1))
+        counts = np.bincount(
+            [label for labels, _, _ in train for label in labels], minlength=LABELS
+        )
+        label_counts = data.label_counts()
+        assert label_counts is not None
+        np.testing.assert_array_equal(label_counts, counts)
+        statistics = data.made_by["statistics"]["train"]
+        assert statistics["rows"] == TRAIN
+        assert statistics["rows_without_labels"] == sum(not labels for labels, _, _ in train)
+        assert statistics["labels_never_seen"] == 1  # the last label is never drawn
+        assert statistics["rows_a_label"]["max"] == counts.max()
+        assert statistics["rows_a_label"]["median"] == np.median(counts)
+        assert statistics["mean_labels_a_row"] == round(counts.sum() / TRAIN, 4)
+        top = counts.max() / counts.sum()
+        assert statistics["head_share"] == {"1%": round(top, 4), "10%": round(top, 4)}
+        assert data.made_by["malformed_lines"] == {"left_out": 0, "first": []}
+        assert f"--output {made}" in data.made_by["command"]
+
+    def test_crlf_and_blocks_change_nothing(self, files, made, tmp_path, monkeypatch):
+        monkeypatch.setattr(xmc_shuffle, "BUCKET_BYTES", 1000)
+        monkeypatch.setattr("ist_hpc.prepare.xmc_source.BLOCK_BYTES", 300)
+        train = write(tmp_path / "train.txt", lines_of(TRAIN, 1), end="\r\n")
+        command = ["xmc", "--train", str(train), *files[2:], "--output", str(tmp_path / "x")]
+        assert main(command) == 0
+        assert Dataset.open(tmp_path / "x").shards["train"] != []
+        for split in ("train", "test"):
+            assert rows_in(tmp_path / "x", split) == rows_in(made, split)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["train.txt", "x"]
+
+    def test_memory_is_much_less_than_the_rows(self, files, tmp_path, monkeypatch):
+        monkeypatch.setattr(xmc_shuffle, "BUCKET_BYTES", 1 << 16)
+        monkeypatch.setattr(xmc_shuffle, "_KEYS_AT_ONCE", 1 << 12)
+        monkeypatch.setattr("ist_hpc.prepare.xmc_source.BLOCK_BYTES", 1 << 14)
+        train = write(tmp_path / "train.txt", lines_of(1000, 1) * 100)
+        command = ["xmc", "--train", str(train), *files[2:], "--output", str(tmp_path / "x")]
+        tracemalloc.start()
+        try:
+            assert main(command) == 0
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        stored = sum(path.stat().st_size for path in (tmp_path / "x").glob("train-*.h5"))
+        assert Dataset.open(tmp_path / "x").rows("train") == 100_000
+        assert 2 * peak < stored, (peak, stored)
+
+    def test_seed(self, files, made, tmp_path):
+        for name, seed in (("a", "1"), ("b", "1"), ("c", "0")):
+            command = ["xmc", *files, "--seed", seed, "--output", str(tmp_path / name)]
+            assert main([*command, "--name", "small"]) == 0
+        shards = [Dataset.open(tmp_path / name).shards for name in "abc"]
+        assert shards[0] == shards[1]
+        assert shards[0]["train"] != shards[2]["train"]
+        assert shards[0]["test"] == shards[2]["test"]
+        assert shards[2] == Dataset.open(made).shards
+
+    def test_normalize_and_statistics(self, files, made, tmp_path, capsys):
+        command = ["xmc", *files, "--normalize", "l2", "--statistics", "--shards", "1"]
+        assert main([*command, "--output", str(tmp_path / "x")]) == 0
+        printed = capsys.readouterr().out
+        assert "labels never seen" in printed
+        assert f"{TRAIN} train and {TEST} test rows of {FEATURES} features" in printed
+        plain = rows_in(made, "train")
+        for (labels, indices, values), row in zip(
+            plain, rows_in(tmp_path / "x", "train"), strict=True
+        ):
+            norm = np.linalg.norm(np.array(values, dtype=np.float64)) or 1.0
+            assert row[:2] == (labels, indices)
+            np.testing.assert_allclose(row[2], np.array(values) / norm, rtol=1e-7)
+        assert len(Dataset.open(tmp_path / "x").shards["train"]) == 1
+
+    def test_rows_without_features_and_of_zeros_keep_their_values(self):
+        values = np.array([0.0, 3.0, 4.0, 0.0], dtype=np.float32)
+        starts = np.array([0, 0, 1, 3, 3, 4], dtype=np.int64)
+        rows = Csr(starts, np.array([0, 1, 2, 3], dtype=np.int32), values, 5)
+        scaled = xmc.unit_length(rows).values
+        assert scaled is not None
+        np.testing.assert_array_equal(scaled, np.array([0.0, 0.6, 0.8, 0.0], dtype=np.float32))
+
+
+class TestShuffler:
+    @settings(max_examples=40, deadline=None)
+    @given(
+        counts=st.lists(st.integers(0, 30), min_size=1, max_size=8),
+        text_bytes=st.integers(0, 5000),
+        bucket_bytes=st.sampled_from([1, 60, 700, 1 << 20]),
+        seed=st.integers(0, 3),
+    )
+    def test_the_order_is_that_of_the_keys(
+        self, tmp_path_factory, counts, text_bytes, bucket_bytes, seed
+    ):
+        blocks, first = [], 0
+        for count in counts:
+            starts = np.arange(count + 1, dtype=np.int64)
+            rows = np.arange(first, first + count, dtype=np.int32)
+            blocks.append(
+                (Csr(starts, rows, rows.astype(np.float32), 999), Csr(starts, rows, None, 999))
+            )
+            first += count
+        folder = tmp_path_factory.mktemp("shuffle")
+        with Shuffler(folder / "x", text_bytes, seed, bucket_bytes) as shuffler:
+            for features, labels in blocks:
+                shuffler.add(features, labels)
+            got = list(shuffler.shuffled())
+        keys = words("prepare xmc rows", seed, 0, first)
+        order = [row for features, _ in got for row in features.indices.tolist()]
+        assert order == np.argsort(keys).tolist()
+        assert order == [row for _, labels in got for row in labels.indices.tolist()]
+        if got:
+            values = concatenate([features for features, _ in got]).values
+            assert values is not None
+            assert values.tolist() == order
+        assert list(folder.iterdir()) == []
+
+    def test_more_rows_than_keys_are_drawn_at_once(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(xmc_shuffle, "_KEYS_AT_ONCE", 8)
+        rows = np.arange(30, dtype=np.int32)
+        starts = np.arange(31, dtype=np.int64)
+        with Shuffler(tmp_path / "x", 0, 5) as shuffler:
+            shuffler.add(
+                Csr(starts, rows, rows.astype(np.float32), 30), Csr(starts, rows, None, 30)
+            )
+            order = [
+                row for features, _ in shuffler.shuffled() for row in features.indices.tolist()
+            ]
+        keys = np.concatenate([words("prepare xmc rows", 5, index, 8) for index in range(4)])[:30]
+        assert order == np.argsort(keys).tolist()
+
+
+def run_split(folder: Path, train: str, test: str, *options: str) -> int:
+    write(folder / "data.txt", lines_of(10, 5))
+    (folder / "tr.txt").write_text(train)
+    (folder / "te.txt").write_text(test)
+    files = ["--data", "data.txt", "--train-split", "tr.txt", "--test-split", "te.txt"]
+    return main(["xmc", *files, "--output", "x", *options])
+
+
+class TestSplitFiles:
+    @pytest.mark.parametrize(
+        ("train", "test", "options"),
+        [
+            ("2\n9\n4\n", "1\n10\n", []),
+            ("2 1\r\n9 2\r\n4 3\r\n", "1 4\r\n10 5", ["--split-column", "1"]),
+            ("1 2 7\n2 9 7\n\t3 4 7", "4 1 7\n5 10 7\n", ["--split-column", "2"]),
+        ],
+    )
+    def test_rows(self, train, test, options, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert run_split(tmp_path, train, test, *options) == 0
+        wanted = expected(lines_of(10, 5))
+        assert rows_in(tmp_path / "x", "test") == [wanted[0], wanted[9]]
+        got = sorted(rows_in(tmp_path / "x", "train"), key=lambda row: row[2][0])
+        assert got == [wanted[1], wanted[3], wanted[8]]
+        assert Dataset.open("x").made_by["unused_samples"] == 5
+
+    @pytest.mark.parametrize(
+        ("train", "test", "message"),
+        [
+            ("1\n2\n", "3\n2\n", "te.txt, line 2: sample 2 is a train row already, in tr.txt"),
+            ("1\n2\n1\n", "3\n", "tr.txt, line 3: sample 1 is there twice (column 1)"),
+            ("1\n11\n", "3\n", "tr.txt, line 2: a sample's number must be 1 to 10"),
+            ("1\n0\n", "3\n", "tr.txt, line 2: a sample's number must be 1 to 10"),
+            ("1\n-2\n", "3\n", "te.txt, line 2: a sample's number must be 1 to 10"),
+            ("1\n2.0\n", "3\n", "tr.txt, line 2: a sample's number must be 1 to 10"),
+            ("9" * 5000, "3\n", "tr.txt, line 1: a sample's number must be 1 to 10"),
+            ("1\n\n2\n", "3\n", "tr.txt, line 2: must have 1 or more numbers"),
+            ("", "3\n", "tr.txt: is empty"),
+        ],
+    )
+    def test_mistakes(self, train, test, message, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        if message.startswith("te.txt, line 2: a"):
+            train, test = test, train
+        assert run_split(tmp_path, train, test) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "x").exists()
+
+    def test_too_few_columns(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert run_split(tmp_path, "1 2\n3\n", "4 5\n", "--split-column", "2") == 2
+        assert "tr.txt, line 2: must have 2 or more numbers" in capsys.readouterr().err
+
+
+MALFORMED = [
+    "40:1",
+    "1 40:1",
+    "12 1:1",
+    "1 -1:1",
+    "1 1:x",
+    "1 1:nan",
+    "1 1:1e99",
+    "1 2",
+    "1 1:1 1:2",
+]
+
+
+class TestMistakes:
+    @pytest.mark.parametrize("line", MALFORMED)
+    @pytest.mark.parametrize("broken", ["train", "test"])
+    def test_a_malformed_line_ends_it_and_leaves_nothing(
+        self, line, broken, tmp_path, monkeypatch, capsys
+    ):
+        monkeypatch.setattr(xmc_shuffle, "BUCKET_BYTES", 500)
+        monkeypatch.setattr("ist_hpc.prepare.xmc_source.BLOCK_BYTES", 300)
+        lines = {"train": lines_of(40, 1), "test": lines_of(20, 2)}
+        lines[broken][15] = line
+        for split, text in lines.items():
+            write(tmp_path / f"{split}.txt", text)
+        monkeypatch.chdir(tmp_path)
+        command = ["xmc", "--train", "train.txt", "--test", "test.txt", "--output", "out/x"]
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"prepare: error: {broken}.txt, line 17: ")
+        assert error.count("\n") == 1
+        assert list((tmp_path / "out").iterdir()) == []
+
+    def test_skip_malformed(self, tmp_path, monkeypatch, capsys):
+        lines = lines_of(40, 1)
+        for at, line in enumerate(MALFORMED):
+            lines[3 * at] = line
+        write(tmp_path / "train.txt", lines)
+        write(tmp_path / "test.txt", ["x", *lines_of(5, 2)])
+        monkeypatch.chdir(tmp_path)
+        command = ["xmc", "--train", "train.txt", "--test", "test.txt", "--output", "x"]
+        assert main([*command, "--skip-malformed"]) == 0
+        assert len(rows_in(tmp_path / "x", "train")) == 31
+        assert len(rows_in(tmp_path / "x", "test")) == 5
+        left_out = json.loads((tmp_path / "x" / "meta.json").read_text())["made_by"][
+            "malformed_lines"
+        ]
+        assert left_out["left_out"] == 10
+        assert [m.partition(":")[0] for m in left_out["first"]] == [
+            f"train.txt, line {line}" for line in (2, 5, 8, 11, 14)
+        ]
+        out, err = capsys.readouterr()
+        assert "10 malformed lines left out" in out
+        assert "left out train.txt, line 2: " in err
+        assert "left out 5 more malformed lines" in err
+
+    def test_nothing_but_malformed_rows(self, tmp_path, monkeypatch, capsys):
+        write(tmp_path / "train.txt", ["x", "y"])
+        write(tmp_path / "test.txt", lines_of(5, 2))
+        monkeypatch.chdir(tmp_path)
+        command = ["xmc", "--train", "train.txt", "--test", "test.txt", "--output", "x"]
+        assert main([*command, "--skip-malformed"]) == 2
+        assert "every train row is malformed" in capsys.readouterr().err
+        assert not (tmp_path / "x").exists()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ([], "required: --output"),
+            (["--output", "x"], "give --train and --test, or else --data, --train-split and"),
+            (["--output", "x", "--train", "train.txt"], "give --train and --test, or else"),
+            (
+                ["--output", "x", "--data", "train.txt", "--test", "t"],
+                "give --train and --test, or",
+            ),
+            (["F", "--output", "x", "--split-column", "0"], "--split-column must be 1 or more"),
+            (["F", "--output", "x", "--shards", "0"], "--shards must be 1 or more (got 0)"),
+            (["F", "--output", "x", "--seed", "-1"], "--seed must be 0 to"),
+            (["F", "--output", "."], ". exists; give another folder"),
+            (
+                ["--train", "no", "--test", "no", "--output", "x"],
+                "no: cannot be read (No such file",
+            ),
+            (["--train", ".", "--test", "no", "--output", "x"], ".: must be a text file"),
+            (
+                ["--train", "wide.txt", "--test", "F2", "--output", "x"],
+                "line 1: must have the numbers",
+            ),
+            (
+                ["--train", "vast.txt", "--test", "F2", "--output", "x"],
+                "says 999999999999 samples, but",
+            ),
+            (
+                ["--train", "empty.txt", "--test", "F2", "--output", "x"],
+                "empty.txt, line 1: must be",
+            ),
+        ],
+    )
+    def test_command_line(self, arguments, message, files, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        write(tmp_path / "wide.txt", lines_of(3, 1), header=f"3 {FEATURES + 1} {LABELS}")
+        write(tmp_path / "vast.txt", lines_of(3, 1), header=f"999999999999 {FEATURES} {LABELS}")
+        (tmp_path / "empty.txt").touch()
+        before = sorted(tmp_path.iterdir())
+        given_files = {"F": files, "F2": files[3:]}
+        command = [word for part in arguments for word in given_files.get(part, [part])]
+        assert main(["xmc", *command]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("prepare: error: ")
+        assert message in error
+        assert error.count("\n") == 1
+        assert sorted(tmp_path.iterdir()) == before
+
+    def test_a_cancelled_job_leaves_nothing(self, files, tmp_path):
+        train = tmp_path / "train.txt"
+        line = "1,2 0:0.5 1:0.25 2:0.125\n"
+        train.write_text(f"2000000 {FEATURES} {LABELS}\n" + line * 2_000_000)
+        command = [
+            sys.executable,
+            "-m",
+            "ist_hpc.prepare",
+            "xmc",
+            "--train",
+            str(train),
+            *files[2:],
+        ]
+        output = tmp_path / "out" / "x"
+        process = subprocess.Popen([*command, "--output", str(output)], cwd=ROOT)
+        give_up = time.monotonic() + 30
+        while not list(tmp_path.glob("out/.x.shuffle*/*")) and time.monotonic() < give_up:
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+        assert list(output.parent.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def delicious(tmp_path_factory):
+    if not DELICIOUS.is_dir():
+        pytest.skip(f"no text of Delicious: {DELICIOUS} is missing")
+    output = tmp_path_factory.mktemp("delicious") / "delicious"
+    files = ["--train", str(DELICIOUS / "train.txt"), "--test", str(DELICIOUS / "test.txt")]
+    assert main(["xmc", *files, "--output", str(output)]) == 0
+    return output
+
+
+class TestDelicious:
+    def test_counts(self, delicious):
+        data = Dataset.open(delicious)
+        assert (data.rows("train"), data.rows("test")) == (12920, 3185)
+        assert (data.features, data.outputs) == (500, 983)
+        made_by = data.made_by
+        splits = [made_by["statistics"][split] for split in ("train", "test")]
+        assert [split["rows_without_labels"] for split in splits] == [13, 1]
+        assert [split["rows_without_features"] for split in splits] == [0, 0]
+        assert made_by["repeated_labels"] == made_by["malformed_lines"]["left_out"] == 0
+        assert splits[0]["mean_labels_a_row"] == pytest.approx(19.04, abs=0.01)
+
+    @pytest.mark.parametrize("split", ["train", "test"])
+    def test_agreement_with_scikit_learn(self, delicious, split):
+        datasets = pytest.importorskip("sklearn.datasets")
+        with (DELICIOUS / f"{split}.txt").open("rb") as file:
+            file.readline()
+            text = io.BytesIO(file.read())
+        matrix, label_sets = datasets.load_svmlight_file(
+            text, n_features=500, multilabel=True, zero_based=True
+        )
+        with Dataset.open(delicious) as data:
+            features, labels = data.read(split, 0, data.rows(split))
+        if split == "train":
+            order = np.argsort(words("prepare xmc rows", 0, 0, len(features)))
+            back = np.argsort(order)
+            features, labels = features.take(back), labels.take(back)
+        np.testing.assert_array_equal(features.indptr, matrix.indptr)
+        np.testing.assert_array_equal(features.indices, matrix.indices)
+        np.testing.assert_array_equal(features.values, matrix.data.astype(np.float32))
+        assert [labels.part(k, k + 1).indices.tolist() for k in range(len(labels))] == [
+            list(map(int, label_set)) for label_set in label_sets
+        ]
