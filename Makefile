@@ -82,7 +82,8 @@ lint: ready ## ruff, mypy, shellcheck
 	ruff check .
 	ruff format --check .
 	mypy
-	find . -path './.*' -prune -o -name '*.sh' -print0 | xargs -0 shellcheck .ci/run
+	find . -path './.*' -prune -o \( -name '*.sh' -o -name '*.sbatch' \) -print0 | \
+		xargs -0 shellcheck .ci/run
 
 format: ready ## put the code into ruff's format
 	ruff check --fix .

@@ -1,0 +1,196 @@
+"""The batch templates on a real Slurm cluster: one machine's network namespaces are its nodes."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.launching import ROOT
+
+HOSTS = str(ROOT / "bench" / "hosts.sh")
+TEMPLATE = ROOT / "slurm" / "amazon670k.sbatch"
+_DAEMONS = ("slurmctld", "slurmd", "munged", "ip", "tc")
+_LIMIT_S = 120.0
+_ON_TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0"]
+_SMALL = "model.inputs=null model.outputs=null model.hidden=[32] data.batch_size=32 data.verify=no"
+
+
+def test_the_options_are_ahead_of_the_first_command():
+    """Slurm reads #SBATCH lines up to the first command and leaves out later ones, silently."""
+    lines = TEMPLATE.read_text(encoding="utf-8").splitlines()
+    commands = [i for i, line in enumerate(lines) if line and not line.startswith("#")]
+    options = [i for i, line in enumerate(lines) if line.startswith("#SBATCH")]
+    assert options[-1] < commands[0]
+    words = [lines[i].split() for i in options]
+    assert all(len(line) == 2 and re.fullmatch(r"--[a-z-]+(=\S+)?", line[1]) for line in words)
+    names = {line[1].partition("=")[0] for line in words}
+    assert {"--nodes", "--ntasks-per-node", "--requeue", "--time"} <= names
+    assert not names & {"--account", "--partition", "--qos"}  # of one site only
+
+
+def test_bash_accepts_the_template():
+    done = subprocess.run(
+        ["bash", "-n", TEMPLATE], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_text_and_shards_it_says_where_to_get_them(tmp_path):
+    done = _in_bash({"TEXT": str(tmp_path / "text"), "DATA": str(tmp_path / "data")})
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert line.startswith("amazon670k: error: ")
+    assert str(tmp_path / "text" / "train.txt") in line
+    assert "http://manikvarma.org/downloads/XC/XMLRepository.html" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_an_environment_it_says_so(tmp_path):
+    done = _in_bash({"VENV": str(tmp_path / "none")})
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert "make setup" in line
+
+
+def _in_bash(settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """The template in a plain shell, as far as it comes before it needs Slurm."""
+    environment = {**os.environ, "VENV": sys.prefix, **settings}
+    return subprocess.run(
+        ["bash", TEMPLATE],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Two nodes, h1 and h2, of a Slurm cluster of their own."""
+    missing = [name for name in _DAEMONS if not shutil.which(name)]
+    if os.geteuid() != 0 or missing:
+        pytest.skip(
+            "a Slurm cluster needs root, iproute2 (ip, tc), slurm-wlm, munge and libpmix-dev; "
+            f"missing: {', '.join(missing) or 'root'}"
+        )
+    subprocess.run([HOSTS, "up", "2", "1gbit"], check=True, timeout=60)
+    try:
+        subprocess.run([HOSTS, "slurm"], check=True, timeout=60)
+        yield
+    finally:
+        _stop_cluster()
+
+
+def _stop_cluster() -> None:
+    # jobs of a test that failed: their processes end only while the daemons are there
+    _on_h1("scancel", "--user=root")
+    _wait_until(lambda: not _on_h1("squeue", "--noheader").strip(), 60)
+    _on_h1("scontrol", "shutdown")
+    folder = Path(os.environ.get("HOSTS_DIR", "/run/ist-hosts")) / "slurm"
+    # a daemon that still writes its state would hinder the removal of the folder
+    _wait_until(lambda: not list(folder.glob("*.pid")), 30)
+    subprocess.run([HOSTS, "down"], check=True, timeout=60)
+
+
+def _on_h1(*command: str, **settings: str) -> str:
+    # PMIX_MCA_psec: Open MPI's wheel has no munge in its PMIx, and would say so on every rank
+    environment = {**os.environ, "PMIX_MCA_psec": "native", "VENV": sys.prefix, **settings}
+    done = subprocess.run(
+        [HOSTS, "on", "h1", *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _wait_until(is_so: Callable[[], bool], limit_s: float) -> None:
+    end_s = time.monotonic() + limit_s
+    while not is_so():
+        assert time.monotonic() < end_s, f"not within {limit_s:g} s"
+        time.sleep(0.2)
+
+
+def _submit(folder: Path, **settings: str) -> str:
+    """Submit the template with its data and runs in `folder`; the job's number."""
+    ours = {
+        "DEVICE": "cpu",
+        "TEXT": str(folder / "text"),
+        "DATA": str(folder / "data"),
+        "RUNS": str(folder / "runs"),
+        "NAME": "small",
+    }
+    options = [*_ON_TWO_NODES, "--cpus-per-task=1", "--mem=3G", f"--output={folder}/%j.out"]
+    return _on_h1("sbatch", "--parsable", *options, str(TEMPLATE), **ours, **settings).strip()
+
+
+def _finish(folder: Path, job: str) -> str:
+    """Wait for a job and return what it printed; fails the test unless its exit code is 0."""
+    _wait_until(lambda: _state(job) not in ("PENDING", "RUNNING", "COMPLETING"), _LIMIT_S)
+    printed = (folder / f"{job}.out").read_text(encoding="utf-8")
+    assert _state(job) == "COMPLETED", printed
+    return printed
+
+
+def _state(job: str) -> str:
+    found = re.search(r"JobState=(\w+)", _on_h1("scontrol", "show", "job", job))
+    assert found is not None
+    return found[1]
+
+
+def _write_text(path: Path, rows: int, seed: int) -> None:
+    """Rows in the repository's format whose labels can be read off their features."""
+    random = np.random.default_rng(seed)
+    lines = [f"{rows} 90 40"]
+    for _ in range(rows):
+        labels = sorted(random.choice(40, 2, replace=False).tolist())
+        features = [*labels, *(label + 40 for label in labels)]
+        values = random.uniform(0.5, 1, len(features))
+        pairs = sorted(zip(features, values, strict=True))
+        lines.append(",".join(map(str, labels)) + " " + " ".join(f"{f}:{v:.4f}" for f, v in pairs))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _starts(folder: Path) -> int:
+    return len(json.loads((folder / "runs/small/run.json").read_text(encoding="utf-8"))["starts"])
+
+
+def _rounds(folder: Path) -> list[int]:
+    lines = (folder / "runs/small/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [row["round"] for row in rows if row["kind"] == "round"]
+
+
+def test_slurm_runs_the_template_from_text_to_a_finished_run_and_goes_on(cluster, tmp_path):
+    (tmp_path / "text").mkdir()
+    _write_text(tmp_path / "text" / "train.txt", 2000, seed=1)
+    _write_text(tmp_path / "text" / "test.txt", 200, seed=2)
+
+    printed = _finish(tmp_path, _submit(tmp_path, EXTRA=f"{_SMALL} train.rounds=2"))
+    assert "2000 train and 200 test rows" in printed  # of the conversion
+    assert "memory of a rank at its peak" in printed  # of the plan
+    assert "2 rank(s)" in printed
+    assert (tmp_path / "runs/small/STATUS").read_text(encoding="utf-8") == "finished\n"
+    assert (tmp_path / "runs/small/checkpoints/round-00000002").is_dir()
+
+    shutil.rmtree(tmp_path / "text")  # the shards are there: no text is needed any more
+    printed = _finish(tmp_path, _submit(tmp_path, EXTRA=f"{_SMALL} train.rounds=4"))
+    assert "from round 2" in printed
+    assert _starts(tmp_path) == 2
+    assert (tmp_path / "runs/small/checkpoints/round-00000004").is_dir()
+    rounds = _rounds(tmp_path)
+    assert len(rounds) == len(set(rounds)) == 4
