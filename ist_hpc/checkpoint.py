@@ -74,11 +74,14 @@ class Contents:
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """One dataset of a rank file: this rank's rows of a tensor of `shape`."""
+    """One dataset of a rank file: this rank's rows, float32, of a tensor of `shape`.
+
+    Copied to the CPU when it is written: a GPU's weights and slots at once might not fit there.
+    """
 
     name: str
     shape: tuple[int, ...]
-    values: npt.NDArray[np.float32]
+    values: Tensor
     about: str
 
 
@@ -140,7 +143,12 @@ def _manifest_entry(path: Path) -> tuple[str, dict[str, object]]:
 
 def _blocks(contents: Contents) -> list[_Block]:
     blocks = [
-        _Block(f"{group}/{spec.key}", spec.shape, _home(contents.state[spec.key]), _about(spec))
+        _Block(
+            f"{group}/{spec.key}",
+            spec.shape,
+            contents.state[spec.key].place("home"),
+            _about(spec),
+        )
         for group, specs in (("parameters", contents.specs), ("optimizer", contents.slot_specs))
         for spec in specs
     ]
@@ -148,12 +156,13 @@ def _blocks(contents: Contents) -> list[_Block]:
         shape = (contents.statistics_sizes[key],)
         for what, values in (("mean", mean), ("variance", variance)):
             about = f"{what} before normalisation in the full network, over calibration rows"
-            blocks.append(_Block(f"statistics/{key}.{what}", shape, values.numpy(), about))
+            blocks.append(_Block(f"statistics/{key}.{what}", shape, values, about))
     return blocks
 
 
-def _home(held: Held) -> npt.NDArray[np.float32]:
-    return held.place("home").detach().numpy()
+def _array(tensor: Tensor) -> npt.NDArray[np.float32]:
+    """The values of a tensor, copied if they are on a GPU."""
+    return tensor.detach().cpu().numpy()
 
 
 def _about(spec: TensorSpec) -> str:
@@ -164,11 +173,11 @@ def _write_rank_file(path: Path, blocks: Sequence[_Block]) -> None:
     with h5py.File(path, "w", libver=("v110", "v110")) as file:
         for block in blocks:
             options = {}
-            if block.values.size:
+            if block.values.numel():
                 row_bytes = 4 * max(1, int(np.prod(block.shape[1:], dtype=np.int64)))
                 chunk_rows = min(len(block.values), max(1, _CHUNK_BYTES // row_bytes))
                 options = {"chunks": (chunk_rows, *block.shape[1:]), "fletcher32": True}
-            file.create_dataset(block.name, data=block.values, **options)
+            file.create_dataset(block.name, data=_array(block.values), **options)
     flush_to_disk(path)
 
 
@@ -191,7 +200,7 @@ def _write_main_file(path: Path, contents: Contents, blocks: Sequence[_Block], r
             ("optimizer", contents.shared_slots),
         ):
             for key, tensor in tensors.items():
-                dataset = file.create_dataset(f"{group}/{key}", data=tensor.detach().numpy())
+                dataset = file.create_dataset(f"{group}/{key}", data=_array(tensor))
                 dataset.attrs["about"] = "shared by all ranks, averaged each round"
         file.attrs.update(
             {
@@ -288,7 +297,7 @@ def check_model(opened: OpenCheckpoint, config: Config, data: DataShape) -> None
 
 @dataclasses.dataclass
 class Restored:
-    """A checkpoint as one rank holds it: home blocks and shared tensors."""
+    """A checkpoint as one rank holds it: home blocks and shared tensors, on the CPU."""
 
     state: State
     shared: dict[str, Tensor]

@@ -41,7 +41,7 @@ class DataConfig:
     verify: bool = key(True, "check every shard's SHA-256 before training")
     row_entries: float | None = key(
         None,
-        "non-zeros of a sparse row on average, for a plan made without the data; null: as they have",
+        "non-zeros of a sparse row on average, for a plan without the data; null: as they have",
         above=0,
     )
 

@@ -251,6 +251,21 @@ class Memory:
         """Bytes of that phase."""
         return self.total(self.peak_phase)
 
+    def peaks_with_gpu(self) -> tuple[int, int]:
+        """(host, GPU) bytes, each at its peak, where weights and activations are on a GPU.
+
+        Rows stay on the host; buffers are on both, pinned on the host; a checkpoint's home blocks
+        are copied to it tensor by tensor, counted here all at once.
+        """
+        on_host = ("window", "calibration", "buffers")
+        host = max(sum(items.get(name, 0) for name in on_host) for items in self.phases.values())
+        host += self.phases.get("checkpoint", {}).get("home_copies", 0)
+        gpu = max(
+            sum(size for name, size in items.items() if name not in ("window", "calibration"))
+            for items in self.phases.values()
+        )
+        return host, gpu
+
 
 def subnet_memory(job: Job) -> Memory:
     """Memory of rank 0 under independent subnet training.

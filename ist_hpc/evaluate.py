@@ -16,6 +16,7 @@ from ist_hpc.runtime import AgreedInputError, Runtime, launch, on_root, together
 
 if TYPE_CHECKING:
     import h5py
+    import torch
     from torch import Tensor
 
     from ist_hpc.checkpoint_read import Checkpoint, OpenCheckpoint
@@ -88,6 +89,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="rows (default): every rank can read all shards; files: rank r reads those whose "
         "number modulo the ranks is r, which other nodes need not have",
     )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default cpu)"
+    )
     parser.add_argument("--version", action="version", version=f"ist_hpc {__version__}")
     arguments = parser.parse_args(argv)
     if arguments.overwrite and not arguments.predictions:
@@ -108,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
     """Check everything, then evaluate and print. Collective."""
-    from ist_hpc import checkpoint
+    from ist_hpc import checkpoint, devices
     from ist_hpc.checkpoint_read import resolve
     from ist_hpc.progress import spoken
 
@@ -116,7 +120,8 @@ def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
     if target:
         on_root(comm, lambda: _refuse_target(target, arguments.overwrite))
     saved = checkpoint.check(comm, on_root(comm, lambda: resolve(arguments.checkpoint)))
-    loaded = together(comm, lambda: _load(runtime, arguments, saved))
+    device = devices.choose(comm, arguments.device)
+    loaded = together(comm, lambda: _load(runtime, arguments, saved, device))
     together(comm, lambda: _check_shards(loaded.dataset, arguments, runtime))
     result = _predict(runtime, arguments, loaded)
     if runtime.rank == 0:
@@ -143,7 +148,12 @@ class _Loaded:
     attributes: dict[str, Any]
 
 
-def _load(runtime: Runtime, arguments: argparse.Namespace, saved: "Checkpoint") -> _Loaded:
+def _load(
+    runtime: Runtime,
+    arguments: argparse.Namespace,
+    saved: "Checkpoint",
+    device: "torch.device",
+) -> _Loaded:
     """Open the data, and read this rank's home blocks and no more. Local; `InputError`."""
     from ist_hpc import checkpoint, models
     from ist_hpc.evaluation import HomeNetwork
@@ -156,7 +166,8 @@ def _load(runtime: Runtime, arguments: argparse.Namespace, saved: "Checkpoint") 
         model = models.build(opened.config.model, data.features, data.outputs, data.sparse)
         restored = checkpoint.restore(opened, model, (), (), runtime.rank, runtime.ranks)
     weights = {spec.key: restored.state[spec.key].place("home") for spec in model.specs}
-    network = HomeNetwork(runtime.comm, model, weights | restored.shared, restored.statistics)
+    there = {key: weight.to(device) for key, weight in (weights | restored.shared).items()}
+    network = HomeNetwork(runtime.comm, model, there, restored.statistics)
     evaluate = replace(
         opened.config.evaluate,
         batch_rows=arguments.batch_rows or opened.config.evaluate.batch_rows,

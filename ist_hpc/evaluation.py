@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ist_hpc.config import EvaluateConfig
+from ist_hpc.devices import moved
 from ist_hpc.metrics import ClassificationMetrics
 from ist_hpc.models.base import Model, Statistics
 from ist_hpc.placement import block_bounds
@@ -47,8 +48,10 @@ def metrics_for(dataset: Dataset, config: EvaluateConfig) -> Metrics:
 class HomeNetwork:
     """The full network, of which each rank has its home blocks.
 
-    weights     home blocks and shared weights of this rank, by key
+    weights     home blocks and shared weights of this rank, by key; where they are it is computed
     statistics  of a checkpoint, or empty until `calibrate`
+
+    Rows come on the CPU and results are there. Activations pass through it: MPI gathers them there.
     """
 
     def __init__(
@@ -59,7 +62,11 @@ class HomeNetwork:
         statistics: Statistics | None = None,
     ) -> None:
         self.comm, self.model, self.weights = comm, model, weights
-        self.statistics: Statistics = dict(statistics or {})
+        self.device = next(iter(weights.values())).device
+        self.statistics: Statistics = {
+            key: (mean.to(self.device), variance.to(self.device))
+            for key, (mean, variance) in (statistics or {}).items()
+        }
         bounds = block_bounds(model.outputs, comm.Get_size())
         rank = comm.Get_rank()
         self._home_start, self._home_stop = int(bounds[rank]), int(bounds[rank + 1])
@@ -75,7 +82,7 @@ class HomeNetwork:
     def outputs(self, features: Rows) -> Tensor:
         """Outputs for rows that are the same on all ranks; float32 [rows, outputs]. Collective."""
         own = self._own_outputs(self._hidden(features), self._all_own())
-        return self._gather(own, self.model.outputs)
+        return self._gather_to_cpu(own, self.model.outputs)
 
     @torch.no_grad()
     def top(self, features: Rows, k: int) -> tuple[Tensor, Tensor]:
@@ -89,7 +96,7 @@ class HomeNetwork:
         for start in range(own.start, own.stop, step):
             part = slice(start, min(start + step, own.stop))
             best.add(self._own_outputs(hidden, part), self._home_start + start)
-        values, indices = best.result()
+        values, indices = (found.cpu() for found in best.result())
         if self.comm.Get_size() == 1:
             return values, indices
         return merge_top(self._side_by_side(values), self._side_by_side(indices), k)
@@ -99,8 +106,9 @@ class HomeNetwork:
     ) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """(first row, predictions) of a whole split, a batch at a time. Collective.
 
-        Predictions are `logits`, `predicted` and, for classes, `labels`; they are added to
-        `metrics`. For sets of labels the first two are [rows, k], with the largest k of the metrics.
+        Predictions are `logits`, `predicted` and, for classes, `labels`, on the CPU; they are added
+        to `metrics`. For sets of labels the first two are [rows, k], with the largest k of the
+        metrics.
         """
         for indices, (features, labels) in rows.batches(batch_rows):
             if isinstance(metrics, RankingMetrics):
@@ -130,7 +138,11 @@ class HomeNetwork:
 
     def _hidden(self, features: Rows, calibrate: bool = False) -> Tensor:
         return self.model.full_hidden(
-            self.weights, self.statistics, features, self._gather, calibrate
+            self.weights,
+            self.statistics,
+            moved(features, self.device),
+            self._gather,
+            calibrate,
         )
 
     def _own_outputs(self, hidden: Tensor, outputs: slice, calibrate: bool = False) -> Tensor:
@@ -139,17 +151,17 @@ class HomeNetwork:
         )
 
     def _side_by_side(self, own: Tensor) -> Tensor:
-        """[rows, k] of every rank as [rows, ranks x k]. Collective."""
+        """[rows, k] of every rank, on the CPU, as [rows, ranks x k]. Collective."""
         ranks = self.comm.Get_size()
         gathered = torch.empty(ranks, *own.shape, dtype=own.dtype)
         self.comm.Allgather(own.contiguous().numpy(), gathered.numpy())
         return gathered.transpose(0, 1).reshape(len(own), -1)
 
-    def _gather(self, own: Tensor, width: int) -> Tensor:
-        """All columns from each rank's block of columns; [rows, width]. Collective."""
+    def _gather_to_cpu(self, own: Tensor, width: int) -> Tensor:
+        """All columns from each rank's block of columns; [rows, width], on the CPU. Collective."""
         ranks = self.comm.Get_size()
         if ranks == 1:
-            return own
+            return own.cpu()
         # Ranks' blocks lie side by side in a row but one behind the other in what MPI gathers, so
         # some rows at a time are put right: all at once would hold every activation twice, and MPI
         # counts no more than 2^31 - 1 of them.
@@ -159,8 +171,13 @@ class HomeNetwork:
         gathered = torch.empty(min(rows_at_once, len(own)) * width)
         for part, target in zip(own.split(rows_at_once), whole.split(rows_at_once), strict=True):
             counts, received = widths * len(part), gathered[: target.numel()]
-            self.comm.Allgatherv(part.contiguous().numpy(), [received.numpy(), counts])
+            self.comm.Allgatherv(part.contiguous().cpu().numpy(), [received.numpy(), counts])
             blocks = received.split(counts.tolist())
             for columns, block in zip(target.split(widths.tolist(), dim=1), blocks, strict=True):
                 columns.copy_(block.view(columns.shape))
         return whole
+
+    def _gather(self, own: Tensor, width: int) -> Tensor:
+        """The same on this rank's device. Collective."""
+        alone = self.comm.Get_size() == 1
+        return own if alone else self._gather_to_cpu(own, width).to(self.device)

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ist_hpc.devices import CPU, synchronise
 from ist_hpc.held import Held, State, gather, move, scatter
 from ist_hpc.placement import Placement, TensorSpec
-from ist_hpc.transfer import ELEMENT_BYTES, Chunk, Piece, Plan, plan_exchange, with_slack
+from ist_hpc.staging import MpiBuffer, Staging, staging_of
+from ist_hpc.transfer import ELEMENT_BYTES, Chunk, Piece, Plan, plan_exchange
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -25,9 +27,9 @@ if TYPE_CHECKING:
 class ExchangeReport:
     """What one exchange cost this rank; seconds and bytes. Bytes are of the buffers passed to MPI.
 
-    `pack_s` counts packing, unpacking and the copies that stay on the rank; `transfer_s` counts
-    waiting for Alltoallv, and so for the slowest rank. With several chunks the next one is packed,
-    and the one before unpacked, while a chunk is on its way.
+    `pack_s` counts packing, unpacking, the copies that stay on the rank and those between a GPU and
+    the host; `transfer_s` counts waiting for Alltoallv, and so for the slowest rank. With several
+    chunks the next one is packed, and the one before unpacked, while a chunk is on its way.
     """
 
     plan_s: float = 0.0
@@ -47,14 +49,16 @@ class Exchanger:
     """Exchanges between placements over one communicator, with buffers that it keeps.
 
     buffer_mib  bound of all send and receive buffers together; an exchange that needs more goes
-                in chunks, with two buffers of either kind
+                in chunks, with two buffers of either kind. On a GPU there is one more, to pack in
+    staging     where the weights are, and how MPI gets at them; by default on the CPU
     """
 
-    def __init__(self, comm: "MPI.Comm", buffer_mib: float) -> None:
+    def __init__(self, comm: "MPI.Comm", buffer_mib: float, staging: Staging | None = None) -> None:
         self.comm = comm
         self.rank = comm.Get_rank()
         self.buffer_bytes = max(1, int(buffer_mib * 2**20))
-        self._buffers: dict[str, Tensor] = {}
+        self.staging = staging or staging_of(CPU, cuda_aware=False)
+        self.device = self.staging.device
 
     def plan(self, specs: Sequence[TensorSpec], source: Placement, target: Placement) -> Plan:
         """The plan that `exchange` follows. Local."""
@@ -76,7 +80,7 @@ class Exchanger:
         start = time.perf_counter()
         plan = self.plan(specs, source, target)
         report = ExchangeReport(plan_s=time.perf_counter() - start, chunks=len(plan.chunks))
-        landing = _Landing(plan, state, keep_source)
+        landing = _Landing(plan, state, keep_source, self.device)
         in_flight: _Flight | None = None
         for index, chunk in enumerate(plan.chunks):
             send = self._pack(chunk, index, state, report, in_flight)
@@ -91,6 +95,7 @@ class Exchanger:
             self._unpack(in_flight, landing, report, None)
         begin = time.perf_counter()
         landing.finish()
+        synchronise(self.device)
         report.pack_s += time.perf_counter() - begin
         return report
 
@@ -101,28 +106,35 @@ class Exchanger:
         state: State,
         report: ExchangeReport,
         in_flight: "_Flight | None",
-    ) -> Tensor:
+    ) -> MpiBuffer:
         """Fill the send buffer of a chunk, while the one before it is on its way."""
         begin = time.perf_counter()
-        send = self._buffer(f"send{index % 2}", int(chunk.send_counts.sum()))
-        for piece, part in _parts(chunk.send_pieces, send):
+        packed = self.staging.packing(index % 2, int(chunk.send_counts.sum()))
+        for piece, part in _parts(chunk.send_pieces, packed):
             gather(state[piece.spec.key].place(piece.place), piece, part)
             if in_flight is not None:
                 in_flight.progress()
+        send = self.staging.outgoing(index % 2, packed)
         report.pack_s += time.perf_counter() - begin
         return send
 
     def _send_off(
-        self, chunk: Chunk, index: int, send: Tensor, report: ExchangeReport
+        self, chunk: Chunk, index: int, send: MpiBuffer, report: ExchangeReport
     ) -> "_Flight":
-        receive = self._buffer(f"receive{index % 2}", int(chunk.recv_counts.sum()))
-        request = self.comm.Ialltoallv(
-            [send.numpy(), (chunk.send_counts, chunk.send_displacements)],
-            [receive.numpy(), (chunk.recv_counts, chunk.recv_displacements)],
-        )
-        report.bytes_sent += send.numel() * ELEMENT_BYTES
-        report.bytes_received += receive.numel() * ELEMENT_BYTES
-        return _Flight(chunk, index, receive, request)
+        elements = int(chunk.recv_counts.sum())
+        begin = time.perf_counter()
+        receive = self.staging.receiving(index % 2, elements)
+        going = [send, (chunk.send_counts, chunk.send_displacements)]
+        coming = [receive, (chunk.recv_counts, chunk.recv_displacements)]
+        request: MPI.Request | None = None
+        if self.staging.overlaps:
+            request = self.comm.Ialltoallv(going, coming)
+        else:
+            self.comm.Alltoallv(going, coming)
+        report.transfer_s += time.perf_counter() - begin
+        report.bytes_sent += int(chunk.send_counts.sum()) * ELEMENT_BYTES
+        report.bytes_received += elements * ELEMENT_BYTES
+        return _Flight(chunk, index, elements, request)
 
     def _unpack(
         self,
@@ -133,44 +145,37 @@ class Exchanger:
     ) -> None:
         """Empty the receive buffer of a chunk, while the next one is on its way."""
         begin = time.perf_counter()
-        for piece, part in _parts(arrived.chunk.recv_pieces, arrived.receive):
+        received = self.staging.arrived(arrived.index % 2, arrived.elements)
+        for piece, part in _parts(arrived.chunk.recv_pieces, received):
             scatter(landing.tensor(piece), piece, part)
             if in_flight is not None:
                 in_flight.progress()
         landing.finish_chunk(arrived.index)
         report.pack_s += time.perf_counter() - begin
 
-    def _buffer(self, name: str, elements: int) -> Tensor:
-        """A flat buffer kept from exchange to exchange, since fresh pages cost as much as a copy.
-
-        It grows a little beyond what is asked for: counts differ from round to round, and a buffer
-        that grew by a few bytes each time would be fresh each time.
-        """
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < elements:
-            self._buffers.pop(name, None)
-            del buffer  # the old one goes before the new one is there
-            buffer = self._buffers[name] = torch.empty(with_slack(elements))
-        return buffer[:elements]
-
 
 @dataclass
 class _Flight:
-    """A chunk on its way."""
+    """A chunk on its way, or there already where the call blocked (`request` is None).
+
+    elements  that the rank receives, float32
+    """
 
     chunk: Chunk
     index: int
-    receive: Tensor
-    request: "MPI.Request"
+    elements: int
+    request: "MPI.Request | None"
 
     def progress(self) -> None:
         """Let MPI move what it can: without a thread of its own it does so only inside calls."""
-        self.request.Test()
+        if self.request is not None:
+            self.request.Test()
 
     def wait(self, report: ExchangeReport) -> None:
         """Wait for all that the chunk brings, and for all that it takes."""
         begin = time.perf_counter()
-        self.request.Wait()
+        if self.request is not None:
+            self.request.Wait()
         report.transfer_s += time.perf_counter() - begin
 
 
@@ -190,8 +195,8 @@ class _Landing:
     so an exchange in many chunks holds old and new of few tensors at a time.
     """
 
-    def __init__(self, plan: Plan, state: State, keep_source: bool) -> None:
-        self.plan, self.state, self.keep_source = plan, state, keep_source
+    def __init__(self, plan: Plan, state: State, keep_source: bool, device: torch.device) -> None:
+        self.plan, self.state, self.keep_source, self.device = plan, state, keep_source, device
         self.new: dict[str, Tensor] = {}
         self.local: dict[str, list[tuple[Piece, Piece]]] = {spec.key: [] for spec in plan.specs}
         for source, target in plan.local_moves:
@@ -219,11 +224,12 @@ class _Landing:
         target, held = self.plan.target, self.state[spec.key]
         if target.is_home:
             if held.home is None:
-                held.home = torch.empty(spec.home_shape(self.plan.rank, target.ranks))
+                shape = spec.home_shape(self.plan.rank, target.ranks)
+                held.home = torch.empty(shape, device=self.device)
             self.new[spec.key] = held.home
         else:
             shape = spec.subnet_shape(self.plan.rank, target.ranks)
-            self.new[spec.key] = torch.empty(shape)
+            self.new[spec.key] = torch.empty(shape, device=self.device)
         for source, landing in self.local[spec.key]:
             written = held.place("home") if landing.place == "home" else self.new[spec.key]
             move(held.place(source.place), source, written, landing)
@@ -258,6 +264,11 @@ def drop_home_copies(specs: Iterable[TensorSpec], placement: Placement, state: S
             state[spec.key].home = None
 
 
-def allocate_home(specs: Iterable[TensorSpec], rank: int, ranks: int) -> State:
+def allocate_home(
+    specs: Iterable[TensorSpec], rank: int, ranks: int, device: torch.device = CPU
+) -> State:
     """Uninitialised home blocks, to be filled by initial values or from a checkpoint. Local."""
-    return {spec.key: Held(home=torch.empty(spec.home_shape(rank, ranks))) for spec in specs}
+    return {
+        spec.key: Held(home=torch.empty(spec.home_shape(rank, ranks), device=device))
+        for spec in specs
+    }

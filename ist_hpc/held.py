@@ -2,16 +2,19 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ist_hpc.devices import CPU
 from ist_hpc.geometry import Place, Selection
 from ist_hpc.placement import Placement, TensorSpec, Units
 from ist_hpc.transfer import ELEMENT_BYTES, Piece, parts_of_at_most
 
 _INDICES_AT_ONCE = 1 << 15
+_ELEMENTS_AT_ONCE = 1 << 22  # on a GPU, of a temporary copy
 _MOVE_BYTES = 4 << 20  # beside the tensors while a piece moves from one to the other
 
 
@@ -38,15 +41,17 @@ State = dict[str, Held]
 """All partitioned tensors of one rank, by key."""
 
 
-def zeros_at(specs: Iterable[TensorSpec], placement: Placement, rank: int) -> State:
+def zeros_at(
+    specs: Iterable[TensorSpec], placement: Placement, rank: int, device: torch.device = CPU
+) -> State:
     """Zero tensors as `rank` holds them in `placement`: optimiser state before the first step."""
     state = {}
     for spec in specs:
         held = Held()
         if placement.keeps_home_block(spec):
-            held.home = torch.zeros(spec.home_shape(rank, placement.ranks))
+            held.home = torch.zeros(spec.home_shape(rank, placement.ranks), device=device)
         if not placement.is_home:
-            held.subnet = torch.zeros(spec.subnet_shape(rank, placement.ranks))
+            held.subnet = torch.zeros(spec.subnet_shape(rank, placement.ranks), device=device)
         state[spec.key] = held
     return state
 
@@ -57,57 +62,127 @@ def state_bytes(state: State) -> int:
     return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
 
-# The ways to copy below are the fastest of those that torch and numpy have on a CPU, by a factor of
-# 3 to 8 over plain advanced indexing; docs/results.md has the figures.
+class Copies(Protocol):
+    """How pieces are copied: lines `major` of a view, and of each the places `minor`.
+
+    The view has its major dimension first and need not be contiguous. A kernel's dimensions come
+    after the two.
+    """
+
+    def take(self, view: Tensor, major: Selection, minor: Selection, out: Tensor) -> None:
+        """Copy to `out`, contiguous, of `piece_shape`."""
+
+    def put(self, view: Tensor, major: Selection, minor: Selection, values: Tensor) -> None:
+        """Copy `values`, contiguous, of `piece_shape`, to the view."""
 
 
-def gather(source: Tensor, piece: Piece, out: Tensor) -> None:
-    """Copy a piece of a home block or subnet into `out`, flat and contiguous, in storage order."""
+class CpuCopies:
+    """The fastest ways that torch and numpy have on a CPU, for the indices in numpy's memory.
+
+    By a factor of 3 to 8 over plain advanced indexing; docs/results.md has the figures.
+    """
+
+    def take(self, view: Tensor, major: Selection, minor: Selection, out: Tensor) -> None:
+        """See `Copies`."""
+        if isinstance(major, slice) and isinstance(minor, slice):
+            out.copy_(view[major, minor])
+        elif isinstance(minor, slice):
+            torch.index_select(view[:, minor], 0, torch.from_numpy(major), out=out)
+        elif isinstance(major, slice):
+            torch.index_select(view[major], 1, torch.from_numpy(minor), out=out)
+        elif view.dim() == 2 and view.is_contiguous():
+            flat, into = view.view(-1).numpy(), out.numpy()
+            for lines, index in _flat_indices(major, minor, view.shape[1]):
+                np.take(flat, index, out=into[lines], mode="clip")  # no bounds check: they are ours
+        else:
+            rows = torch.from_numpy(major).unsqueeze(1)
+            out.copy_(view[rows, torch.from_numpy(minor)])
+
+    def put(self, view: Tensor, major: Selection, minor: Selection, values: Tensor) -> None:
+        """See `Copies`."""
+        if isinstance(major, slice) and isinstance(minor, slice):
+            view[major, minor].copy_(values)
+        elif isinstance(minor, slice):
+            view[:, minor].numpy()[major] = values.numpy()
+        elif isinstance(major, slice):
+            view[major].index_copy_(1, torch.from_numpy(minor), values)
+        elif view.dim() == 2 and view.is_contiguous():
+            flat = view.view(-1)
+            for lines, index in _flat_indices(major, minor, view.shape[1]):
+                flat.scatter_(0, torch.from_numpy(index.reshape(-1)), values[lines].reshape(-1))
+        else:
+            rows = torch.from_numpy(major).unsqueeze(1)
+            view.index_put_((rows, torch.from_numpy(minor).unsqueeze(0)), values)
+
+
+class DeviceCopies:
+    """The same with torch alone, on the device of the view, where the indices are copied to."""
+
+    def take(self, view: Tensor, major: Selection, minor: Selection, out: Tensor) -> None:
+        """See `Copies`."""
+        if isinstance(major, slice) and isinstance(minor, slice):
+            out.copy_(view[major, minor])
+        elif isinstance(minor, slice):
+            torch.index_select(view[:, minor], 0, _beside(view, major), out=out)
+        elif isinstance(major, slice):
+            torch.index_select(view[major], 1, _beside(view, minor), out=out)
+        else:
+            rows, columns = _beside(view, major).unsqueeze(1), _beside(view, minor)
+            # Advanced indexing makes a tensor of its own, so some lines at a time.
+            lines = max(1, _ELEMENTS_AT_ONCE * len(rows) // max(1, out.numel()))
+            for part, into in zip(rows.split(lines), out.split(lines), strict=True):
+                into.copy_(view[part, columns])
+
+    def put(self, view: Tensor, major: Selection, minor: Selection, values: Tensor) -> None:
+        """See `Copies`."""
+        if isinstance(major, slice) and isinstance(minor, slice):
+            view[major, minor].copy_(values)
+        elif isinstance(minor, slice):
+            view[:, minor].index_copy_(0, _beside(view, major), values)
+        elif isinstance(major, slice):
+            view[major].index_copy_(1, _beside(view, minor), values)
+        else:
+            rows, columns = _beside(view, major).unsqueeze(1), _beside(view, minor).unsqueeze(0)
+            view.index_put_((rows, columns), values)
+
+
+def copies_of(device: torch.device) -> Copies:
+    """The way to copy on a device."""
+    return CpuCopies() if device.type == "cpu" else DeviceCopies()
+
+
+def gather(source: Tensor, piece: Piece, out: Tensor, copies: Copies | None = None) -> None:
+    """Copy a piece of a home block or subnet into `out`, flat and contiguous, in storage order.
+
+    `copies` is by default that of the tensor's device, on which `out` must be, too.
+    """
     view, major, minor = _in_storage_order(source, piece)
     target = out.view(piece_shape(view, major, minor))
-    if isinstance(major, slice) and isinstance(minor, slice):
-        target.copy_(view[major, minor])
-    elif isinstance(minor, slice):
-        torch.index_select(view[:, minor], 0, torch.from_numpy(major), out=target)
-    elif isinstance(major, slice):
-        torch.index_select(view[major], 1, torch.from_numpy(minor), out=target)
-    elif view.dim() == 2 and view.is_contiguous():
-        flat, into = view.view(-1).numpy(), target.numpy()
-        for lines, index in _flat_indices(major, minor, view.shape[1]):
-            np.take(flat, index, out=into[lines], mode="clip")  # no bounds check: they are ours
-    else:
-        rows = torch.from_numpy(major).unsqueeze(1)
-        target.copy_(view[rows, torch.from_numpy(minor)])
+    (copies or copies_of(source.device)).take(view, major, minor, target)
 
 
-def scatter(target: Tensor, piece: Piece, values: Tensor) -> None:
+def scatter(target: Tensor, piece: Piece, values: Tensor, copies: Copies | None = None) -> None:
     """The inverse of `gather`: copy flat `values` in storage order to a piece of `target`."""
     view, major, minor = _in_storage_order(target, piece)
     block = values.view(piece_shape(view, major, minor))
-    if isinstance(major, slice) and isinstance(minor, slice):
-        view[major, minor].copy_(block)
-    elif isinstance(minor, slice):
-        view[:, minor].numpy()[major] = block.numpy()
-    elif isinstance(major, slice):
-        view[major].index_copy_(1, torch.from_numpy(minor), block)
-    elif view.dim() == 2 and view.is_contiguous():
-        flat = view.view(-1)
-        for lines, index in _flat_indices(major, minor, view.shape[1]):
-            flat.scatter_(0, torch.from_numpy(index.reshape(-1)), block[lines].reshape(-1))
-    else:
-        rows = torch.from_numpy(major).unsqueeze(1)
-        view.index_put_((rows, torch.from_numpy(minor).unsqueeze(0)), block)
+    (copies or copies_of(target.device)).put(view, major, minor, block)
 
 
 def move(source: Tensor, piece: Piece, target: Tensor, landing: Piece) -> None:
     """Copy a piece of one tensor to the same rectangle of another, by way of a small buffer."""
     room = min(piece.size, _MOVE_BYTES // ELEMENT_BYTES)
-    buffer = torch.empty(max(room, piece.spec.element_width))
+    buffer = torch.empty(max(room, piece.spec.element_width), device=source.device)
     parts = (parts_of_at_most(whole, room) for whole in (piece, landing))
     for taken, put in zip(*parts, strict=True):
         values = buffer[: taken.size]
         gather(source, taken, values)
         scatter(target, put, values)
+
+
+def _beside(view: Tensor, index: Selection) -> Tensor:
+    """Indices on the device of what they select from."""
+    assert not isinstance(index, slice), "slices are not copied"
+    return torch.from_numpy(index).to(view.device, non_blocking=True)
 
 
 def _flat_indices(major: Units, minor: Units, width: int) -> Iterator[tuple[slice, Units]]:

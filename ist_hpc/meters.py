@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from ist_hpc.devices import CPU, peak_gpu_mib
 from ist_hpc.exchange import ExchangeReport
 
 if TYPE_CHECKING:
@@ -24,9 +26,10 @@ def peak_rss_mib() -> float:
 
 
 class Meter:
-    """What one rank used since the meter was last read."""
+    """What one rank, computing on `device`, used since the meter was last read."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = CPU) -> None:
+        self._device = device
         self._clear()
 
     def _clear(self) -> None:
@@ -57,7 +60,7 @@ class Meter:
             [
                 *(self._seconds[kind] for kind in KINDS),
                 *(self._loss_sum, self._steps, self._bytes_sent, self._bytes_received),
-                *(peak_rss_mib(), time.monotonic()),
+                *(peak_rss_mib(), peak_gpu_mib(self._device), time.monotonic()),
             ]
         )
         table = np.empty((comm.Get_size(), len(own)))
@@ -74,12 +77,14 @@ class Reading:
         means = columns[: len(KINDS)].mean(axis=1)
         self.seconds = {kind: round(float(s), 6) for kind, s in zip(KINDS, means, strict=True)}
         """Of each kind, the mean over ranks."""
-        losses, steps, sent, received, rss, clocks = columns[len(KINDS) :]
+        losses, steps, sent, received, rss, gpu, clocks = columns[len(KINDS) :]
         self.loss = float(losses.sum() / max(1.0, steps.sum()))
         """Mean loss of the local steps of all ranks."""
         self.bytes_sent = int(sent.sum())
         self.bytes_received = int(received.sum())
         self.peak_rss_mib = [round(float(value), 1) for value in rss]
         """Of each rank."""
+        self.peak_gpu_mib = [round(float(value), 1) for value in gpu]
+        """Of each rank's tensors, zeros on the CPU."""
         self.clock_s = float(clocks[0])
         """The clock of rank 0, for decisions by time that all ranks must make alike."""

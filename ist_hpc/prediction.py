@@ -4,8 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 from ist_hpc import cost, optimizer
 from ist_hpc.config import Config
+from ist_hpc.devices import free_gpu_bytes
 from ist_hpc.errors import InputError
 from ist_hpc.memory_limits import Grant, granted_bytes, refusal
 from ist_hpc.models.base import Model
@@ -80,9 +83,24 @@ def grants_of_node(comm: "MPI.Comm") -> list[Grant]:
     return grants
 
 
+def refuse_too_large_for_gpu(job: cost.Job, device: torch.device, sharing: int) -> None:
+    """Raise `InputError` if the ranks that share a GPU will need more than it has free. Local."""
+    if device.type == "cpu":
+        return
+    needed_bytes, free_bytes = cost.subnet_memory(job).peaks_with_gpu()[1], free_gpu_bytes(device)
+    if sharing * needed_bytes > free_bytes:
+        raise InputError(
+            f"not enough memory on the GPU {device.index}: {sharing} rank(s) need "
+            f"{sharing * needed_bytes / 1e9:,.2f} GB (each {needed_bytes / 1e9:,.2f} GB to train), "
+            f"and {free_bytes / 1e9:,.2f} GB are free; take more GPUs, or a smaller "
+            "`data.batch_size`, `exchange.buffer_mib` or `evaluate.batch_rows`"
+        )
+
+
 def refuse_too_large(config: Config, job: cost.Job, grants: Sequence[Grant]) -> None:
     """Raise `InputError` if the ranks of a node will need more memory than it grants. Local."""
-    needed_bytes = cost.subnet_memory(job).peak
+    memory = cost.subnet_memory(job)
+    needed_bytes = memory.peak if config.device == "cpu" else memory.peaks_with_gpu()[0]
     problem = refusal(needed_bytes, grants, configured_gb=config.runtime.memory_gb)
     if problem is not None:
         raise InputError(problem)

@@ -41,10 +41,14 @@ class SparseRows:
         """Rows."""
         return len(self.offsets) - 1
 
-    def to(self, device: torch.device) -> "SparseRows":
+    def to(self, device: torch.device, non_blocking: bool = False) -> "SparseRows":
         """The same rows on a device."""
-        values = None if self.values is None else self.values.to(device)
-        return SparseRows(self.offsets.to(device), self.columns.to(device), values, self.width)
+
+        def there(part: Tensor) -> Tensor:
+            return part.to(device, non_blocking=non_blocking)
+
+        values = None if self.values is None else there(self.values)
+        return SparseRows(there(self.offsets), there(self.columns), values, self.width)
 
     @cached_property
     def counts(self) -> Tensor:

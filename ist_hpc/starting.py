@@ -1,13 +1,11 @@
 """From a configuration to a trainer: every check that can be made before training starts."""
 
 import shutil
-from collections.abc import Sequence
 
-from ist_hpc import algorithms, checkpoint, models, optimizer, prediction
+from ist_hpc import algorithms, checkpoint, devices, models, optimizer, prediction
 from ist_hpc.checkpoint_read import Checkpoint, DataShape, Progress
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
-from ist_hpc.memory_limits import Grant
 from ist_hpc.models.base import Model
 from ist_hpc.placement import at_round
 from ist_hpc.rows import rank_segments, refuse_uncountable
@@ -27,8 +25,11 @@ def start_run(runtime: Runtime, config: Config, folder: RunFolder, resume: bool)
     if not resume:
         on_root(comm, lambda: _refuse_existing(folder))
     dataset, model = together(comm, lambda: _open(config, runtime.ranks))
-    grants = prediction.grants_of_node(comm)
-    together(comm, lambda: _refuse_too_large(runtime.ranks, config, dataset, model, grants))
+    device = devices.choose(comm, config.device)  # before shards are read
+    sharing, grants = devices.ranks_on_gpu(comm, device), prediction.grants_of_node(comm)
+    job = prediction.job_of(config, model, runtime.ranks, load_meta(dataset.path))
+    together(comm, lambda: prediction.refuse_too_large(config, job, grants))
+    together(comm, lambda: prediction.refuse_too_large_for_gpu(job, device, sharing))
     together(comm, lambda: check_shards(dataset, config, runtime.rank, runtime.ranks))
     segments = together(
         comm,
@@ -56,13 +57,6 @@ def start_run(runtime: Runtime, config: Config, folder: RunFolder, resume: bool)
     log.info("%s: %d rank(s), %s%s", folder.path, runtime.ranks, threads, went_on)
     at = saved.folder if saved is not None else None
     return Trainer(comm, config, dataset, model, algorithm, folder, segments, progress, at)
-
-
-def _refuse_too_large(
-    ranks: int, config: Config, dataset: Dataset, model: Model, grants: Sequence[Grant]
-) -> None:
-    job = prediction.job_of(config, model, ranks, load_meta(dataset.path))
-    prediction.refuse_too_large(config, job, grants)
 
 
 def _see(folder: RunFolder) -> None:

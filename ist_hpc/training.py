@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ist_hpc import checkpoint
 from ist_hpc.algorithms.base import Algorithm
 from ist_hpc.checkpoint_read import DataShape, Progress
 from ist_hpc.config import Config
+from ist_hpc.devices import moved
 from ist_hpc.evaluation import HomeNetwork, metrics_for
 from ist_hpc.meters import KINDS, Meter, Reading
 from ist_hpc.models.base import Model
@@ -65,7 +68,7 @@ class Trainer:
         self.test = CommonRows(comm, dataset, "test", config.data.assign)
         self._calibration: Rows | None = None
         self._metric = metrics_for(dataset, config.evaluate).main
-        self._meter = Meter()
+        self._meter = Meter(algorithm.device)
         self._totals = comm.bcast(folder.totals() if self.rank == 0 else None)
         self._result: dict[str, float] = {}
         self._lr = 0.0  # of the last step
@@ -133,17 +136,19 @@ class Trainer:
     def local_steps(self, steps: int) -> None:
         """Train this rank's part alone for so many steps. Local."""
         meter, progress = self._meter, self.progress
+        device = self.algorithm.device
         losses = []
         for _ in range(steps):
             with meter.timing("data"):
-                features, labels = self.stream.next_batch()
+                features, labels = (moved(part, device) for part in self.stream.next_batch())
             with meter.timing("train"):
                 self._lr = learning_rate(self.config.optimizer, self.epoch)
                 losses.append(self.algorithm.step(features, labels, self._lr, progress.steps))
             progress.steps += 1
             progress.samples += self.ranks * self.config.data.batch_size
         progress.stream_rows = self.stream.position_rows
-        meter.count_losses([float(loss) for loss in losses])
+        with meter.timing("train"):  # a GPU is still at work: this waits for it, once a round
+            meter.count_losses(torch.stack(losses).tolist())
 
     def _evaluation_due(self, epoch_before: float) -> bool:
         evaluate = self.config.evaluate
@@ -250,10 +255,17 @@ class Trainer:
             "seconds": reading.seconds,
             "bytes_sent": reading.bytes_sent,
             "bytes_received": reading.bytes_received,
-            "peak_rss_mib": reading.peak_rss_mib,
+            **self._peaks(reading),
         }
         if self.rank == 0:
             self.folder.add_metrics(row)
+
+    def _peaks(self, reading: Reading) -> dict[str, list[float]]:
+        """Memory of each rank: of the process, and where there is one of its GPU."""
+        peaks = {"peak_rss_mib": reading.peak_rss_mib}
+        if self.algorithm.device.type != "cpu":
+            peaks["peak_gpu_mib"] = reading.peak_gpu_mib
+        return peaks
 
     def _summary(self, reading: Reading, wall_s: float) -> dict[str, Any]:
         seconds = {kind: round(value, 3) for kind, value in self._totals["seconds"].items()}
@@ -269,6 +281,6 @@ class Trainer:
             "seconds": seconds,
             "wall_s_of_last_start": round(wall_s, 3),
             "bytes": self._totals["bytes"],
-            "peak_rss_mib": reading.peak_rss_mib,
+            **self._peaks(reading),
             "checkpoint": str(self._saved) if self._saved else None,
         }

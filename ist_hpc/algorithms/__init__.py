@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ist_hpc import optimizer
+from ist_hpc import devices, optimizer
 from ist_hpc.algorithms.base import Algorithm
 from ist_hpc.algorithms.ist import IndependentSubnets
 from ist_hpc.config import Config
@@ -10,16 +10,19 @@ from ist_hpc.exchange import Exchanger
 from ist_hpc.models.base import Model
 from ist_hpc.runtime import start_horovod
 from ist_hpc.shared import SharedWeights
+from ist_hpc.staging import staging_of
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 
 def build(comm: "MPI.Comm", config: Config, model: Model) -> Algorithm:
-    """The algorithm that a configuration names; starts Horovod if the model shares weights.
+    """The algorithm that a configuration names, on the device that it names.
 
-    Collective.
+    Starts Horovod if the model shares weights. Collective. Raises `AgreedInputError` if a rank has
+    no such device.
     """
+    device = devices.choose(comm, config.device)
     shared = None
     if model.shared:
         shared = SharedWeights(start_horovod(comm, config.runtime.silence_s))
@@ -27,7 +30,11 @@ def build(comm: "MPI.Comm", config: Config, model: Model) -> Algorithm:
         comm,
         model,
         optimizer.build(config.optimizer),
-        Exchanger(comm, config.exchange.buffer_mib),
+        Exchanger(
+            comm,
+            config.exchange.buffer_mib,
+            staging_of(device, config.exchange.cuda_aware),
+        ),
         config.seed,
         config.optimizer.state == "carry",
         shared,

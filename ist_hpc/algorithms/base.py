@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ist_hpc.exchange import ExchangeReport
@@ -18,12 +19,14 @@ class Algorithm(ABC):
     Between rounds the model can be visited at home: then `state` has the home blocks, from which it
     is evaluated and saved, and the next round goes on as if there had been no visit.
 
+    device        where the weights are, and batches must be
     state         partitioned weights and slots of this rank, by key
     shared        weights without an axis, the same on all ranks at the end of a round
     shared_slots  their slots
     slot_specs    the slots that a checkpoint holds
     """
 
+    device: torch.device
     state: State
     shared: dict[str, Tensor]
     shared_slots: dict[str, Tensor]
@@ -38,7 +41,7 @@ class Algorithm(ABC):
     def start_from(
         self, state: State, shared: dict[str, Tensor], shared_slots: dict[str, Tensor]
     ) -> None:
-        """Take home blocks and shared tensors from a checkpoint. Collective."""
+        """Take home blocks and shared tensors, on the CPU, from a checkpoint. Collective."""
 
     @abstractmethod
     def begin_round(self, round_index: int) -> ExchangeReport:
@@ -46,7 +49,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def step(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
-        """One local step; returns the batch's mean loss, a scalar. Local for IST.
+        """One local step; returns the batch's mean loss, a scalar on the device. Local for IST.
 
         `trained` is the number of steps of the run before this one.
         """

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ist_hpc.algorithms.base import Algorithm
-from ist_hpc.exchange import Exchanger, ExchangeReport, drop_home_copies
-from ist_hpc.held import Held, State, zeros_at
-from ist_hpc.models.base import Model
+from ist_hpc.exchange import Exchanger, ExchangeReport, allocate_home, drop_home_copies
+from ist_hpc.held import State, zeros_at
+from ist_hpc.models.base import Model, Room
 from ist_hpc.optimizer import Optimizer, Slots, as_broadcast, slot_key
 from ist_hpc.placement import TensorSpec, at_round, home
 from ist_hpc.shared import SharedWeights
@@ -16,6 +16,8 @@ from ist_hpc.sparse import Rows
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+_DRAWN_ELEMENTS = 1 << 22
 
 
 class IndependentSubnets(Algorithm):
@@ -38,6 +40,7 @@ class IndependentSubnets(Algorithm):
         assert sharing is not None or not model.shared
         self.rank, self.ranks = comm.Get_rank(), comm.Get_size()
         self.model, self.optimizer, self.exchanger = model, optimizer, exchanger
+        self.device = exchanger.device
         self.seed, self.carry, self.sharing = seed, carry, sharing
         self.slot_specs = optimizer.slot_specs(model.specs) if carry else ()
         self.shared_slot_specs = optimizer.shared_slot_specs(model.shared) if carry else ()
@@ -48,27 +51,43 @@ class IndependentSubnets(Algorithm):
         self._steps_in_round = 0
         self._weights: dict[str, Tensor] = {}
         self._slots: dict[str, Slots] = {}
+        self._room: Room = {}
 
     def start_new(self, seed: int) -> None:
         """Draw the home blocks of the weights block by block; slots begin at zero. Collective."""
-        self.state = {}
+        at_home = home(self.ranks)
+        self.state = allocate_home(self.model.specs, self.rank, self.ranks, self.device)
         for spec in self.model.specs:
-            rows = spec.home_rows(self.rank, self.ranks)
-            values = torch.from_numpy(self.model.initial_rows(spec, seed, rows))
-            self.state[spec.key] = Held(home=values)
-        self.state |= zeros_at(self.slot_specs, home(self.ranks), self.rank)
+            self._draw(spec, seed)
+        self.state |= zeros_at(self.slot_specs, at_home, self.rank, self.device)
         self.shared = {
-            spec.key: torch.from_numpy(self.model.initial_shared(spec, seed))
+            spec.key: torch.from_numpy(self.model.initial_shared(spec, seed)).to(self.device)
             for spec in self.model.shared
         }
-        self.shared_slots = {spec.key: torch.zeros(spec.shape) for spec in self.shared_slot_specs}
+        self.shared_slots = {
+            spec.key: torch.zeros(spec.shape, device=self.device) for spec in self.shared_slot_specs
+        }
         self._start()
+
+    def _draw(self, spec: TensorSpec, seed: int) -> None:
+        """Fill a home block, some rows at a time: they are drawn on the CPU, beside the block."""
+        block = self.state[spec.key].place("home")
+        first, last = spec.home_rows(self.rank, self.ranks)
+        step = max(1, _DRAWN_ELEMENTS * len(block) // max(1, block.numel()))
+        for start in range(first, last, step):
+            stop = min(start + step, last)
+            values = self.model.initial_rows(spec, seed, (start, stop))
+            block[start - first : stop - first].copy_(torch.from_numpy(values))
 
     def start_from(
         self, state: State, shared: dict[str, Tensor], shared_slots: dict[str, Tensor]
     ) -> None:
-        """Take home blocks and shared tensors from a checkpoint. Collective."""
-        self.state, self.shared, self.shared_slots = state, shared, shared_slots
+        """Take home blocks and shared tensors, on the CPU, from a checkpoint. Collective."""
+        for held in state.values():  # one by one: what was read goes as its copy is there
+            held.home = held.place("home").to(self.device)
+        self.state = state
+        self.shared = {key: tensor.to(self.device) for key, tensor in shared.items()}
+        self.shared_slots = {key: tensor.to(self.device) for key, tensor in shared_slots.items()}
         self._start()
 
     def _start(self) -> None:
@@ -111,12 +130,13 @@ class IndependentSubnets(Algorithm):
         if self.carry:
             stored = self.state[slot_spec.key].place("subnet")
         else:
-            stored = torch.zeros(slot_spec.subnet_shape(self.rank, self.ranks))
+            shape = slot_spec.subnet_shape(self.rank, self.ranks)
+            stored = torch.zeros(shape, device=self.device)
         return as_broadcast(stored, slot_spec, spec)
 
     def step(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
         """One step of the thin network. Local."""
-        loss, gradients = self.model.loss_and_gradients(self._weights, features, labels)
+        loss, gradients = self.model.loss_and_gradients(self._weights, features, labels, self._room)
         updates = trained if self.carry else self._steps_in_round
         with torch.no_grad():
             for key, weight in self._weights.items():
@@ -126,6 +146,7 @@ class IndependentSubnets(Algorithm):
 
     def end_round(self) -> None:
         """Average the shared weights and, if carried, their slots. Collective if there are any."""
+        self._room = {}
         if self.sharing is not None:
             self.sharing.average([*self.shared.values(), *self.shared_slots.values()])
 

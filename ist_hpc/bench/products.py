@@ -89,6 +89,8 @@ def show(figures: dict[str, Any]) -> str:
 
 def _load(arguments: argparse.Namespace) -> Config:
     config = load(arguments.config, arguments.set)
+    if config.device != "cpu":
+        raise InputError("bench products compares with products on the CPU; set `device: cpu`")
     if config.model.loss not in ("softmax", "bce"):
         raise InputError(
             "bench products is of `model.loss: softmax` or `bce`, got "

@@ -76,6 +76,8 @@ def show(figures: dict[str, Any]) -> str:
 
 def _load(arguments: argparse.Namespace) -> Config:
     config = load(arguments.config, arguments.set)
+    if config.device != "cpu":
+        raise InputError("bench step compares with a loop on the CPU; set `device: cpu`")
     if config.optimizer.kind != "sgd" or config.model.output_norm != "batch":
         raise InputError("bench step compares with a loop of sgd and batch norm on the outputs")
     return config

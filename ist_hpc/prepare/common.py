@@ -37,9 +37,7 @@ def add_output_arguments(
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="the folder to make"
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help=f"of {seed_of}, 0 or more (default 0)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help=f"of {seed_of}, 0 or more (default 0)")
     parser.add_argument(
         "--overwrite",
         action="store_true",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ist_hpc import evaluation
 from ist_hpc.evaluation import HomeNetwork
+from ist_hpc.metrics import ClassificationMetrics
 from ist_hpc.models.mlp import NORM_EPSILON, MultiLayerPerceptron
 from ist_hpc.placement import block_bounds
 from ist_hpc.rows import CommonRows
@@ -142,10 +143,29 @@ def test_a_prediction_does_not_depend_on_what_else_is_in_its_batch(world, model,
     with Dataset.open(tmp_path / "rows") as dataset:
         rows = CommonRows(world, dataset, "test", "rows")
         for batch_rows in (1, 7, 36, 100):
-            predicted = list(network.predict(rows, batch_rows))
-            close(torch.cat([outputs for _, outputs, _ in predicted]), whole)
-            result = network.evaluate(rows, batch_rows)
+            metrics = ClassificationMetrics()
+            predicted = list(network.predict(rows, batch_rows, metrics))
+            assert [first for first, _ in predicted] == list(range(0, 37, batch_rows))
+            close(torch.cat([batch["logits"] for _, batch in predicted]), whole)
+            result = network.evaluate(rows, batch_rows, ClassificationMetrics())
+            assert result == metrics.result()
             assert result["accuracy"] == expected["accuracy"]
             assert result["loss"] == pytest.approx(expected["loss"], abs=1e-5)
     order = torch.from_numpy(np.random.default_rng(0).permutation(37))
     close(network.outputs(torch.from_numpy(features)[order]), whole[order])
+
+
+@pytest.mark.parametrize("label_block", [3, 1000])
+def test_the_best_labels_are_those_of_all_outputs(world, label_block):
+    """Whatever the blocks, and where ranks have fewer labels than are asked for."""
+    model = MultiLayerPerceptron(
+        INPUTS, [11, 7], 9, output_norm=False, loss="softmax", label_block=label_block
+    )
+    network = sharded(world, model)
+    network.calibrate(random(50, INPUTS, seed=100))
+    features = random(21, INPUTS, seed=103)
+    values, labels = network.top(features, 5)
+    expected = network.outputs(features).topk(5, dim=1)
+    close(values, expected.values)
+    assert torch.equal(labels, expected.indices)
+    assert len(set(world.allgather(labels.numpy().tobytes()))) == 1
