@@ -14,7 +14,7 @@ for hidden in 256 512; do
         folders+=("$runs/$name")
         [[ -f $runs/$name/summary.json ]] || tools/mpirun.sh --quiet -np "$ranks" \
             python -m ist_hpc.train --config configs/amazon670k.yaml --runs "$runs" --name "$name" \
-            --set data.path=$data data.batch_size=128 "model.hidden=[$hidden]" train.rounds=4 \
+            --set data.path=$data "model.hidden=[$hidden]" train.rounds=4 \
             train.local_steps=3 evaluate.every_epochs=0 checkpoint.every_minutes=0
         rm -rf "${runs:?}/$name/checkpoints"
     done

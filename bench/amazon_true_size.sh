@@ -12,10 +12,10 @@ data=data/amazon670k-like-2000
 
 train() {
     tools/mpirun.sh --quiet -np "$ranks" python -m ist_hpc.train --config configs/amazon670k.yaml \
-        --runs "$runs" --name "true-size-n$ranks" --resume --set data.path=$data data.batch_size=128 \
+        --runs "$runs" --name "true-size-n$ranks" --resume --set data.path=$data \
         evaluate.every_epochs=0 checkpoint.every_minutes=0 "$@"
 }
-python -m ist_hpc.plan --config configs/amazon670k.yaml --ranks "$ranks" --set data.path=$data data.batch_size=128
+python -m ist_hpc.plan --config configs/amazon670k.yaml --ranks "$ranks" --set data.path=$data
 train train.rounds=1
 echo "---- resumed"
 train train.rounds=2

@@ -17,13 +17,15 @@ train() {
     # shellcheck disable=SC2016
     tools/mpirun.sh --quiet -np "$ranks" bash -c 'ulimit -v "$0" && exec "$@"' "$limit_kib" \
         python -m ist_hpc.train --config configs/amazon670k.yaml --runs "$runs" \
-        --set data.path=$data data.batch_size=128 'model.hidden=[1024]' train.rounds=2 \
+        --set data.path=$data 'model.hidden=[1024]' train.rounds=2 \
         train.local_steps=3 evaluate.every_epochs=0 checkpoint.every_minutes=0 "$@"
 }
 echo "---- one process, $limit_kib KiB"
-train 1 && exit 1
+if train 1; then exit 1; fi
 echo "---- one process that is told it may have 64 GB"
-train 1 runtime.memory_gb=64 2>&1 | tail -2
+mkdir -p "$runs"
+if train 1 runtime.memory_gb=64 >"$runs/limit-one.log" 2>&1; then exit 1; fi
+tail -2 "$runs/limit-one.log"
 echo "---- four ranks, $limit_kib KiB each"
 rm -rf "$runs/limit-n4"
 train 4 --name limit-n4
