@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 HEADER = (
     "| run | ranks | hidden | step, s | exchange a round, s | received a rank a round, MB "
     "| evaluation, s | checkpoint, s | visit home, s | peak memory of the ranks, MiB |"
@@ -37,17 +39,16 @@ def _cells(path: Path, rows: list[dict[str, Any]], summary: dict[str, Any]) -> l
     steps = (rounds[-1]["steps"] - (rounds[0]["steps"] if len(rounds) > 1 else 0)) / len(later)
 
     def mean(of: list[dict[str, Any]], kind: str) -> float:
-        return sum(row["seconds"][kind] for row in of) / len(of)
+        spent = [row["seconds"][kind] for row in of if row["seconds"][kind] > 0]
+        return sum(spent) / max(1, len(spent))
 
     received = sum(row["bytes_received"] for row in later) / len(later) / ranks / 1e6
-    hidden = next(
-        line for line in (path / "config.yaml").read_text().splitlines() if line.startswith("  - ")
-    )
+    hidden = yaml.safe_load((path / "config.yaml").read_text())["model"]["hidden"]
     peaks = sorted(summary["peak_rss_mib"])
     return [
         path.name,
         str(ranks),
-        hidden.removeprefix("  - "),
+        "-".join(map(str, hidden)),
         f"{mean(later, 'train') / steps:.2f}",
         f"{mean(later, 'exchange'):.2f}",
         f"{received:,.1f}",

@@ -20,6 +20,9 @@ _FEWEST_EPOCHS = 1e-6  # between evaluations; fewer is less than a row of any da
 QUICKSTART = Path(__file__).parent / "quickstart.yaml"
 """The configuration of a run that names none."""
 
+MOST_TOP = 10_000
+"""Of `evaluate.top`: every rank keeps so many labels for each row of a batch."""
+
 _MOST_DEPTH = 20  # of YAML's nesting; a configuration has 3
 
 
@@ -67,7 +70,10 @@ class ModelConfig:
         choices=("auto", "cross_entropy", "softmax", "bce"),
     )
     label_block: int = key(
-        2048, "labels computed at a time by softmax and bce, which bounds memory", low=1
+        2048,
+        "labels computed at a time by softmax and bce, which bounds memory; slow below 64",
+        low=1,
+        high=2**24,
     )
 
 
@@ -93,7 +99,7 @@ class OptimizerConfig:
     lr: float = key(0.01, "learning rate", low=0)
     momentum: float = key(0.0, "momentum of sgd", low=0, high=1)
     betas: tuple[float, float] = key((0.9, 0.999), "decay of adam's moments", low=0, high=0.999999)
-    eps: float = key(1e-8, "adam's epsilon", above=0)
+    eps: float = key(1e-8, "added to the root, of adam and both adagrads", above=0)
     state: str = key(
         "carry",
         "carry: momentum and moments travel with their weights; reset: begun anew each round",
@@ -113,7 +119,9 @@ class EvaluateConfig:
         2048, "training rows from which batch-norm statistics are computed", low=2
     )
     batch_rows: int = key(1024, "rows evaluated at a time, on all ranks", low=1)
-    top: list[int] = key([1, 3, 5], "k of P@k, nDCG@k and PSP@k, for sets of labels", low=1)
+    top: list[int] = key(
+        [1, 3, 5], "k of P@k, nDCG@k and PSP@k, for sets of labels", low=1, high=MOST_TOP
+    )
     propensity: tuple[float, float] = key(
         (0.55, 1.5),
         "A and B of the propensities of PSP@k (Jain et al. 2016); 0.6, 2.6 for Amazon sets",
@@ -266,6 +274,12 @@ def _check_together(config: Config, where: Callable[[str], str]) -> None:
             f"`model.loss: {model.loss}` is computed in blocks of labels, without batch norm of "
             f"outputs; set `model.output_norm: none` {where('model.output_norm')}"
         )
+    entries = config.data.row_entries
+    if entries is not None and model.inputs is not None and entries > model.inputs:
+        raise InputError(
+            f"`data.row_entries` must be at most `model.inputs`, {model.inputs}, got {entries} "
+            f"{where('data.row_entries')}"
+        )
     if not evaluate.top:
         raise InputError(f"`evaluate.top` must name at least one k {where('evaluate.top')}")
     if not model.hidden:
@@ -279,7 +293,7 @@ def _check_together(config: Config, where: Callable[[str], str]) -> None:
         )
     if optimizer.momentum and optimizer.kind != "sgd":
         raise InputError(
-            f"`optimizer.momentum` is of sgd; {optimizer.kind} takes `optimizer.betas`, got "
+            f"`optimizer.momentum` is of sgd, not of {optimizer.kind}; set it to 0, got "
             f"{optimizer.momentum} {where('optimizer.momentum')}"
         )
     if 0 < config.evaluate.every_epochs < _FEWEST_EPOCHS:

@@ -347,7 +347,7 @@ def step_activations(job: Job, ranks: int) -> int:
 
     The batch; two of every layer's width, before and after its norm, and one more of the output
     for its softmax; two of the widest layer while gradients pass through it. With labels in blocks,
-    of the output two blocks.
+    of the output two blocks, and the sums of every block.
     """
     layers = matrices(job.weights)
     shapes = [_logical_subnet(spec, ranks) for spec in layers]
@@ -357,7 +357,10 @@ def step_activations(job: Job, ranks: int) -> int:
     entering: float = shapes[0][1] if job.row_entries is None else _SPARSE_WORDS * job.row_entries
     outputs = widths.pop() if job.label_block is not None else 0
     across = entering + 2 * sum(widths) + 2 * max(widths, default=0)
-    across += widths[-1] if job.label_block is None else 2 * min(job.label_block, outputs)
+    if job.label_block is None:
+        across += widths[-1]
+    else:
+        across += 2 * min(job.label_block, outputs) + 5 * -(-outputs // job.label_block)
     return round(job.batch_size * across * ELEMENT_BYTES)
 
 
@@ -372,7 +375,9 @@ def full_activations(job: Job) -> int:
     layers = matrices(job.weights)
     peak = 0
     for index, spec in enumerate(layers):
-        blocked = job.label_block is not None and index == len(layers) - 1
+        # Of sets of labels only the best logits are kept; those of classes are gathered whole.
+        sets = job.label_block is not None and job.row_entries is not None
+        blocked = sets and index == len(layers) - 1
         for rows, kept in ((job.calibration_rows, True), (job.evaluation_rows, False)):
             came_in = rows * spec.columns * ELEMENT_BYTES if index else 0
             came_in += 0 if kept else _rows_bytes(job, rows)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__
 from ist_hpc.commandline import Parser
+from ist_hpc.config import MOST_TOP
 from ist_hpc.errors import InputError
 from ist_hpc.runtime import AgreedInputError, Runtime, launch, on_root, together
 
@@ -100,8 +101,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_TOP:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number from 1 to {MOST_TOP}, got {text!r}"
+        )
     return int(text)
 
 
@@ -156,10 +159,12 @@ def _load(
 ) -> _Loaded:
     """Open the data, and read this rank's home blocks and no more. Local; `InputError`."""
     from ist_hpc import checkpoint, models
-    from ist_hpc.evaluation import HomeNetwork
+    from ist_hpc.evaluation import HomeNetwork, metrics_for
     from ist_hpc.shards import Dataset
 
     dataset = Dataset.open(arguments.data)
+    if arguments.top and not dataset.sparse:
+        raise InputError(f"--top is of sets of labels; {arguments.data} has one class a row")
     with saved.opened() as opened:
         _check_fit(dataset, arguments.split, opened)
         data = opened.data
@@ -173,6 +178,7 @@ def _load(
         batch_rows=arguments.batch_rows or opened.config.evaluate.batch_rows,
         top=arguments.top or opened.config.evaluate.top,
     )
+    metrics_for(dataset, evaluate)  # refuses propensities that cannot be
     return _Loaded(dataset, network, evaluate, _attributes(arguments, saved, opened))
 
 

@@ -2,9 +2,9 @@
 
 Each rank computes its home block of every layer's outputs for the same rows, and the ranks gather
 the activations (rows x width, small beside the weights). Of many labels each rank keeps the best of
-its own, and only those are gathered. Batch-norm statistics come from
-calibration rows of the training data with the full network, layer by layer (paper, section 5), and
-never from the rows that are evaluated.
+its own, and only those are gathered. Batch-norm statistics come from calibration rows of the
+training data with the full network, layer by layer (paper, section 5), and never from the rows that
+are evaluated.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,10 +32,16 @@ _GATHER_BYTES = 1 << 23
 Metrics = ClassificationMetrics | RankingMetrics
 
 
+def main_metric(sparse: bool, config: EvaluateConfig) -> str:
+    """The metric that is shown and whose best is kept."""
+    return (RankingMetrics(config.top) if sparse else ClassificationMetrics()).main
+
+
 def metrics_for(dataset: Dataset, config: EvaluateConfig) -> Metrics:
     """Empty metrics for the labels that the data have: accuracy, or rankings of label sets.
 
-    Propensity-scored ones where the data say how often each label occurs in training rows.
+    Propensity-scored ones where the data say how often each label occurs in training rows. Raises
+    `InputError` for propensities that cannot be.
     """
     if not dataset.sparse:
         return ClassificationMetrics()

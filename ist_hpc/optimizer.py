@@ -71,7 +71,7 @@ class Optimizer(ABC):
         self, weight: Tensor, gradient: RowGradient, slots: Slots, lr: float, trained: int
     ) -> None:
         rows = gradient.rows
-        whole = {name: slot for name, slot in slots.items() if len(slot) == len(weight)}
+        whole = {name: slot for name, slot in slots.items() if slot.shape == weight.shape}
         gathered = {name: slot.index_select(0, rows) for name, slot in whole.items()}
         updated = weight.index_select(0, rows)
         self.update(updated, gradient.values, slots | gathered, lr, trained)

@@ -118,7 +118,12 @@ def read_run(path: Path, metric: str | None = None) -> Run:
         raise InputError(f"{config_path} must be a mapping of keys to values")
     rows = read_metrics(path / "metrics.jsonl")
     metric = metric or metric_of(rows)
-    return Run(path, config, _ranks(path), evaluations(rows, metric), metric)
+    points = evaluations(rows, metric)
+    if not len(points["test"]):
+        names = sorted({name for row in rows for name in row.get("test") or {}})
+        if names:
+            raise InputError(f"{path}: no evaluation has `{metric}`; it has: {', '.join(names)}")
+    return Run(path, config, _ranks(path), points, metric)
 
 
 def _ranks(path: Path) -> int:
@@ -176,6 +181,8 @@ def evaluations(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Val
                 seconds += sum(row["seconds"].values())
                 received += row["bytes_received"]
             elif row["kind"] == "evaluation":
+                if metric not in row["test"]:
+                    continue  # evaluated under another `evaluate.top`
                 value = float(row["test"][metric])
                 found[row["round"]] = (row["steps"], row["samples"], seconds, received, value)
         except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -26,7 +26,9 @@ def job_of(config: Config, model: Model, ranks: int, meta: Meta | None) -> cost.
 
     meta  describes the data; without it the configured window and `data.row_entries` stand for them
     """
-    rule = optimizer.build(config.optimizer)
+    rule, evaluation_rows = optimizer.build(config.optimizer), config.evaluate.batch_rows
+    if meta is not None and meta.shards.get("test"):
+        evaluation_rows = min(evaluation_rows, sum(shard.rows for shard in meta.shards["test"]))
     shared_slots = rule.shared_slot_specs(model.shared)
     calibration_rows, window_bytes = config.evaluate.calibration_rows, config.data.window_mib << 20
     if meta is not None and meta.shards.get("train"):
@@ -53,7 +55,7 @@ def job_of(config: Config, model: Model, ranks: int, meta: Meta | None) -> cost.
         label_block=model.label_block,
         local_steps=config.train.local_steps,
         calibration_rows=calibration_rows,
-        evaluation_rows=config.evaluate.batch_rows,
+        evaluation_rows=evaluation_rows,
         window_bytes=window_bytes,
         buffer_bytes=config.exchange.buffer_mib << 20,
     )

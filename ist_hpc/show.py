@@ -320,7 +320,7 @@ def export(checkpoint: "Checkpoint", target: Path) -> None:
     """
     checkpoint.check_files(checkpoint.files)
     with checkpoint.opened() as opened:
-        features, classes = opened.data.features, opened.data.outputs
+        features, classes, sparse = opened.data.features, opened.data.outputs, opened.data.sparse
         model = _model(opened)
     entries = model.export_entries()
     mib = sum(_mib(entry.shape) for entry in entries)
@@ -332,7 +332,8 @@ def export(checkpoint: "Checkpoint", target: Path) -> None:
     print(model.module_source())
     print(f"model.load_state_dict(torch.load({str(target)!r}, weights_only=True), strict=True)")
     print("model.eval()")
-    print(f"# float32 [rows, {features}] -> logits [rows, {classes}]; uint8 data divided by 255")
+    stored = "dense rows, sparse ones filled with zeros" if sparse else "uint8 data divided by 255"
+    print(f"# float32 [rows, {features}] -> logits [rows, {classes}]; {stored}")
 
 
 def _model(opened: "OpenCheckpoint") -> "Model":

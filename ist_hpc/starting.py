@@ -1,11 +1,13 @@
 """From a configuration to a trainer: every check that can be made before training starts."""
 
 import shutil
+from dataclasses import replace
 
 from ist_hpc import algorithms, checkpoint, devices, models, optimizer, prediction
 from ist_hpc.checkpoint_read import Checkpoint, DataShape, Progress
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
+from ist_hpc.evaluation import main_metric, metrics_for
 from ist_hpc.models.base import Model
 from ist_hpc.placement import at_round
 from ist_hpc.rows import rank_segments, refuse_uncountable
@@ -80,6 +82,7 @@ def _open(config: Config, ranks: int) -> tuple[Dataset, Model]:
             raise InputError(f"{dataset.path}: the {split} split has no rows")
     model = build_model(config, dataset)
     at_round(model.axes, ranks, config.seed, 0)  # refuses axes narrower than the ranks
+    metrics_for(dataset, config.evaluate)  # refuses propensities that cannot be
     for split, count in (
         ("train", config.evaluate.calibration_rows),
         ("test", config.evaluate.batch_rows),
@@ -137,7 +140,10 @@ def _restore(
         restored = checkpoint.restore(
             opened, model, slot_specs, shared_slots, runtime.rank, runtime.ranks
         )
-        return opened.progress, restored
+        progress = opened.progress
+        if opened.metric != main_metric(opened.data.sparse, config.evaluate):
+            progress = replace(progress, best=-1.0)  # of another metric
+        return progress, restored
 
 
 def _enter(

@@ -13,7 +13,7 @@ from ist_hpc.algorithms.base import Algorithm
 from ist_hpc.checkpoint_read import DataShape, Progress
 from ist_hpc.config import Config
 from ist_hpc.devices import moved
-from ist_hpc.evaluation import HomeNetwork, metrics_for
+from ist_hpc.evaluation import HomeNetwork, main_metric, metrics_for
 from ist_hpc.meters import KINDS, Meter, Reading
 from ist_hpc.models.base import Model
 from ist_hpc.optimizer import learning_rate
@@ -67,7 +67,7 @@ class Trainer:
         )
         self.test = CommonRows(comm, dataset, "test", config.data.assign)
         self._calibration: Rows | None = None
-        self._metric = metrics_for(dataset, config.evaluate).main
+        self._metric = main_metric(dataset.sparse, config.evaluate)
         self._meter = Meter(algorithm.device)
         self._totals = comm.bcast(folder.totals() if self.rank == 0 else None)
         self._result: dict[str, float] = {}

@@ -1,7 +1,8 @@
 """One process that holds the whole model and trains the N subnets one after the other.
 
 Written apart from the package: full tensors, plain indexing, its own update rules. It shares with
-the package only what the method makes common knowledge: deals and initial values.
+the package only what the method makes common knowledge, deals and initial values, and the loss of
+many labels, which test_many_labels.py checks.
 """
 
 from dataclasses import dataclass, field

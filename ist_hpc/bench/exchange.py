@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from ist_hpc import config as configuration
-from ist_hpc import models, optimizer
-from ist_hpc.bench.report import slowest, spread, table
+from ist_hpc import models, optimizer, prediction
+from ist_hpc.bench.report import count, slowest, spread, table
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
 from ist_hpc.exchange import Exchanger, allocate_home
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--config", type=Path, required=True, help="such as configs/speech2.yaml")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--rounds", type=int, default=20, help="repetitions after 3 to warm up")
+    parser.add_argument("--rounds", type=count, default=20, help="repetitions after 3 to warm up")
     parser.add_argument(
         "--stagger-ms",
         type=float,
@@ -51,7 +51,8 @@ def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
     config = together(comm, lambda: load(arguments.config, arguments.set))
     assert config.model.inputs is not None
     assert config.model.outputs is not None
-    model = models.build(config.model, config.model.inputs, config.model.outputs)
+    sparse = prediction.is_sparse(config, None)
+    model = models.build(config.model, config.model.inputs, config.model.outputs, sparse)
     together(comm, lambda: at_round(model.axes, runtime.ranks, config.seed, 0))
     rule = optimizer.build(config.optimizer)
     carried = rule.slot_specs(model.specs) if config.optimizer.state == "carry" else ()

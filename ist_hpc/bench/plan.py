@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ist_hpc import models, optimizer
+from ist_hpc import models, optimizer, prediction
 from ist_hpc.bench.exchange import load
-from ist_hpc.bench.report import spread, table
+from ist_hpc.bench.report import count, spread, table
 from ist_hpc.placement import Placement, at_round
 from ist_hpc.runtime import Runtime
 from ist_hpc.transfer import plan_exchange
@@ -25,13 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, required=True, help="such as configs/speech3.yaml")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     parser.add_argument("--of", nargs="+", type=int, default=[4, 16, 64], help="numbers of ranks")
-    parser.add_argument("--rounds", type=int, default=10, help="repetitions after 1 to warm up")
+    parser.add_argument("--rounds", type=count, default=10, help="repetitions after 1 to warm up")
 
 
 def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns seconds and pieces by number of ranks. Local."""
     config = load(arguments.config, arguments.set)
-    model = models.build(config.model, config.model.inputs or 0, config.model.outputs or 0)
+    sparse = prediction.is_sparse(config, None)
+    model = models.build(config.model, config.model.inputs or 0, config.model.outputs or 0, sparse)
     specs = (*model.specs, *optimizer.build(config.optimizer).slot_specs(model.specs))
     buffer_bytes = config.exchange.buffer_mib << 20
     figures: dict[str, Any] = {}

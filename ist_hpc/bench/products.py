@@ -16,7 +16,7 @@ import torch
 
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import ROWS, make_data, make_trainer, timed
-from ist_hpc.bench.report import slowest, spread, table
+from ist_hpc.bench.report import count, slowest, spread, table
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
 from ist_hpc.meters import peak_rss_mib
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, required=True, help="such as configs/amazon670k.yaml"
     )
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--steps", type=int, default=8, help="repetitions after 2 to warm up")
+    parser.add_argument("--steps", type=count, default=8, help="repetitions after 2 to warm up")
 
 
 def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Medians with their spread, and tables."""
 
+import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,13 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+
+def count(text: str) -> int:
+    """A number of repetitions, from 1 on; for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
+    return int(text)
 
 
 def slowest(comm: "MPI.Comm", seconds: Sequence[float]) -> npt.NDArray[np.float64]:

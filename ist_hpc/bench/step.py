@@ -17,7 +17,7 @@ from torch import nn
 
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import ROWS, make_data, make_trainer, timed
-from ist_hpc.bench.report import slowest, spread, table
+from ist_hpc.bench.report import count, slowest, spread, table
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
 from ist_hpc.placement import block_bounds
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bench step`."""
     parser.add_argument("--config", type=Path, required=True, help="such as configs/speech2.yaml")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--rounds", type=int, default=15, help="repetitions after 2 to warm up")
+    parser.add_argument("--rounds", type=count, default=15, help="repetitions after 2 to warm up")
 
 
 def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:

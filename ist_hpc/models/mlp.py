@@ -73,7 +73,7 @@ class MultiLayerPerceptron(Model):
         output_norm: bool = True,
         output_bias: bool = False,
         loss: str = "cross_entropy",
-        label_block: int = 4096,
+        label_block: int = 2048,
         sparse: bool = False,
     ) -> None:
         assert not (output_norm and output_bias), "batch norm would cancel the bias"
