@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ist_hpc.config import OptimizerConfig
 from ist_hpc.cost import UPDATE_SLAB_ELEMENTS
-from ist_hpc.models.base import RowGradient, SharedSpec
+from ist_hpc.models.base import ColumnGradient, RowGradient, SharedSpec
 from ist_hpc.placement import TensorSpec
 
 Slots = dict[str, Tensor]
@@ -54,7 +54,7 @@ class Optimizer(ABC):
     def step(
         self,
         weight: Tensor,
-        gradient: Tensor | RowGradient,
+        gradient: Tensor | RowGradient | ColumnGradient,
         slots: Slots,
         lr: float,
         trained: int,
@@ -62,6 +62,9 @@ class Optimizer(ABC):
         """One step of one weight, in place; slab by slab, so that temporaries stay small."""
         if isinstance(gradient, RowGradient):
             self._step_rows(weight, gradient, slots, lr, trained)
+            return
+        if isinstance(gradient, ColumnGradient):
+            self._step_columns(weight, gradient, slots, lr, trained)
             return
         for rows in _slabs(weight):
             of_rows = {name: slot[rows] for name, slot in slots.items()}
@@ -78,6 +81,13 @@ class Optimizer(ABC):
         weight.index_copy_(0, rows, updated)
         for name, slot in whole.items():
             slot.index_copy_(0, rows, gathered[name])
+
+    def _step_columns(
+        self, weight: Tensor, gradient: ColumnGradient, slots: Slots, lr: float, trained: int
+    ) -> None:
+        for columns, values in gradient.blocks:
+            of_columns = {name: slot[:, columns] for name, slot in slots.items()}
+            self.update(weight[:, columns], values, of_columns, lr, trained)
 
     def slot_specs(self, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
         """The slots of all weights as partitioned tensors."""
@@ -224,10 +234,28 @@ class RowwiseAdagrad(Optimizer):
         else:
             across = [d for d in range(gradient.dim()) if squares.shape[d] == 1]
             count = max(1, gradient.numel() // squares.numel())
-            norms = torch.linalg.vector_norm(gradient, dim=across, keepdim=True)
-            squares.add_(norms.square_().div_(count))
-        factor = squares.sqrt().add_(self.config.eps).reciprocal_()
-        weight.addcmul_(gradient, factor, value=-lr)
+            squares.add_(_sums_of_squares(gradient, across).div_(count))
+        weight.addcmul_(gradient, self._factor(squares), value=-lr)
+
+    def _step_columns(
+        self, weight: Tensor, gradient: ColumnGradient, slots: Slots, lr: float, trained: int
+    ) -> None:
+        # A unit is a row here, so its number needs all blocks before the first is applied.
+        squares = slots["squares"]
+        total = torch.zeros_like(squares)
+        for _, values in gradient.blocks:
+            total += _sums_of_squares(values, [1])
+        squares.add_(total.div_(weight.shape[1]))
+        factor = self._factor(squares)
+        for columns, values in gradient.blocks:
+            weight[:, columns].addcmul_(values, factor, value=-lr)
+
+    def _factor(self, squares: Tensor) -> Tensor:
+        return squares.sqrt().add_(self.config.eps).reciprocal_()
+
+
+def _sums_of_squares(gradient: Tensor, across: list[int]) -> Tensor:
+    return torch.linalg.vector_norm(gradient, dim=across, keepdim=True).square_()
 
 
 def _corrections(count: int, lr: float, beta1: float, beta2: float) -> tuple[float, float]:

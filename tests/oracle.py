@@ -134,9 +134,10 @@ class Oracle:
         if isinstance(labels, SparseRows):
             # The loss of many labels is checked against the plain formula in test_many_labels.py.
             weight = weights["out.weight"].detach()
-            gradient = torch.empty_like(weight)
-            loss = softmax(hidden.detach(), weight, None, labels, self.BLOCK, gradient)
-            gradients["out.weight"] = loss.weight_gradient
+            room = torch.empty(weight.numel())
+            loss = softmax(hidden.detach(), weight, None, labels, self.BLOCK, room)
+            blocks = [values for _, values in loss.weight_gradient.blocks]
+            gradients["out.weight"] = torch.cat(blocks, dim=1)
             hidden.backward(loss.hidden_gradient)
         else:
             logits = hidden @ weights["out.weight"]
@@ -152,24 +153,32 @@ class Oracle:
             for key, weight in weights.items():
                 gradient = gradients.get(key, weight.grad)
                 assert gradient is not None
-                self._update(thin[key], gradient, lr)
+                in_blocks = key == "out.weight" and isinstance(labels, SparseRows)
+                self._update(thin[key], gradient, lr, self.BLOCK if in_blocks else None)
 
     BLOCK = 3
 
-    def _update(self, parts: list[Tensor], gradient: Gradient, lr: float) -> None:
-        """Only the rows that a sparse batch uses change, but the step counts for all."""
+    def _update(
+        self, parts: list[Tensor], gradient: Gradient, lr: float, block: int | None
+    ) -> None:
+        """Only the rows that a sparse batch uses change, but the step counts for all.
+
+        The squares of a unit are summed `block` by block of columns.
+        """
         parts[4] += 1
         if isinstance(gradient, Tensor):
-            self._apply(parts, gradient, lr, unit_dimension=0)
+            self._apply(parts, gradient, lr, 0, block or gradient.shape[-1])
             return
         rows, values = gradient
         *rowwise, units = parts
         chosen = [part[rows] for part in rowwise]
-        self._apply([*chosen, units], values, lr, unit_dimension=1)
+        self._apply([*chosen, units], values, lr, 1, len(values))
         for part, new in zip(rowwise, chosen, strict=True):
             part[rows] = new
 
-    def _apply(self, parts: list[Tensor], gradient: Tensor, lr: float, unit_dimension: int) -> None:
+    def _apply(
+        self, parts: list[Tensor], gradient: Tensor, lr: float, unit_dimension: int, block: int
+    ) -> None:
         values, momentum, first, second, counts, squares, units = parts
         if self.rule.kind == "sgd":
             momentum.copy_(momentum * self.rule.momentum + gradient)
@@ -184,7 +193,10 @@ class Oracle:
                 sums = squares.addcmul_(gradient, gradient)
             else:
                 across = 1 - unit_dimension
-                mean = torch.linalg.vector_norm(gradient, dim=across) ** 2 / gradient.shape[across]
+                total = torch.zeros_like(units)
+                for part in gradient.split(max(1, block), dim=across):
+                    total += torch.linalg.vector_norm(part, dim=across) ** 2
+                mean = total / gradient.shape[across]
                 sums = units.add_(mean).unsqueeze(across)
             values.addcmul_(gradient, 1 / (sums.sqrt() + self.rule.eps), value=-lr)
             return

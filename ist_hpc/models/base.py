@@ -36,7 +36,17 @@ class RowGradient:
     values: Tensor
 
 
-Gradients = dict[str, Tensor | RowGradient]
+@dataclass(frozen=True, eq=False)
+class ColumnGradient:
+    """The gradient of a weight in blocks of its columns, as stored, each block contiguous.
+
+    blocks  (columns, values [rows, columns]), ascending and without gaps
+    """
+
+    blocks: tuple[tuple[slice, Tensor], ...]
+
+
+Gradients = dict[str, Tensor | RowGradient | ColumnGradient]
 """Of every weight, partitioned or shared, by key."""
 
 

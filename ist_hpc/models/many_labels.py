@@ -7,13 +7,14 @@ has room for as many rows as the rank has units; the logits of rows beyond that 
 twice. The gradient of a block is written when its exponentials have been used.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ist_hpc.models.base import ColumnGradient
 from ist_hpc.sparse import SparseRows
 
 
@@ -23,13 +24,13 @@ class LabelLoss:
 
     loss             scalar
     hidden_gradient  [rows, units]
-    weight_gradient  [units, labels]
+    weight_gradient  of [units, labels], in blocks of labels
     bias_gradient    [labels], or None without a bias
     """
 
     loss: Tensor
     hidden_gradient: Tensor
-    weight_gradient: Tensor
+    weight_gradient: ColumnGradient
     bias_gradient: Tensor | None
 
 
@@ -39,7 +40,7 @@ def softmax(
     bias: Tensor | None,
     labels: SparseRows,
     block: int,
-    gradient: Tensor,
+    room: Tensor,
 ) -> LabelLoss:
     """Cross-entropy with the label mass spread evenly over a row's labels; mean over rows.
 
@@ -47,9 +48,9 @@ def softmax(
     weight    [units, labels]
     labels    sets of labels; a row with none has no loss and no gradient
     block     labels computed at a time
-    gradient  [units, labels], contiguous; becomes that of the weight
+    room      flat, as large as the weight; the gradient of the weight will lie there
     """
-    return _Softmax(hidden, weight, bias, labels, block, gradient).compute()
+    return _Softmax(hidden, weight, bias, labels, block, room).compute()
 
 
 def binary(
@@ -58,7 +59,7 @@ def binary(
     bias: Tensor | None,
     labels: SparseRows,
     block: int,
-    gradient: Tensor,
+    room: Tensor,
 ) -> LabelLoss:
     """Binary cross-entropy, summed over all labels, mean over rows; arguments as of `softmax`."""
     rows = len(hidden)
@@ -66,7 +67,9 @@ def binary(
     bias_gradient = None if bias is None else torch.empty_like(bias)
     total = hidden.new_zeros(())
     buffer = hidden.new_empty(rows, min(block, weight.shape[1]))
-    for part in _parts(labels, weight.shape[1], block):
+    parts = list(_parts(labels, weight.shape[1], block))
+    blocks = _blocks(parts, room, weight)
+    for part, (_, gradient) in zip(parts, blocks, strict=True):
         logits = _logits(hidden, weight, bias, part.columns, buffer[:, : part.width])
         total += F.softplus(logits).sum() - logits[part.rows, part.places].sum()
         residual = logits.sigmoid_()
@@ -75,7 +78,7 @@ def binary(
         _accumulate(residual, hidden, weight, part.columns, hidden_gradient, gradient)
         if bias_gradient is not None:
             torch.sum(residual, 0, out=bias_gradient[part.columns])
-    return LabelLoss(total / rows, hidden_gradient, gradient, bias_gradient)
+    return LabelLoss(total / rows, hidden_gradient, ColumnGradient(blocks), bias_gradient)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +110,20 @@ def _parts(labels: SparseRows, count: int, block: int) -> Iterator[_Part]:
         yield _Part(slice(start, stop), rows[chosen], places, order[chosen])
 
 
+def _blocks(
+    parts: Sequence[_Part], room: Tensor, weight: Tensor
+) -> tuple[tuple[slice, Tensor], ...]:
+    """The gradient's blocks in the room, one behind the other."""
+    units = len(weight)
+    return tuple(
+        (
+            part.columns,
+            room[units * part.columns.start : units * part.columns.stop].view(units, part.width),
+        )
+        for part in parts
+    )
+
+
 class _Softmax:
     """The two passes of `softmax`, which has the arguments."""
 
@@ -117,13 +134,13 @@ class _Softmax:
         bias: Tensor | None,
         labels: SparseRows,
         block: int,
-        gradient: Tensor,
+        room: Tensor,
     ) -> None:
         self.hidden, self.weight, self.bias, self.labels = hidden, weight, bias, labels
         self.parts = list(_parts(labels, weight.shape[1], block))
         rows, units = hidden.shape
         self.kept = min(rows, units)
-        self.gradient = gradient
+        self.blocks = _blocks(self.parts, room, weight)
         self.buffer = hidden.new_empty(rows, min(block, weight.shape[1]))
 
     def compute(self) -> LabelLoss:
@@ -139,7 +156,8 @@ class _Softmax:
         loss = (mass * log_sums).sum() - (of_labels * self._logits_of_labels()).sum()
         factors = (largest - log_sums).exp_().mul_(mass / rows)
         hidden_gradient, bias_gradient = self._second_pass(factors, log_sums, mass, of_labels)
-        return LabelLoss(loss / rows, hidden_gradient, self.gradient, bias_gradient)
+        gradient = ColumnGradient(self.blocks)
+        return LabelLoss(loss / rows, hidden_gradient, gradient, bias_gradient)
 
     def _logits_of_labels(self) -> Tensor:
         """The logit of each label of the batch's sets; [entries]."""
@@ -156,7 +174,7 @@ class _Softmax:
         largest = hidden.new_empty(len(self.parts), len(hidden))
         sums = torch.empty_like(largest)
         for index, part in enumerate(self.parts):
-            held = self.gradient[:kept, part.columns]
+            held = self.blocks[index][1][:kept]
             again = self.buffer[kept:, : part.width]
             for rows, logits in ((slice(0, kept), held), (slice(kept, None), again)):
                 if len(logits):
@@ -176,15 +194,14 @@ class _Softmax:
         scale = (mass[kept:] / rows).unsqueeze(1)
         for index, part in enumerate(self.parts):
             residual = self.buffer[:, : part.width]
-            held = self.gradient[:kept, part.columns]
-            torch.mul(held, factors[index, :kept].unsqueeze(1), out=residual[:kept])
+            columns, gradient = self.blocks[index]
+            torch.mul(gradient[:kept], factors[index, :kept].unsqueeze(1), out=residual[:kept])
             if kept < rows:
                 again = residual[kept:]
                 _logits(hidden[kept:], self.weight, self.bias, part.columns, again)
                 again.sub_(log_sums[kept:].unsqueeze(1)).exp_().mul_(scale)
             residual[part.rows, part.places] -= of_labels[part.entries] / rows
-            columns = part.columns
-            _accumulate(residual, hidden, self.weight, columns, hidden_gradient, self.gradient)
+            _accumulate(residual, hidden, self.weight, columns, hidden_gradient, gradient)
             if bias_gradient is not None:
                 torch.sum(residual, 0, out=bias_gradient[columns])
         return hidden_gradient, bias_gradient
@@ -205,6 +222,6 @@ def _accumulate(
     hidden_gradient: Tensor,
     weight_gradient: Tensor,
 ) -> None:
-    """Add a block to the gradient of the hidden units, and write its part of the weight's."""
+    """Add a block to the gradient of the hidden units, and write that of the weight's columns."""
     hidden_gradient.addmm_(residual, weight[:, columns].t())
-    torch.mm(hidden.t(), residual, out=weight_gradient[:, columns])
+    torch.mm(hidden.t(), residual, out=weight_gradient)

@@ -190,7 +190,7 @@ class MultiLayerPerceptron(Model):
         assert self.label_block is not None
         function = many_labels.softmax if self._loss == "softmax" else many_labels.binary
         if last.weight not in room:
-            room[last.weight] = torch.empty_like(weight)
+            room[last.weight] = weight.new_empty(weight.numel())
         return function(hidden, weight, bias, labels, self.label_block, room[last.weight])
 
     def full_hidden(
