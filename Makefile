@@ -15,7 +15,7 @@ CASES ?= 1000000
 SEED ?= 0
 # seconds, after which a hanging run is stopped, and killed if it does not stop
 SERIAL_TIMEOUT ?= 900
-MPI_TIMEOUT ?= 300
+MPI_TIMEOUT ?= 600
 CHECK_TIMEOUT ?= 120
 
 # One environment for everything below: .venv first, and what Open MPI needs in a container or on a

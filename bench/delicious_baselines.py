@@ -47,8 +47,10 @@ def main(path: str) -> None:
             .fit(x, y)
             .decision_function(test_x)
         ),
-        "100 extremely randomised trees": lambda: (
-            ExtraTreesRegressor(100, min_samples_leaf=3, n_jobs=-1, random_state=0)
+        "50 extremely randomised trees": lambda: (
+            ExtraTreesRegressor(
+                50, min_samples_leaf=10, max_features=0.1, n_jobs=-1, random_state=0
+            )
             .fit(x.toarray(), y.toarray())
             .predict(test_x.toarray())
         ),

@@ -159,13 +159,16 @@ def test_a_shared_bias_is_trained_through_horovod(ranked):
     ("setting", "said"),
     [
         ("runtime.memory_gb=0.4", "not enough memory on"),
+        ("evaluate.top=[20000]", "`evaluate.top"),
+        ("data.row_entries=1000 model.inputs=160", "`data.row_entries` must be at most"),
         ("model.loss=cross_entropy", "the data have sets of labels, which take `model.loss"),
         ("model.output_norm=batch", "`model.output_norm: none`"),
         ("model.outputs=61", "has 60 classes, `model.outputs` says 61"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(ranked, setting, said):
-    line = one_error_line(train(ranked.place, "refused", "train.rounds=1", setting, check=False))
+    done = train(ranked.place, "refused", "train.rounds=1", *setting.split(), check=False)
+    line = one_error_line(done)
     assert said in line
     assert not (ranked.place / "runs" / "refused").exists()
 
@@ -175,3 +178,15 @@ def test_a_checkpoint_is_not_evaluated_on_dense_data(ranked, trained, tmp_path):
     command = ["-m", "ist_hpc.evaluate", ranked.run, "--data", "digits"]
     line = one_error_line(run_python(command, cwd=tmp_path, check=False))
     assert "features a row" in line
+
+
+def test_the_best_of_another_metric_is_not_taken_over_by_a_resume(ranked):
+    train(ranked.place, "top", "train.rounds=2")
+    train(ranked.place, "top", "train.rounds=3", "evaluate.top=[7]")
+    summary = ranked.summary("top")
+    assert summary["best"] == {"precision_at_7": summary["test"]["precision_at_7"]}
+    command = ["-m", "ist_hpc.plot", "runs/top", "--table", "--metric"]
+    both = run_python([*command, "precision_at_1"], cwd=ranked.place)
+    assert "best precision at 1" in both.stdout
+    line = one_error_line(run_python([*command, "precision_at_9"], cwd=ranked.place, check=False))
+    assert "no evaluation has `precision_at_9`" in line

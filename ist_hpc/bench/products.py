@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, required=True, help="such as configs/amazon670k.yaml"
     )
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--steps", type=count, default=8, help="repetitions after 2 to warm up")
+    parser.add_argument("--rounds", type=count, default=8, help="repetitions after 2 to warm up")
 
 
 def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
             trainer.model.specs[-1].subnet_shape(runtime.rank, runtime.ranks), config
         )
         own_s, whole_s, blocks_s = [], [], []
-        for _ in range(arguments.steps + 2):
+        for _ in range(arguments.rounds + 2):
             own_s.append(timed(comm, lambda: trainer.local_steps(1)))
             whole_s.append(timed(comm, products.whole))
             blocks_s.append(timed(comm, products.in_blocks))
