@@ -160,7 +160,7 @@ def test_the_text_says_plainly_what_does_not_fit(capsys):
     assert (got["ist"]["fits"], got["data_parallel"]["fits"]) == (True, False)
     _, out, _ = run(capsys, *small, "--memory-gb", "0.4")
     need = got["data_parallel"]["needs_bytes"] / 1e9
-    assert f"data parallel does NOT fit: needs {need:.2f} GB of 0.40 GB a rank" in out
+    assert f"data parallel does NOT fit: needs {need:.1f} GB of 0.4 GB a rank" in out
     assert "local SGD does NOT fit" in out
     assert "IST fits: needs 0." in out
     assert f"the fewest ranks with which IST fits: {got['fewest_ranks_ist']}" in out
