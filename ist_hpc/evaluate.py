@@ -78,7 +78,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--top",
-        type=_count,
+        type=_top,
         nargs="+",
         metavar="K",
         help="k of P@k and the others; default: `evaluate.top` of the checkpoint",
@@ -101,10 +101,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= MOST_TOP:
-        raise argparse.ArgumentTypeError(
-            f"must be a whole number from 1 to {MOST_TOP}, got {text!r}"
-        )
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def _top(text: str) -> int:
+    if _count(text) > MOST_TOP:
+        raise argparse.ArgumentTypeError(f"must be at most {MOST_TOP}, got {text!r}")
     return int(text)
 
 

