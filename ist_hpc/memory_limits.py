@@ -18,8 +18,9 @@ from pathlib import Path, PurePosixPath
 import psutil
 
 BASE_BYTES = 315 << 20
-"""Resident memory of a rank beside its model, about: 250 to 420 MiB were seen, since pages of
-PyTorch's libraries count and the kernel maps them in smaller or larger pieces."""
+"""Resident memory of a rank beside its model, as in most runs. About 155 MiB of it are its own; the
+rest are pages of PyTorch's libraries, of which the kernel may map more (630 MiB in all were seen),
+and which it takes back when memory is short."""
 
 _NODE = "node"
 _FIRST_USE_BYTES = 16 << 20  # what MPI, BLAS and HDF5 take when they are first used

@@ -51,6 +51,11 @@ class RunFolder:
             f"the run folder {self.path} exists; go on with it by --resume, or give another --name"
         )
 
+    def status(self) -> str:
+        """The first line of STATUS; empty if there is none."""
+        path = self.path / "STATUS"
+        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+
     def set_status(self, status: str) -> None:
         """Replace STATUS."""
         write_text(self.path / "STATUS", status + "\n")

@@ -112,9 +112,10 @@ def _record_failure(folder: "RunFolder", runtime: Runtime, error: BaseException)
     """Write why the run ends. An error of all ranks is written by rank 0."""
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, AgreedInputError | KeyboardInterrupt):
-        if runtime.rank == 0:
-            kind = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-            folder.set_status(f"{kind}: {reason}")
+        stopped = isinstance(error, KeyboardInterrupt)
+        # A rank that fails ends the others by a signal, which is not the reason to keep.
+        if runtime.rank == 0 and not (stopped and folder.status().startswith("failed")):
+            folder.set_status(f"{'stopped' if stopped else 'failed'}: {reason}")
     else:
         folder.set_status(f"failed: rank {runtime.rank}: {reason}")
 

@@ -288,13 +288,13 @@ def test_refused_means_that_one_bound_is_too_small(predicted, base, found):
 
 
 def test_the_base_is_what_a_rank_has_without_a_model():
-    """Within a half: versions differ, and pages of libraries are mapped in pieces of any size."""
+    """Its own memory is well inside the base; pages of libraries come beside, and vary."""
     code = (
-        "import torch, h5py, mpi4py.MPI, resource\n"
+        "import torch, h5py, mpi4py.MPI\n"
         "x = torch.rand(500, 500, requires_grad=True)\n(x @ x).sum().backward()\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(*(l.split()[1] for l in open('/proc/self/status') if l.startswith('RssAnon')))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
-    assert int(done.stdout) << 10 == pytest.approx(BASE_BYTES, rel=0.5)
+    assert BASE_BYTES / 4 < int(done.stdout) << 10 < BASE_BYTES

@@ -88,18 +88,7 @@ def cluster() -> Iterator[None]:
         subprocess.run([HOSTS, "slurm"], check=True, timeout=60)
         yield
     finally:
-        _stop_cluster()
-
-
-def _stop_cluster() -> None:
-    # jobs of a test that failed: their processes end only while the daemons are there
-    _on_h1("scancel", "--user=root")
-    _wait_until(lambda: not _on_h1("squeue", "--noheader").strip(), 60)
-    _on_h1("scontrol", "shutdown")
-    folder = Path(os.environ.get("HOSTS_DIR", "/run/ist-hosts")) / "slurm"
-    # a daemon that still writes its state would hinder the removal of the folder
-    _wait_until(lambda: not list(folder.glob("*.pid")), 30)
-    subprocess.run([HOSTS, "down"], check=True, timeout=60)
+        subprocess.run([HOSTS, "down"], check=True, timeout=90)
 
 
 def _on_h1(*command: str, **settings: str) -> str:
