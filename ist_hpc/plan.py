@@ -1,7 +1,8 @@
 """`python -m ist_hpc.plan`: what a run will need, before a cluster is asked; no MPI, no data.
 
 Memory of a rank, bytes of a round and operations of a step, under independent subnet training and,
-beside it, under local SGD and data parallel training. `ist_hpc.cost` says how they are counted.
+beside it, under local SGD and data parallel training. `cost` and `cost_memory` say how they are
+counted.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ist_hpc import __version__, cost, figure2
+from ist_hpc import __version__, cost, cost_memory, figure2
 from ist_hpc import config as configuration
 from ist_hpc.commandline import Parser
 from ist_hpc.config import Config, ModelConfig
@@ -150,9 +151,9 @@ def plan(config: Config, ranks: int, rounds: int, memory_gb: float | None = None
     job = prediction.job_of(config, model, ranks, meta)
     exchanges = cost.exact_bytes(job, rounds)
     memory = {
-        "ist": _memory(cost.subnet_memory(job)),
-        "local_sgd": _memory(cost.replica_memory(job, averages_gradient=False)),
-        "data_parallel": _memory(cost.replica_memory(job, averages_gradient=True)),
+        "ist": _memory(cost_memory.subnet_memory(job)),
+        "local_sgd": _memory(cost_memory.replica_memory(job, averages_gradient=False)),
+        "data_parallel": _memory(cost_memory.replica_memory(job, averages_gradient=True)),
     }
     report = {
         "name": config.name,
@@ -256,10 +257,10 @@ def _widths(config: Config) -> tuple[int, int, Meta | None]:
 
 
 def _peak(job: cost.Job) -> int:
-    return cost.subnet_memory(job).peak
+    return cost_memory.subnet_memory(job).peak
 
 
-def _memory(memory: cost.Memory) -> dict[str, Any]:
+def _memory(memory: cost_memory.Memory) -> dict[str, Any]:
     phases = {
         phase: {**items, "total": memory.total(phase)} for phase, items in memory.phases.items()
     }

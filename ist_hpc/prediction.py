@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ist_hpc import cost, optimizer
+from ist_hpc import cost, cost_memory, optimizer
 from ist_hpc.config import Config
 from ist_hpc.devices import free_gpu_bytes
 from ist_hpc.errors import InputError
@@ -49,7 +49,7 @@ def job_of(config: Config, model: Model, ranks: int, meta: Meta | None) -> cost.
             for spec in model.specs
             for slot in rule.slot_names(has_two_axes=False)
         ),
-        scratch=cost.UPDATE_SCRATCH[config.optimizer.kind],
+        scratch=cost_memory.UPDATE_SCRATCH[config.optimizer.kind],
         batch_size=config.data.batch_size,
         row_entries=_row_entries(config, meta),
         label_block=model.label_block,
@@ -89,7 +89,10 @@ def refuse_too_large_for_gpu(job: cost.Job, device: torch.device, sharing: int) 
     """Raise `InputError` if the ranks that share a GPU will need more than it has free. Local."""
     if device.type == "cpu":
         return
-    needed_bytes, free_bytes = cost.subnet_memory(job).peaks_with_gpu()[1], free_gpu_bytes(device)
+    needed_bytes, free_bytes = (
+        cost_memory.subnet_memory(job).peaks_with_gpu()[1],
+        free_gpu_bytes(device),
+    )
     if sharing * needed_bytes > free_bytes:
         raise InputError(
             f"not enough memory on the GPU {device.index}: {sharing} rank(s) need "
@@ -101,7 +104,7 @@ def refuse_too_large_for_gpu(job: cost.Job, device: torch.device, sharing: int) 
 
 def refuse_too_large(config: Config, job: cost.Job, grants: Sequence[Grant]) -> None:
     """Raise `InputError` if the ranks of a node will need more memory than it grants. Local."""
-    memory = cost.subnet_memory(job)
+    memory = cost_memory.subnet_memory(job)
     needed_bytes = memory.peak if config.device == "cpu" else memory.peaks_with_gpu()[0]
     problem = refusal(needed_bytes, grants, configured_gb=config.runtime.memory_gb)
     if problem is not None:

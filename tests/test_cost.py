@@ -1,4 +1,4 @@
-"""What `ist_hpc.cost` predicts is what the exchange plans, moves and holds."""
+"""What `cost` and `cost_memory` predict is what the exchange plans, moves and holds."""
 
 import json
 from dataclasses import replace
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ist_hpc import cost, evaluation, exchange, optimizer
+from ist_hpc import cost, cost_memory, evaluation, exchange, optimizer
 from ist_hpc.config import OptimizerConfig
 from ist_hpc.exchange import Exchanger
 from ist_hpc.held import state_bytes, zeros_at
@@ -34,7 +34,7 @@ def make_job(widths=ODD, ranks=3, kind="sgd", momentum=0.9, bias=False, **option
             for spec in model.specs
             for slot in rule.slot_names(has_two_axes=False)
         ),
-        scratch=cost.UPDATE_SCRATCH[kind],
+        scratch=cost_memory.UPDATE_SCRATCH[kind],
         shared_elements=sum(int(np.prod(spec.shape)) for spec in model.shared),
         **options,
     )
@@ -169,7 +169,7 @@ def test_operations_agree_with_the_model():
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_weights_slots_and_home_copies_are_what_is_held(widths, ranks):
     job = make_job(widths, ranks, "adam")
-    memory = cost.subnet_memory(job).phases
+    memory = cost_memory.subnet_memory(job).phases
     weights = state_bytes(zeros_at(job.weights, job.placement(0), 0))
     slots = state_bytes(zeros_at(job.slots, job.placement(0), 0))
     assert memory["training"]["weights"] == weights
@@ -196,7 +196,7 @@ def test_an_exchange_holds_twice_what_is_predicted(monkeypatch, widths, buffer_b
     exchanger = Exchanger(Alone(), buffer_bytes / 2**20)
     state = zeros_at(job.exchanged, job.placement(0), 0)
     exchanger.exchange(job.exchanged, job.placement(0), job.placement(1), state)
-    predicted = cost.subnet_memory(job).phases["exchange"]
+    predicted = cost_memory.subnet_memory(job).phases["exchange"]
     assert predicted["doubled"] == max(held)
     buffers = 4 * sum(buffer.numel() for buffer in exchanger.staging.buffers.values())
     assert buffers <= predicted["buffers"] <= buffer_bytes * 1.02 + 4 * 4 * 3
@@ -204,26 +204,26 @@ def test_an_exchange_holds_twice_what_is_predicted(monkeypatch, widths, buffer_b
 
 def test_smaller_buffers_hold_less_twice():
     jobs = [make_job((64, (48, 48), 32), 4, buffer_bytes=size) for size in (1 << 11, 1 << 20)]
-    small, large = (cost.subnet_memory(job).phases["exchange"] for job in jobs)
+    small, large = (cost_memory.subnet_memory(job).phases["exchange"] for job in jobs)
     assert small["doubled"] < large["doubled"]
     assert small["buffers"] < large["buffers"]
 
 
 def test_a_state_begun_anew_each_round_is_not_there_in_the_exchange():
     job = make_job(kind="adam", carry=False)
-    phases = cost.subnet_memory(job).phases
+    phases = cost_memory.subnet_memory(job).phases
     assert phases["exchange"]["slots"] == 0
     assert phases["training"]["slots"] == phases["evaluation"]["slots"] > 0
     assert phases["checkpoint"]["home_copies"] == phases["evaluation"]["home_copies"]
 
 
 def test_memory_is_the_phase_that_holds_most():
-    memory = cost.Memory({"a": {"x": 1, "y": 2}, "b": {"x": 4}})
+    memory = cost_memory.Memory({"a": {"x": 1, "y": 2}, "b": {"x": 4}})
     assert (memory.peak_phase, memory.peak, memory.total("a")) == ("b", 4, 3)
 
 
 def test_every_optimiser_has_its_scratch():
-    assert set(cost.UPDATE_SCRATCH) == set(optimizer._KINDS)
+    assert set(cost_memory.UPDATE_SCRATCH) == set(optimizer._KINDS)
 
 
 def test_activations_are_no_less_than_what_autograd_keeps():
@@ -242,7 +242,7 @@ def test_activations_are_no_less_than_what_autograd_keeps():
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model.loss_and_gradients(weights, features, labels, {})
     job = make_job((64, (96, 80), 10), ranks=1, batch_size=32)
-    estimate = cost.step_activations(job, 1)
+    estimate = cost_memory.step_activations(job, 1)
     assert sum(kept.values()) <= estimate <= 2.5 * sum(kept.values())
 
 
@@ -250,16 +250,18 @@ def test_activations_are_no_less_than_what_autograd_keeps():
 @pytest.mark.parametrize("widths", [(300, (1000, 400), 9), (300, (1000,), 9)])
 def test_activations_of_the_full_network_are_what_is_held(monkeypatch, widths, rows):
     """While a layer's outputs are gathered: what came in, its own outputs and those of all."""
-    monkeypatch.setattr(cost, "_GATHER_BYTES", 1 << 20)
+    monkeypatch.setattr(cost_memory, "_GATHER_BYTES", 1 << 20)
     job = make_job(widths, ranks=4, calibration_rows=rows, evaluation_rows=1)
     gathered = min(4 * rows * 1000, 1 << 20)
     first = 4 * rows * (250 + 1000) + gathered
     later = 4 * rows * (1000 + 100 + 400) + min(4 * rows * 400, 1 << 20)
-    assert cost.full_activations(job) == (first if len(widths[1]) == 1 else max(first, later))
+    assert cost_memory.full_activations(job) == (
+        first if len(widths[1]) == 1 else max(first, later)
+    )
 
 
 def test_activations_are_gathered_as_many_at_a_time_as_is_counted():
-    assert cost._GATHER_BYTES == evaluation._GATHER_BYTES
+    assert cost_memory._GATHER_BYTES == evaluation._GATHER_BYTES
 
 
 # Size.

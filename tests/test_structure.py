@@ -21,6 +21,7 @@ LAYERS = [
         "configtypes",
         "config",
         "cost",
+        "cost_memory",
         "csr",
         "errors",
         "commandline",

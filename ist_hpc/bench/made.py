@@ -1,7 +1,9 @@
 """Data of the configured shape and a trainer on them, for benchmarks of a step."""
 
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,7 @@ from ist_hpc.csr import Csr
 from ist_hpc.errors import InputError
 from ist_hpc.rows import rank_segments
 from ist_hpc.runfolder import RunFolder
-from ist_hpc.runtime import Runtime
+from ist_hpc.runtime import Runtime, on_root
 from ist_hpc.shards import Dataset, DatasetWriter
 from ist_hpc.training import Trainer
 
@@ -72,6 +74,19 @@ def make_trainer(runtime: Runtime, config: Config, dataset: Dataset, folder: Pat
     progress = Progress(ranks=runtime.ranks)
     run_folder = RunFolder(folder / "run")
     return Trainer(runtime.comm, config, dataset, model, algorithm, run_folder, segments, progress)
+
+
+@contextmanager
+def trainer_in_a_round(runtime: Runtime, config: Config) -> Iterator[Trainer]:
+    """A trainer on made data, its first round begun; the data go at the end. Collective."""
+    comm = runtime.comm
+    with tempfile.TemporaryDirectory() as folder:
+        shared = Path(comm.bcast(folder))
+        on_root(comm, lambda: make_data(config, shared / "data", ROWS))
+        trainer = make_trainer(runtime, config, Dataset.open(shared / "data"), shared)
+        trainer.algorithm.begin_round(0)
+        yield trainer
+        comm.Barrier()
 
 
 def timed(comm: "MPI.Comm", body: Callable[[], object]) -> float:

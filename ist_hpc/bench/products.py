@@ -7,7 +7,6 @@ products take turns, on every rank at once.
 """
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,12 @@ import numpy as np
 import torch
 
 from ist_hpc.bench.exchange import load
-from ist_hpc.bench.made import ROWS, make_data, make_trainer, timed
+from ist_hpc.bench.made import timed, trainer_in_a_round
 from ist_hpc.bench.report import count, slowest, spread, table
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
 from ist_hpc.meters import peak_rss_mib
-from ist_hpc.runtime import Runtime, on_root, together
-from ist_hpc.shards import Dataset
+from ist_hpc.runtime import Runtime, together
 
 HELP = "seconds of a local step with many labels, against its bare matrix products"
 
@@ -39,12 +37,7 @@ def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns the figures, the same on all ranks. Collective."""
     comm = runtime.comm
     config = together(comm, lambda: _load(arguments))
-    with tempfile.TemporaryDirectory() as folder:
-        shared = Path(comm.bcast(folder))
-        on_root(comm, lambda: make_data(config, shared / "data", ROWS))
-        dataset = Dataset.open(shared / "data")
-        trainer = make_trainer(runtime, config, dataset, shared)
-        trainer.algorithm.begin_round(0)
+    with trainer_in_a_round(runtime, config) as trainer:
         trainer.local_steps(1)
         peak_mib = comm.allgather(peak_rss_mib())  # before the products take memory of their own
         products = _Products(
@@ -55,7 +48,6 @@ def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
             own_s.append(timed(comm, lambda: trainer.local_steps(1)))
             whole_s.append(timed(comm, products.whole))
             blocks_s.append(timed(comm, products.in_blocks))
-        comm.Barrier()
     own, whole, blocks = (slowest(comm, values[2:]) for values in (own_s, whole_s, blocks_s))
     faster = whole if np.median(whole) < np.median(blocks) else blocks
     return {

@@ -6,7 +6,6 @@ rows of a tensor in memory. The two take turns, a round's steps at a time, on ev
 """
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from ist_hpc.bench.exchange import load
-from ist_hpc.bench.made import ROWS, make_data, make_trainer, timed
+from ist_hpc.bench.made import ROWS, timed, trainer_in_a_round
 from ist_hpc.bench.report import count, slowest, spread, table
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
 from ist_hpc.placement import block_bounds
-from ist_hpc.runtime import Runtime, on_root, together
+from ist_hpc.runtime import Runtime, together
 from ist_hpc.shards import Dataset
 
 HELP = "seconds of a local step, against a bare PyTorch loop on the same thin network"
@@ -38,19 +37,13 @@ def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns the figures, the same on all ranks. Collective."""
     comm = runtime.comm
     config = together(comm, lambda: _load(arguments))
-    with tempfile.TemporaryDirectory() as folder:
-        shared = Path(comm.bcast(folder))
-        on_root(comm, lambda: make_data(config, shared / "data", ROWS))
-        dataset = Dataset.open(shared / "data")
-        trainer = make_trainer(runtime, config, dataset, shared)
-        bare = _BareLoop(config, dataset, trainer.model.axes, runtime)
+    with trainer_in_a_round(runtime, config) as trainer:
+        bare = _BareLoop(config, trainer.dataset, trainer.model.axes, runtime)
         steps = config.train.local_steps
-        trainer.algorithm.begin_round(0)
         own_s, bare_s = [], []
         for _ in range(arguments.rounds + 2):
             bare_s.append(timed(comm, lambda: bare.steps(steps)) / steps)
             own_s.append(timed(comm, lambda: trainer.local_steps(steps)) / steps)
-        comm.Barrier()
     own, alone = slowest(comm, own_s[2:]), slowest(comm, bare_s[2:])
     return {
         "ranks": runtime.ranks,

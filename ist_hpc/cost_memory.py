@@ -1,0 +1,317 @@
+"""What a rank holds before a run is started: its memory, phase by phase.
+
+The tensors that the code holds at the same time are counted from shapes and deals, without
+temporaries of a few MiB and without Python, PyTorch, MPI and Horovod themselves. The same is
+counted for data parallel training and local SGD, where every rank holds the whole model.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ist_hpc.cost import Job, matrices
+from ist_hpc.placement import TensorSpec, block_bounds, home
+from ist_hpc.transfer import ELEMENT_BYTES, Plan, pair_counts, plan_exchange, with_slack
+
+UPDATE_SLAB_ELEMENTS = 1 << 20
+"""Elements of a weight that the optimiser updates at a time, at least a row."""
+UPDATE_SCRATCH: Mapping[str, tuple[int, int]] = {
+    "sgd": (0, 0),
+    "adam": (8, 20),
+    "adagrad": (4, 4),
+    "rowwise_adagrad": (0, 0),
+}
+"""Temporary bytes an element of the slab that is being updated, by kind of optimiser.
+
+(where one count of updates serves the tensor, where every element has its own). Adam makes a root
+and a quotient; with counts of their own also an index (int64) and the factors looked up by it.
+"""
+
+HOME_ENTRIES_AT_ONCE = 1 << 15
+"""Entries of sparse rows that enter a home block at a time: its columns are gathered for them."""
+_SPARSE_WORDS = 14  # a step's batch: entries, their order by feature, and indices on the way
+_BLOCKS_OF_TOP = 4  # logits of a block of labels, and what finding the largest makes of them
+_GATHER_BYTES = 8 << 20  # of the activations that an evaluation gathers, at a time
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank, phase by phase: phase -> item -> bytes that are held at the same time."""
+
+    phases: Mapping[str, Mapping[str, int]]
+
+    def total(self, phase: str) -> int:
+        """Bytes of a phase."""
+        return sum(self.phases[phase].values())
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that holds most."""
+        return max(self.phases, key=self.total)
+
+    @property
+    def peak(self) -> int:
+        """Bytes of that phase."""
+        return self.total(self.peak_phase)
+
+    def peaks_with_gpu(self) -> tuple[int, int]:
+        """(host, GPU) bytes, each at its peak, where weights and activations are on a GPU.
+
+        Rows stay on the host; buffers are on both, pinned on the host; a checkpoint's home blocks
+        are copied to it tensor by tensor, counted here all at once.
+        """
+        on_host = ("window", "calibration", "buffers")
+        host = max(sum(items.get(name, 0) for name in on_host) for items in self.phases.values())
+        host += self.phases.get("checkpoint", {}).get("home_copies", 0)
+        gpu = max(
+            sum(size for name, size in items.items() if name not in ("window", "calibration"))
+            for items in self.phases.values()
+        )
+        return host, gpu
+
+
+def subnet_memory(job: Job) -> Memory:
+    """Memory of rank 0 under independent subnet training.
+
+    Deals and home blocks give the first ranks the extra units, so no rank holds more but for the
+    buffers, which are those of the busiest rank. Phases:
+
+    training    a step: gradient, activations of a batch, temporaries of the optimiser's update
+    exchange    to the next round: what its chunks hold twice
+    evaluation  a visit home: home blocks of input and output layers, the full network's activations
+    checkpoint  the same with the slots' home blocks; statistics are computed for a checkpoint, too
+
+    Activations are an estimate; everything else is counted as the code allocates it.
+    """
+    weights, slots = _round_bytes(job.weights, job), _slot_bytes(job)
+    shared = job.shared_elements * ELEMENT_BYTES
+    next_round = _exchange_scratch(job, job.exchanged, to_home=False)
+    visit = _exchange_scratch(job, job.weights, to_home=True)
+    saving = _exchange_scratch(job, job.exchanged, to_home=True)
+    kept = {
+        "weights": weights + shared,
+        "buffers": max(next_round.buffers, visit.buffers, saving.buffers),
+        **_rows_kept(job),
+    }
+    widths = full_activations(job)
+    weight_copies = _home_copies(job.weights, job.ranks)
+    slot_copies = _home_copies(job.slots, job.ranks) if job.carry else 0
+    phases = {
+        "training": {
+            "slots": slots,
+            "gradient": _gradient_bytes(job, job.ranks) + shared,
+            "update": _update_scratch(job, job.ranks),
+            "activations": step_activations(job, job.ranks),
+        },
+        "exchange": {"slots": slots if job.carry else 0, "doubled": next_round.doubled},
+        "evaluation": {
+            "slots": slots,
+            "home_copies": weight_copies,
+            "activations": widths,
+        },
+        "checkpoint": {
+            "slots": slots,
+            "home_copies": weight_copies + slot_copies,
+            "activations": widths,
+        },
+    }
+    return Memory({name: kept | items for name, items in phases.items()})
+
+
+def replica_memory(job: Job, averages_gradient: bool) -> Memory:
+    """Memory of a rank that holds the whole model, in a step: data parallel and local SGD.
+
+    Data parallel training averages the gradient, for which it is a whole tensor even under sparse
+    rows. Without Horovod's fusion buffer, and without an evaluation, which adds activations.
+    """
+    whole = job.weight_elements * ELEMENT_BYTES
+    step = {
+        "weights": whole,
+        **_rows_kept(job),
+        "slots": job.replica_slot_elements * ELEMENT_BYTES,
+        "gradient": whole if averages_gradient else _gradient_bytes(job, ranks=1),
+        "update": _update_scratch(job, ranks=1),
+        "activations": step_activations(job, ranks=1),
+    }
+    return Memory({"training": step})
+
+
+def _gradient_bytes(job: Job, ranks: int) -> int:
+    """Of a step: whole tensors, and of the first matrix under sparse rows what occurs."""
+    dense = _subnet_bytes(job.dense_weights, ranks)
+    if job.row_entries is None:
+        return dense
+    units, _ = _logical_subnet(matrices(job.weights)[0], ranks)
+    return dense + job.occurring(job.batch_size) * units * ELEMENT_BYTES
+
+
+def step_activations(job: Job, ranks: int) -> int:
+    """Estimated bytes of the activations of one step of rank 0 (`ranks` 1: of the whole model).
+
+    The batch; two of every layer's width, before and after its norm, and one more of the output
+    for its softmax; two of the widest layer while gradients pass through it. With labels in blocks,
+    of the output two blocks, and the sums of every block.
+    """
+    layers = matrices(job.weights)
+    shapes = [_logical_subnet(spec, ranks) for spec in layers]
+    if not shapes:
+        return 0
+    widths = [rows for rows, _ in shapes]
+    entering: float = shapes[0][1] if job.row_entries is None else _SPARSE_WORDS * job.row_entries
+    outputs = widths.pop() if job.label_block is not None else 0
+    across = entering + 2 * sum(widths) + 2 * max(widths, default=0)
+    if job.label_block is None:
+        across += widths[-1]
+    else:
+        across += 2 * min(job.label_block, outputs) + 5 * -(-outputs // job.label_block)
+    return round(job.batch_size * across * ELEMENT_BYTES)
+
+
+def full_activations(job: Job) -> int:
+    """Estimated bytes of the activations of the full network on one rank.
+
+    Layer by layer: what came in, and either this rank's outputs before and after their norm or
+    its outputs and those of all ranks, with the rows that are being gathered. The larger of the
+    calibration (whose input is counted as kept rows) and of a batch of the evaluation. Of labels in
+    blocks, some blocks of logits.
+    """
+    layers = matrices(job.weights)
+    peak = 0
+    for index, spec in enumerate(layers):
+        # Of sets of labels only the best logits are kept; those of classes are gathered whole.
+        sets = job.label_block is not None and job.row_entries is not None
+        blocked = sets and index == len(layers) - 1
+        for rows, kept in ((job.calibration_rows, True), (job.evaluation_rows, False)):
+            came_in = rows * spec.columns * ELEMENT_BYTES if index else 0
+            came_in += 0 if kept else _rows_bytes(job, rows)
+            if blocked and job.label_block is not None:
+                own = int(block_bounds(spec.rows, job.ranks)[1])
+                at_once = min(job.label_block, own)
+                here = 0 if kept else _BLOCKS_OF_TOP * rows * at_once * ELEMENT_BYTES
+            else:
+                here = _layer_bytes(spec, rows, job.ranks)
+            if index == 0 and job.row_entries is not None:
+                own = int(block_bounds(spec.rows, job.ranks)[1])
+                columns = min(job.occurring(rows), HOME_ENTRIES_AT_ONCE)
+                here += 2 * columns * own * ELEMENT_BYTES
+            peak = max(peak, came_in + here)
+    return peak
+
+
+def _rows_bytes(job: Job, rows: int) -> int:
+    """Bytes of so many rows as a network takes them."""
+    words = matrices(job.weights)[0].columns if job.row_entries is None else 3 * job.row_entries
+    return round(rows * words * ELEMENT_BYTES)
+
+
+def _layer_bytes(spec: TensorSpec, rows: int, ranks: int) -> int:
+    """Bytes of so many rows through one layer of the full network, beside what came in."""
+    own = int(block_bounds(spec.rows, ranks)[1])
+    norming = rows * 2 * own * ELEMENT_BYTES
+    gathering = rows * (own + spec.rows) * ELEMENT_BYTES
+    gathering += min(rows * spec.rows * ELEMENT_BYTES, _GATHER_BYTES)
+    return max(norming, gathering if ranks > 1 else 0)
+
+
+@dataclass(frozen=True)
+class _Scratch:
+    """Bytes that one kind of exchange needs beside the state itself."""
+
+    buffers: int
+    doubled: int
+
+
+def _exchange_scratch(job: Job, specs: Sequence[TensorSpec], to_home: bool) -> _Scratch:
+    """Of the exchange from round 0 to round 1, or from round 0 home, which stand for all others."""
+    source = job.placement(0)
+    target = home(job.ranks) if to_home else job.placement(1)
+    plan = plan_exchange(specs, source, target, 0, job.buffer_bytes)
+    counts = pair_counts(specs, source, target)
+    buffers = 0
+    if plan.chunks:
+        of_either_kind = min(2, len(plan.chunks))
+        for axis in (0, 1):
+            most = -(-int(counts.sum(axis=axis).max()) // len(plan.chunks))
+            buffers += of_either_kind * with_slack(most) * ELEMENT_BYTES
+    doubled = 0 if to_home else _doubled_bytes(plan)
+    return _Scratch(buffers, doubled)
+
+
+def _doubled_bytes(plan: Plan) -> int:
+    """The most that an exchange to another round holds twice: old and new of what a chunk touches.
+
+    A tensor is doubled from the first chunk that writes it to the last that touches it.
+    """
+    opened: dict[str, int] = {}
+    closed: dict[str, int] = {}
+    for index, chunk in enumerate(plan.chunks):
+        for piece in chunk.recv_pieces:
+            if piece.place == "subnet":
+                opened.setdefault(piece.spec.key, index)
+        for piece in (*chunk.send_pieces, *chunk.recv_pieces):
+            closed[piece.spec.key] = index
+    size = {
+        spec.key: math.prod(spec.subnet_shape(plan.rank, plan.target.ranks)) for spec in plan.specs
+    }
+    moved = {source.spec.key for source, _ in plan.local_moves} | closed.keys()
+    peak = max((size[key] for key in moved), default=0)  # those without a chunk: one at a time
+    for index in range(len(plan.chunks)):
+        at_once = sum(size[key] for key, first in opened.items() if first <= index <= closed[key])
+        peak = max(peak, at_once)
+    return peak * ELEMENT_BYTES
+
+
+def _logical_subnet(spec: TensorSpec, ranks: int) -> tuple[int, int]:
+    """(outputs, inputs) of the subnet part of rank 0, however it is stored."""
+    first, second = spec.subnet_shape(0, ranks)[:2]
+    return (second, first) if spec.transposed else (first, second)
+
+
+def _subnet_bytes(specs: Iterable[TensorSpec], ranks: int) -> int:
+    return sum(math.prod(spec.subnet_shape(0, ranks)) for spec in specs) * ELEMENT_BYTES
+
+
+def _home_bytes(specs: Iterable[TensorSpec], ranks: int) -> int:
+    return sum(math.prod(spec.home_shape(0, ranks)) for spec in specs) * ELEMENT_BYTES
+
+
+def _round_bytes(specs: Sequence[TensorSpec], job: Job) -> int:
+    """What a rank holds in a round: subnets, and the home blocks of tensors with two dealt axes."""
+    middle = [spec for spec in specs if spec.has_two_axes]
+    return _subnet_bytes(specs, job.ranks) + _home_bytes(middle, job.ranks)
+
+
+def _home_copies(specs: Iterable[TensorSpec], ranks: int) -> int:
+    """What a visit adds: the home blocks of tensors with one dealt axis."""
+    return _home_bytes([spec for spec in specs if not spec.has_two_axes], ranks)
+
+
+def _slot_bytes(job: Job) -> int:
+    own = _round_bytes(job.slots, job) if job.carry else _subnet_bytes(job.slots, job.ranks)
+    return own + job.shared_slot_elements * ELEMENT_BYTES
+
+
+def _update_scratch(job: Job, ranks: int) -> int:
+    """Temporaries of the largest update, made slab by slab; of sparse rows all that occur at once.
+
+    There the rows of the weight and of its slots are gathered, too.
+    """
+    one, two = job.scratch
+    most = 0
+    for spec in job.dense_weights:
+        shape = spec.subnet_shape(0, ranks)
+        slab = min(math.prod(shape), max(UPDATE_SLAB_ELEMENTS, math.prod(shape[1:])))
+        most = max(most, slab * (two if spec.has_two_axes and ranks > 1 else one))
+    if job.row_entries is not None:
+        first = matrices(job.weights)[0]
+        slots = sum(1 for slot in job.slots if slot.shape == first.shape)
+        units, _ = _logical_subnet(first, ranks)
+        gathered = (1 + slots) * ELEMENT_BYTES + one
+        most = max(most, job.occurring(job.batch_size) * units * gathered)
+    return most
+
+
+def _rows_kept(job: Job) -> dict[str, int]:
+    """Rows that stay in memory: those for calibration, from the first visit on, and the window."""
+    calibration = _rows_bytes(job, job.calibration_rows) if matrices(job.weights) else 0
+    return {"calibration": calibration, "window": job.window_bytes}
