@@ -48,6 +48,7 @@ class Dataset:
     def __init__(self, path: Path, meta: Meta) -> None:
         self.path = path
         self._meta = meta
+        self._label_counts: npt.NDArray[np.int64] | None = None
         self._layout = layout_of(meta)
         self.name = meta.name
         self.kind = meta.kind
@@ -107,11 +108,12 @@ class Dataset:
     def label_counts(self) -> npt.NDArray[np.int64] | None:
         """In how many train rows each label occurs, int64 [outputs]; None if it is not stored.
 
-        Checks the file's size, SHA-256 and content. Raises InputError.
+        Checks the file's size, SHA-256 and content when first asked. Raises InputError.
         """
-        if self._meta.label_counts is None:
-            return None
-        return read_label_counts(self.path, self._meta.label_counts, self.outputs, self._fix())
+        file = self._meta.label_counts
+        if file is not None and self._label_counts is None:
+            self._label_counts = read_label_counts(self.path, file, self.outputs, self._fix())
+        return self._label_counts
 
     def shard_range(self, split: str, index: int) -> tuple[int, int]:
         """The rows of the split, start to stop, that shard number `index` holds."""

@@ -4,8 +4,10 @@ import json
 
 import h5py
 import numpy as np
+import pytest
 
-from ist_hpc.shards import DatasetWriter
+from ist_hpc.errors import InputError
+from ist_hpc.shards import Dataset, DatasetWriter
 
 CLASSES = ["no", "maybe", "yes"]
 
@@ -35,6 +37,21 @@ def edit_meta(path, edit):
     meta = json.loads((path / "meta.json").read_text())
     edit(meta)
     (path / "meta.json").write_text(json.dumps(meta))
+
+
+def assert_refused_when_changed(made, change, message):
+    """After `change` of its open file, the first train shard is neither passed nor read."""
+    file = made / "train-0000.h5"
+    with h5py.File(file, "r+") as opened:
+        change(opened)
+    edit_meta(made, lambda meta: meta["shards"]["train"][0].update(bytes=file.stat().st_size))
+    with Dataset.open(made) as data:
+        for look in (
+            lambda: data.check_shard("train", 0, checksum=False),
+            lambda: data.read("train", 0, 1),
+        ):
+            with pytest.raises(InputError, match=rf"train-0000\.h5: .*{message}"):
+                look()
 
 
 def flip(file, offset):
