@@ -40,7 +40,7 @@ def start_run(runtime: Runtime, config: Config, folder: RunFolder, resume: bool)
     saved = checkpoint.newest_valid(comm, folder.checkpoints) if resume else None
     if saved is not None:
         together(comm, lambda: _check_saved(saved, config, dataset))
-    algorithm = algorithms.build(comm, config, model)
+    algorithm = algorithms.build(comm, config, model, device)
     if saved is None:
         progress = Progress(ranks=runtime.ranks)
         algorithm.start_new(config.seed)

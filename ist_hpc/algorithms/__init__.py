@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from ist_hpc import devices, optimizer
 from ist_hpc.algorithms.base import Algorithm
 from ist_hpc.algorithms.ist import IndependentSubnets
@@ -16,13 +18,13 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
-def build(comm: "MPI.Comm", config: Config, model: Model) -> Algorithm:
-    """The algorithm that a configuration names, on the device that it names.
+def build(
+    comm: "MPI.Comm", config: Config, model: Model, device: torch.device = devices.CPU
+) -> Algorithm:
+    """The algorithm that a configuration names, on this rank's device (of `devices.choose`).
 
-    Starts Horovod if the model shares weights. Collective. Raises `AgreedInputError` if a rank has
-    no such device.
+    Starts Horovod if the model shares weights. Collective.
     """
-    device = devices.choose(comm, config.device)
     shared = None
     if model.shared:
         shared = SharedWeights(start_horovod(comm, config.runtime.silence_s))

@@ -181,7 +181,7 @@ def trained(world, place, name: str, device: torch.device, kind: str) -> tuple[d
     config = configuration.load(None, settings)
     with Dataset.open(config.data.path) as dataset:
         model = models.build(config.model, dataset.features, dataset.outputs, dataset.sparse)
-        algorithm = algorithms.build(world, config, model)
+        algorithm = algorithms.build(world, config, model, device)
         assert algorithm.device == device
         algorithm.start_new(config.seed)
         segments = rank_segments(dataset, "train", "rows", world.Get_rank(), world.Get_size())
@@ -195,10 +195,9 @@ def trained(world, place, name: str, device: torch.device, kind: str) -> tuple[d
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
-def test_the_round_loop_and_its_checkpoints(world, place, kind, monkeypatch):
+def test_the_round_loop_and_its_checkpoints(world, place, kind):
     direct, folder = trained(world, place, "on cpu", CPU, kind)
     with PretendedGpu() as gpu:
-        monkeypatch.setattr(devices, "choose", lambda comm, name: GPU)
         there, folder_there = trained(world, place, "on gpu", GPU, kind)
     assert there["test"] == direct["test"]
     assert there["bytes"] == direct["bytes"]
