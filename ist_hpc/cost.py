@@ -6,15 +6,64 @@ data parallel training and for local SGD, where every rank holds the whole model
 ring allreduce. What a rank holds is counted in cost_memory.py.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.placement import Placement, TensorSpec, at_round, home
+from ist_hpc.placement import Placement, TensorSpec, at_round, block_bounds, home
 from ist_hpc.transfer import ELEMENT_BYTES, pair_counts
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear map, or a convolution, as far as its cost depends on it.
+
+    outputs, inputs              units on either side: neurons or channels
+    dealt_outputs, dealt_inputs  whether these are dealt out, else every rank has all
+    kernel                       weights between two units: 9 of a 3 x 3 convolution
+    positions, positions_in      values of a unit for one row, on either side: height x width
+    """
+
+    outputs: int
+    inputs: int
+    dealt_outputs: bool
+    dealt_inputs: bool
+    kernel: int = 1
+    positions: int = 1
+    positions_in: int = 1
+
+    @property
+    def shared(self) -> bool:
+        """Whether nothing of it is dealt out."""
+        return not (self.dealt_outputs or self.dealt_inputs)
+
+    def own_outputs(self, ranks: int, rank: int = 0) -> int:
+        """Outputs that a rank has in a round."""
+        return _own(self.outputs, ranks, rank) if self.dealt_outputs else self.outputs
+
+    def own_inputs(self, ranks: int, rank: int = 0) -> int:
+        """Inputs that a rank has in a round."""
+        return _own(self.inputs, ranks, rank) if self.dealt_inputs else self.inputs
+
+
+def _own(units: int, ranks: int, rank: int) -> int:
+    return int(np.diff(block_bounds(units, ranks))[rank])
+
+
+def layers_of(specs: Iterable[TensorSpec]) -> tuple[Layer, ...]:
+    """The layers of a network whose every matrix is one, in the order of the forward pass."""
+    return tuple(
+        Layer(
+            spec.rows,
+            spec.columns,
+            spec.row_axis is not None,
+            spec.column_axis is not None,
+            spec.element_width,
+        )
+        for spec in matrices(specs)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +71,7 @@ class Job:
     """What is trained, on how many ranks, as far as its cost depends on it.
 
     weights, slots   partitioned weights, in the order of the forward pass, and their slots
+    layers           first to last; by default the matrices among the weights
     carry            whether slots travel with their weights, else they are begun anew each round
     axes             size of each axis
     shared_elements, shared_slot_elements
@@ -40,6 +90,7 @@ class Job:
 
     weights: tuple[TensorSpec, ...]
     slots: tuple[TensorSpec, ...]
+    layers: tuple[Layer, ...] = ()
     axes: Mapping[str, int]
     ranks: int
     seed: int = 0
@@ -57,6 +108,10 @@ class Job:
     window_bytes: int = 256 << 20
     buffer_bytes: int = 256 << 20
 
+    def __post_init__(self) -> None:
+        if not self.layers:
+            object.__setattr__(self, "layers", layers_of(self.weights))
+
     @property
     def exchanged(self) -> tuple[TensorSpec, ...]:
         """What every round exchanges: the weights, and the slots if they are carried."""
@@ -72,7 +127,7 @@ class Job:
 
     def occurring(self, rows: int) -> int:
         """Inputs that occur in so many sparse rows, at most; all of them for dense rows."""
-        inputs = matrices(self.weights)[0].columns
+        inputs = self.layers[0].inputs
         return inputs if self.row_entries is None else min(inputs, round(rows * self.row_entries))
 
     @property
@@ -181,24 +236,24 @@ def local_sgd_bytes(job: Job) -> float:
 
 
 def step_flops(
-    specs: Iterable[TensorSpec],
+    layers: Sequence[Layer],
     batch_size: int,
     ranks: int,
     rank: int = 0,
     row_entries: float | None = None,
 ) -> int:
-    """Floating-point operations of one step of one rank: those of its matrix products.
+    """Floating-point operations of one step of one rank: those of its products.
 
     Two a multiply-add, for the output, the gradient of the weight and the gradient of the input;
-    a matrix that the data enter (no dealt input) has no use for the last one. Element-wise work,
+    the layer that the data enter has no use for the last one. Element-wise work,
     such as batch norm and the optimiser's, is not counted. With `row_entries` non-zeros a row, on
-    average, the first matrix is multiplied with these only. `ranks` is 1 for a whole model.
+    average, the first layer is multiplied with these only. `ranks` is 1 for a whole model.
     """
     total = 0.0
-    for index, spec in enumerate(matrices(specs)):
-        products = 2 if spec.column_axis is None else 3
-        size: float = math.prod(spec.subnet_shape(rank, ranks))
+    for index, layer in enumerate(layers):
+        products = 2 if index == 0 else 3
+        size: float = layer.own_outputs(ranks, rank) * layer.own_inputs(ranks, rank) * layer.kernel
         if index == 0 and row_entries is not None:
-            size *= row_entries / spec.columns
-        total += 2 * products * batch_size * size
+            size *= row_entries / layer.inputs
+        total += 2 * products * batch_size * size * layer.positions
     return round(total)

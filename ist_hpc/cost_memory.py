@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ist_hpc.cost import Job, matrices
+from ist_hpc.cost import Job, Layer, matrices
 from ist_hpc.placement import TensorSpec, block_bounds, home
 from ist_hpc.transfer import ELEMENT_BYTES, Plan, pair_counts, plan_exchange, with_slack
 
@@ -29,6 +29,8 @@ and a quotient; with counts of their own also an index (int64) and the factors l
 
 HOME_ENTRIES_AT_ONCE = 1 << 15
 """Entries of sparse rows that enter a home block at a time: its columns are gathered for them."""
+IMAGES_AT_ONCE = 64
+"""Rows that go through the convolutions of the full network at a time."""
 _SPARSE_WORDS = 14  # a step's batch: entries, their order by feature, and indices on the way
 _BLOCKS_OF_TOP = 4  # logits of a block of labels, and what finding the largest makes of them
 _GATHER_BYTES = 8 << 20  # of the activations that an evaluation gathers, at a time
@@ -141,23 +143,23 @@ def _gradient_bytes(job: Job, ranks: int) -> int:
     dense = _subnet_bytes(job.dense_weights, ranks)
     if job.row_entries is None:
         return dense
-    units, _ = _logical_subnet(matrices(job.weights)[0], ranks)
+    units = job.layers[0].own_outputs(ranks)
     return dense + job.occurring(job.batch_size) * units * ELEMENT_BYTES
 
 
 def step_activations(job: Job, ranks: int) -> int:
     """Estimated bytes of the activations of one step of rank 0 (`ranks` 1: of the whole model).
 
-    The batch; two of every layer's width, before and after its norm, and one more of the output
-    for its softmax; two of the widest layer while gradients pass through it. With labels in blocks,
-    of the output two blocks, and the sums of every block.
+    The batch; two of every layer's width (outputs at all positions), before and after its norm, and
+    one more of the output for its softmax; two of the widest layer while gradients pass through it.
+    With labels in blocks, of the output two blocks, and the sums of every block.
     """
-    layers = matrices(job.weights)
-    shapes = [_logical_subnet(spec, ranks) for spec in layers]
-    if not shapes:
+    widths = [layer.own_outputs(ranks) * layer.positions for layer in job.layers]
+    if not widths:
         return 0
-    widths = [rows for rows, _ in shapes]
-    entering: float = shapes[0][1] if job.row_entries is None else _SPARSE_WORDS * job.row_entries
+    entering: float = _row_words(job)
+    if job.row_entries is not None:
+        entering = _SPARSE_WORDS * job.row_entries
     outputs = widths.pop() if job.label_block is not None else 0
     across = entering + 2 * sum(widths) + 2 * max(widths, default=0)
     if job.label_block is None:
@@ -173,43 +175,54 @@ def full_activations(job: Job) -> int:
     Layer by layer: what came in, and either this rank's outputs before and after their norm or
     its outputs and those of all ranks, with the rows that are being gathered. The larger of the
     calibration (whose input is counted as kept rows) and of a batch of the evaluation. Of labels in
-    blocks, some blocks of logits.
+    blocks, some blocks of logits; of convolutions, some rows at a time, but for the calibration of
+    those that are dealt out.
     """
-    layers = matrices(job.weights)
+    layers = job.layers
     peak = 0
-    for index, spec in enumerate(layers):
+    for index, layer in enumerate(layers):
         # Of sets of labels only the best logits are kept; those of classes are gathered whole.
         sets = job.label_block is not None and job.row_entries is not None
         blocked = sets and index == len(layers) - 1
-        for rows, kept in ((job.calibration_rows, True), (job.evaluation_rows, False)):
-            came_in = rows * spec.columns * ELEMENT_BYTES if index else 0
-            came_in += 0 if kept else _rows_bytes(job, rows)
+        for all_rows, kept in ((job.calibration_rows, True), (job.evaluation_rows, False)):
+            rows = all_rows
+            came_in = 0 if kept else _rows_bytes(job, rows)
+            if layer.positions > 1 and (layer.shared or not kept):
+                rows = min(rows, IMAGES_AT_ONCE)
+            if index:
+                came_in += rows * layer.inputs * layer.positions_in * ELEMENT_BYTES
             if blocked and job.label_block is not None:
-                own = int(block_bounds(spec.rows, job.ranks)[1])
+                own = int(block_bounds(layer.outputs, job.ranks)[1])
                 at_once = min(job.label_block, own)
                 here = 0 if kept else _BLOCKS_OF_TOP * rows * at_once * ELEMENT_BYTES
             else:
-                here = _layer_bytes(spec, rows, job.ranks)
+                here = _layer_bytes(layer, rows, job.ranks)
             if index == 0 and job.row_entries is not None:
-                own = int(block_bounds(spec.rows, job.ranks)[1])
+                own = int(block_bounds(layer.outputs, job.ranks)[1])
                 columns = min(job.occurring(rows), HOME_ENTRIES_AT_ONCE)
                 here += 2 * columns * own * ELEMENT_BYTES
             peak = max(peak, came_in + here)
     return peak
 
 
+def _row_words(job: Job) -> int:
+    """Numbers of a dense row."""
+    return job.layers[0].inputs * job.layers[0].positions_in
+
+
 def _rows_bytes(job: Job, rows: int) -> int:
     """Bytes of so many rows as a network takes them."""
-    words = matrices(job.weights)[0].columns if job.row_entries is None else 3 * job.row_entries
+    words = _row_words(job) if job.row_entries is None else 3 * job.row_entries
     return round(rows * words * ELEMENT_BYTES)
 
 
-def _layer_bytes(spec: TensorSpec, rows: int, ranks: int) -> int:
+def _layer_bytes(layer: Layer, rows: int, ranks: int) -> int:
     """Bytes of so many rows through one layer of the full network, beside what came in."""
-    own = int(block_bounds(spec.rows, ranks)[1])
+    own = int(block_bounds(layer.outputs, ranks)[1]) * layer.positions
+    whole = layer.outputs * layer.positions
     norming = rows * 2 * own * ELEMENT_BYTES
-    gathering = rows * (own + spec.rows) * ELEMENT_BYTES
-    gathering += min(rows * spec.rows * ELEMENT_BYTES, _GATHER_BYTES)
+    gathering = rows * (own + whole) * ELEMENT_BYTES
+    gathering += min(rows * whole * ELEMENT_BYTES, _GATHER_BYTES)
     return max(norming, gathering if ranks > 1 else 0)
 
 
@@ -261,12 +274,6 @@ def _doubled_bytes(plan: Plan) -> int:
     return peak * ELEMENT_BYTES
 
 
-def _logical_subnet(spec: TensorSpec, ranks: int) -> tuple[int, int]:
-    """(outputs, inputs) of the subnet part of rank 0, however it is stored."""
-    first, second = spec.subnet_shape(0, ranks)[:2]
-    return (second, first) if spec.transposed else (first, second)
-
-
 def _subnet_bytes(specs: Iterable[TensorSpec], ranks: int) -> int:
     return sum(math.prod(spec.subnet_shape(0, ranks)) for spec in specs) * ELEMENT_BYTES
 
@@ -305,7 +312,7 @@ def _update_scratch(job: Job, ranks: int) -> int:
     if job.row_entries is not None:
         first = matrices(job.weights)[0]
         slots = sum(1 for slot in job.slots if slot.shape == first.shape)
-        units, _ = _logical_subnet(first, ranks)
+        units = job.layers[0].own_outputs(ranks)
         gathered = (1 + slots) * ELEMENT_BYTES + one
         most = max(most, job.occurring(job.batch_size) * units * gathered)
     return most
@@ -313,5 +320,5 @@ def _update_scratch(job: Job, ranks: int) -> int:
 
 def _rows_kept(job: Job) -> dict[str, int]:
     """Rows that stay in memory: those for calibration, from the first visit on, and the window."""
-    calibration = _rows_bytes(job, job.calibration_rows) if matrices(job.weights) else 0
+    calibration = _rows_bytes(job, job.calibration_rows) if job.layers else 0
     return {"calibration": calibration, "window": job.window_bytes}

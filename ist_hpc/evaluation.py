@@ -7,6 +7,7 @@ training data with the full network, layer by layer (paper, section 5), and neve
 are evaluated.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,7 @@ class HomeNetwork:
         bounds = block_bounds(model.outputs, comm.Get_size())
         rank = comm.Get_rank()
         self._home_start, self._home_stop = int(bounds[rank]), int(bounds[rank + 1])
+        self._peers = _Peers(comm, self.device)
 
     @torch.no_grad()
     def calibrate(self, features: Rows) -> None:
@@ -88,7 +90,7 @@ class HomeNetwork:
     def outputs(self, features: Rows) -> Tensor:
         """Outputs for rows that are the same on all ranks; float32 [rows, outputs]. Collective."""
         own = self._own_outputs(self._hidden(features), self._all_own())
-        return self._gather_to_cpu(own, self.model.outputs)
+        return self._peers.gather_to_cpu(own, self.model.outputs)
 
     @torch.no_grad()
     def top(self, features: Rows, k: int) -> tuple[Tensor, Tensor]:
@@ -147,7 +149,7 @@ class HomeNetwork:
             self.weights,
             self.statistics,
             moved(features, self.device),
-            self._gather,
+            self._peers,
             calibrate,
         )
 
@@ -163,27 +165,40 @@ class HomeNetwork:
         self.comm.Allgather(own.contiguous().numpy(), gathered.numpy())
         return gathered.transpose(0, 1).reshape(len(own), -1)
 
-    def _gather_to_cpu(self, own: Tensor, width: int) -> Tensor:
-        """All columns from each rank's block of columns; [rows, width], on the CPU. Collective."""
-        ranks = self.comm.Get_size()
+
+class _Peers:
+    """`models.base.Peers` over a communicator; activations pass through the CPU."""
+
+    def __init__(self, comm: "MPI.Comm", device: torch.device) -> None:
+        self._comm, self._device = comm, device
+
+    def share(self, units: int) -> slice:
+        """This rank's part of so many units. Local."""
+        bounds, rank = block_bounds(units, self._comm.Get_size()), self._comm.Get_rank()
+        return slice(int(bounds[rank]), int(bounds[rank + 1]))
+
+    def gather(self, own: Tensor, units: int) -> Tensor:
+        """[rows, local_units, ...] of each rank to [rows, units, ...] on all. Collective."""
+        alone = self._comm.Get_size() == 1
+        return own if alone else self.gather_to_cpu(own, units).to(self._device)
+
+    def gather_to_cpu(self, own: Tensor, units: int) -> Tensor:
+        """The same, on the CPU. Collective."""
+        ranks = self._comm.Get_size()
         if ranks == 1:
             return own.cpu()
         # Ranks' blocks lie side by side in a row but one behind the other in what MPI gathers, so
         # some rows at a time are put right: all at once would hold every activation twice, and MPI
         # counts no more than 2^31 - 1 of them.
-        widths = np.diff(block_bounds(width, ranks))
-        whole = torch.empty(len(own), width)
-        rows_at_once = max(1, _GATHER_BYTES // whole.element_size() // width)
-        gathered = torch.empty(min(rows_at_once, len(own)) * width)
+        numbers = math.prod(own.shape[2:])  # of a unit: one, or a whole plane of an image
+        widths = np.diff(block_bounds(units, ranks)) * numbers
+        whole = torch.empty(len(own), units * numbers)
+        rows_at_once = max(1, _GATHER_BYTES // (whole.element_size() * units * numbers))
+        gathered = torch.empty(min(rows_at_once, len(own)) * units * numbers)
         for part, target in zip(own.split(rows_at_once), whole.split(rows_at_once), strict=True):
             counts, received = widths * len(part), gathered[: target.numel()]
-            self.comm.Allgatherv(part.contiguous().cpu().numpy(), [received.numpy(), counts])
+            self._comm.Allgatherv(part.contiguous().cpu().numpy(), [received.numpy(), counts])
             blocks = received.split(counts.tolist())
             for columns, block in zip(target.split(widths.tolist(), dim=1), blocks, strict=True):
                 columns.copy_(block.view(columns.shape))
-        return whole
-
-    def _gather(self, own: Tensor, width: int) -> Tensor:
-        """The same on this rank's device. Collective."""
-        alone = self.comm.Get_size() == 1
-        return own if alone else self._gather_to_cpu(own, width).to(self.device)
+        return whole.view(len(own), units, *own.shape[2:])

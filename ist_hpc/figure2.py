@@ -62,6 +62,7 @@ def figures(specs: Sequence[TensorSpec]) -> dict[str, Any]:
     Bytes and operations of one gradient step and all machines together; see `COUNTING`.
     """
     weights = sum(cost.elements(spec) for spec in specs)
+    layers = cost.layers_of(specs)
     return {
         "figure": 2,
         "widths": list(WIDTHS),
@@ -81,11 +82,11 @@ def figures(specs: Sequence[TensorSpec]) -> dict[str, Any]:
         "this_program": {
             "data_parallel": _over_machines(
                 lambda n: n * cost.allreduce_bytes(weights, n),
-                lambda n: cost.step_flops(specs, BATCH_SIZE, ranks=1),
+                lambda n: cost.step_flops(layers, BATCH_SIZE, ranks=1),
             ),
             "ist": _over_machines(
                 lambda n: n * cost.expected_bytes(specs, n) / LOCAL_STEPS,
-                lambda n: sum(cost.step_flops(specs, BATCH_SIZE, n, rank) for rank in range(n)),
+                lambda n: sum(cost.step_flops(layers, BATCH_SIZE, n, rank) for rank in range(n)),
             ),
         },
         "counting": COUNTING,

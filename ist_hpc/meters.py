@@ -10,14 +10,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ist_hpc.cost import allreduce_bytes
 from ist_hpc.devices import CPU, peak_gpu_mib
 from ist_hpc.exchange import ExchangeReport
+from ist_hpc.transfer import ELEMENT_BYTES
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-KINDS = ("data", "train", "exchange", "average", "evaluate", "save")
-"""What the seconds of a run are spent on."""
+TIMED = ("data", "train", "exchange", "average", "evaluate", "save", "wait")
+KINDS = (*TIMED, "other")
+"""What the seconds of a run are spent on: `wait` is for the slowest rank, before a reading of the
+meters; `other` is what nothing else accounts for."""
 
 
 def peak_rss_mib() -> float:
@@ -33,21 +37,30 @@ class Meter:
         self._clear()
 
     def _clear(self) -> None:
-        self._seconds = dict.fromkeys(KINDS, 0.0)
+        self._since = time.perf_counter()
+        self._inner_s = 0.0  # already counted within the block that is being timed
+        self._seconds = dict.fromkeys(TIMED, 0.0)
         self._loss_sum, self._steps = 0.0, 0
-        self._bytes_sent, self._bytes_received = 0, 0
+        self._bytes_sent, self._bytes_received, self._bytes_averaged = 0, 0, 0.0
 
     @contextmanager
     def timing(self, kind: str) -> Iterator[None]:
-        """Add the seconds of the block to `kind`."""
-        begin = time.perf_counter()
+        """Add the seconds of the block to `kind`, without those of blocks timed within it."""
+        begin, outer_s = time.perf_counter(), self._inner_s
+        self._inner_s = 0.0
         yield
-        self._seconds[kind] += time.perf_counter() - begin
+        spent = time.perf_counter() - begin
+        self._seconds[kind] += spent - self._inner_s
+        self._inner_s = outer_s + spent
 
     def count_exchange(self, report: ExchangeReport) -> None:
         """Add the bytes of an exchange."""
         self._bytes_sent += report.bytes_sent
         self._bytes_received += report.bytes_received
+
+    def count_average(self, elements: int, ranks: int, element_bytes: int = 4) -> None:
+        """Add the bytes that an allreduce brings to this rank, counted as a ring's."""
+        self._bytes_averaged += allreduce_bytes(elements, ranks) * element_bytes / ELEMENT_BYTES
 
     def count_losses(self, losses: list[float]) -> None:
         """Add the losses of local steps."""
@@ -56,16 +69,20 @@ class Meter:
 
     def read(self, comm: "MPI.Comm") -> "Reading":
         """The meters of all ranks, the same on all; begins anew. Collective (a few numbers)."""
+        begin = time.perf_counter()
+        other_s = begin - self._since - sum(self._seconds.values())
         own = np.array(
             [
-                *(self._seconds[kind] for kind in KINDS),
-                *(self._loss_sum, self._steps, self._bytes_sent, self._bytes_received),
+                *(*self._seconds.values(), other_s, self._loss_sum, self._steps),
+                *(self._bytes_sent, self._bytes_received, self._bytes_averaged),
                 *(peak_rss_mib(), peak_gpu_mib(self._device), time.monotonic()),
             ]
         )
         table = np.empty((comm.Get_size(), len(own)))
         comm.Allgather(own, table)
         self._clear()
+        self._since = begin
+        self._seconds["wait"] = time.perf_counter() - begin  # of the next reading
         return Reading(table)
 
 
@@ -77,11 +94,13 @@ class Reading:
         means = columns[: len(KINDS)].mean(axis=1)
         self.seconds = {kind: round(float(s), 6) for kind, s in zip(KINDS, means, strict=True)}
         """Of each kind, the mean over ranks."""
-        losses, steps, sent, received, rss, gpu, clocks = columns[len(KINDS) :]
+        losses, steps, sent, received, averaged, rss, gpu, clocks = columns[len(KINDS) :]
         self.loss = float(losses.sum() / max(1.0, steps.sum()))
         """Mean loss of the local steps of all ranks."""
         self.bytes_sent = int(sent.sum())
         self.bytes_received = int(received.sum())
+        self.bytes_averaged = round(float(averaged.sum()))
+        """Counted as a ring's allreduce, not measured."""
         self.peak_rss_mib = [round(float(value), 1) for value in rss]
         """Of each rank."""
         self.peak_gpu_mib = [round(float(value), 1) for value in gpu]

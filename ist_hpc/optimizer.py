@@ -102,6 +102,7 @@ class Optimizer(ABC):
         return tuple(
             SharedSpec(slot_key(slot, spec.key), spec.shape)
             for spec in specs
+            if spec.trained
             for slot in self.slot_names(has_two_axes=False)
         )
 

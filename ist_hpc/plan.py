@@ -296,10 +296,10 @@ def _spread(values: Sequence[int]) -> dict[str, float]:
 
 def _flops(job: cost.Job) -> dict[str, dict[str, int]]:
     subnets = [
-        cost.step_flops(job.weights, job.batch_size, job.ranks, rank, job.row_entries)
+        cost.step_flops(job.layers, job.batch_size, job.ranks, rank, job.row_entries)
         for rank in range(job.ranks)
     ]
-    whole = cost.step_flops(job.weights, job.batch_size, ranks=1, row_entries=job.row_entries)
+    whole = cost.step_flops(job.layers, job.batch_size, ranks=1, row_entries=job.row_entries)
     replicas = {"a_rank": whole, "all_ranks": whole * job.ranks}
     return {
         "ist": {"a_rank": max(subnets), "all_ranks": sum(subnets)},

@@ -37,6 +37,7 @@ def job_of(config: Config, model: Model, ranks: int, meta: Meta | None) -> cost.
         window_bytes = min(window_bytes, -(-rows // ranks) * meta.row_bytes("train"))
     return cost.Job(
         weights=model.specs,
+        layers=model.layers,
         slots=rule.slot_specs(model.specs),
         axes=model.axes,
         ranks=ranks,

@@ -83,14 +83,14 @@ class RunFolder:
 
     def totals(self) -> dict[str, dict[str, Any]]:
         """Seconds by kind (means over ranks) and bytes of all rows, over all starts of the run."""
-        seconds, sizes = dict.fromkeys(KINDS, 0.0), {"sent": 0, "received": 0}
+        seconds, sizes = dict.fromkeys(KINDS, 0.0), {"sent": 0, "received": 0, "averaged": 0}
         if self.metrics.exists():
             for line in self.metrics.read_text(encoding="utf-8").splitlines():
                 row = json.loads(line)
                 for kind in KINDS:
                     seconds[kind] += row["seconds"].get(kind, 0.0)
                 for direction in sizes:
-                    sizes[direction] += row[f"bytes_{direction}"]
+                    sizes[direction] += row.get(f"bytes_{direction}", 0)
         return {"seconds": seconds, "bytes": sizes}
 
     def add_metrics(self, row: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from ist_hpc.checkpoint_read import DataShape, Progress
 from ist_hpc.config import Config
 from ist_hpc.devices import moved
 from ist_hpc.evaluation import HomeNetwork, main_metric, metrics_for
+from ist_hpc.images import augmentation_of, scaling_of
 from ist_hpc.meters import KINDS, Meter, Reading
 from ist_hpc.models.base import Model
 from ist_hpc.optimizer import learning_rate
@@ -56,6 +57,7 @@ class Trainer:
             progress = replace(progress, ranks=self.ranks, stream_rows=stream_rows)
         self.progress = progress
         self.train_rows = dataset.rows("train")
+        self._scaling = scaling_of(config.data, dataset)
         self.stream = BatchStream(
             dataset,
             segments,
@@ -64,11 +66,13 @@ class Trainer:
             self.rank,
             config.data.window_mib << 20,
             progress.stream_rows,
+            self._scaling,
+            augmentation_of(config.data, dataset, config.seed, self.rank),
         )
-        self.test = CommonRows(comm, dataset, "test", config.data.assign)
+        self.test = CommonRows(comm, dataset, "test", config.data.assign, self._scaling)
         self._calibration: Rows | None = None
         self._metric = main_metric(dataset.sparse, config.evaluate)
-        self._meter = Meter(algorithm.device)
+        self._meter = algorithm.meter = Meter(algorithm.device)
         self._totals = comm.bcast(folder.totals() if self.rank == 0 else None)
         self._result: dict[str, float] = {}
         self._lr = 0.0  # of the last step
@@ -97,7 +101,7 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the end; returns the summary, the same on all ranks. Collective."""
         started = time.monotonic()
-        last_save_s = self._read_meter().clock_s
+        last_save_s = self._meter.read(self.comm).clock_s  # what came before is no part of the run
         steps_done = self.progress.steps
         narrator = Narrator(self.rank, steps_done, steps_done + self.steps_left(), self._metric)
         try:
@@ -187,7 +191,8 @@ class Trainer:
 
     def _calibration_features(self) -> Rows:
         if self._calibration is None:
-            rows = CommonRows(self.comm, self.dataset, "train", self.config.data.assign)
+            assign = self.config.data.assign
+            rows = CommonRows(self.comm, self.dataset, "train", assign, self._scaling)
             sample = rows.sample(self.config.evaluate.calibration_rows, self.config.seed)
             self._calibration = rows.fetch(sample)[0]
         return self._calibration
@@ -219,6 +224,7 @@ class Trainer:
             self._totals["seconds"][kind] += reading.seconds[kind]
         self._totals["bytes"]["sent"] += reading.bytes_sent
         self._totals["bytes"]["received"] += reading.bytes_received
+        self._totals["bytes"]["averaged"] += reading.bytes_averaged
         return reading
 
     def _position(self) -> dict[str, Any]:
@@ -239,6 +245,7 @@ class Trainer:
             "seconds": reading.seconds,
             "bytes_sent": reading.bytes_sent,
             "bytes_received": reading.bytes_received,
+            "bytes_averaged": reading.bytes_averaged,
         }
         if self.rank == 0:
             self.folder.add_metrics(row)
@@ -255,6 +262,7 @@ class Trainer:
             "seconds": reading.seconds,
             "bytes_sent": reading.bytes_sent,
             "bytes_received": reading.bytes_received,
+            "bytes_averaged": reading.bytes_averaged,
             **self._peaks(reading),
         }
         if self.rank == 0:

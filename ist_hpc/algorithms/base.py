@@ -1,4 +1,4 @@
-"""What the round loop needs of an algorithm; data parallel and local SGD are to fit it, too."""
+"""What the round loop needs of an algorithm."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ist_hpc.exchange import ExchangeReport
 from ist_hpc.held import State
+from ist_hpc.meters import Meter
 from ist_hpc.models.base import SharedSpec
 from ist_hpc.placement import TensorSpec
 from ist_hpc.sparse import Rows
@@ -24,9 +25,11 @@ class Algorithm(ABC):
     shared        weights without an axis, the same on all ranks at the end of a round
     shared_slots  their slots
     slot_specs    the slots that a checkpoint holds
+    meter         where time is counted that is not what the caller is timing, and averaged bytes
     """
 
     device: torch.device
+    meter: Meter
     state: State
     shared: dict[str, Tensor]
     shared_slots: dict[str, Tensor]

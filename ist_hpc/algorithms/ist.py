@@ -8,6 +8,7 @@ from torch import Tensor
 from ist_hpc.algorithms.base import Algorithm
 from ist_hpc.exchange import Exchanger, ExchangeReport, allocate_home, drop_home_copies
 from ist_hpc.held import State, zeros_at
+from ist_hpc.meters import Meter
 from ist_hpc.models.base import Model, Room
 from ist_hpc.optimizer import Optimizer, Slots, as_broadcast, slot_key
 from ist_hpc.placement import TensorSpec, at_round, home
@@ -41,6 +42,7 @@ class IndependentSubnets(Algorithm):
         self.rank, self.ranks = comm.Get_rank(), comm.Get_size()
         self.model, self.optimizer, self.exchanger = model, optimizer, exchanger
         self.device = exchanger.device
+        self.meter = Meter(self.device)
         self.seed, self.carry, self.sharing = seed, carry, sharing
         self.slot_specs = optimizer.slot_specs(model.specs) if carry else ()
         self.shared_slot_specs = optimizer.shared_slot_specs(model.shared) if carry else ()
@@ -117,6 +119,8 @@ class IndependentSubnets(Algorithm):
             }
         for shared in self.model.shared:
             weight = self._weights[shared.key] = self.shared[shared.key]
+            if not shared.trained:
+                continue
             self._slots[shared.key] = {
                 slot: self.shared_slots[slot_key(slot, shared.key)]
                 if self.carry
@@ -139,8 +143,9 @@ class IndependentSubnets(Algorithm):
         loss, gradients = self.model.loss_and_gradients(self._weights, features, labels, self._room)
         updates = trained if self.carry else self._steps_in_round
         with torch.no_grad():
-            for key, weight in self._weights.items():
-                self.optimizer.step(weight, gradients.pop(key), self._slots[key], lr, updates)
+            for key, slots in self._slots.items():
+                gradient = gradients.pop(key)
+                self.optimizer.step(self._weights[key], gradient, slots, lr, updates)
         self._steps_in_round += 1
         return loss
 
@@ -148,7 +153,10 @@ class IndependentSubnets(Algorithm):
         """Average the shared weights and, if carried, their slots. Collective if there are any."""
         self._room = {}
         if self.sharing is not None:
-            self.sharing.average([*self.shared.values(), *self.shared_slots.values()])
+            changed = [self.shared[spec.key] for spec in self.model.shared if spec.changes]
+            averaged = [*changed, *self.shared_slots.values()]
+            self.sharing.average(averaged)
+            self.meter.count_average(sum(tensor.numel() for tensor in averaged), self.ranks)
 
     def visit_home(self, with_slots: bool) -> ExchangeReport:
         """Exchange home, keeping the subnets. Collective."""

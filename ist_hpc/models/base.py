@@ -3,25 +3,39 @@
 A model names its axes, its partitioned tensors and its shared ones, draws initial values, and
 computes: loss and gradients of a thin network (which at one rank is the full one), and the outputs
 of the full network from home blocks, of which each rank has its own. Models know nothing of MPI;
-the gathering of activations is handed to them as a function.
+the ranks with which activations are gathered are handed to them as `Peers`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from ist_hpc.cost import Layer, layers_of
 from ist_hpc.placement import TensorSpec
 from ist_hpc.sparse import Rows
 
 Tensors = Mapping[str, Tensor]
 Statistics = dict[str, tuple[Tensor, Tensor]]
 """(mean, variance) of the units of a rank's home blocks, by normalisation layer."""
-GatherColumns = Callable[[Tensor, int], Tensor]
-"""(local columns [rows, local_width], global width) -> all columns [rows, width]. Collective."""
+
+
+class Peers(Protocol):
+    """The ranks that evaluate the full network together, each with its home blocks."""
+
+    def gather(self, own: Tensor, units: int) -> Tensor:
+        """All units of a layer from this rank's: [rows, local_units, ...] to [rows, units, ...].
+
+        Which are a rank's is the balanced division of `units` (`placement.block_bounds`).
+        Collective.
+        """
+
+    def share(self, units: int) -> slice:
+        """This rank's part of so many units. Local."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +71,16 @@ than what is computed into them."""
 
 @dataclass(frozen=True)
 class SharedSpec:
-    """A tensor without axes: on every rank, trained locally, averaged each round."""
+    """A tensor without axes: on every rank, broadcast at the start, averaged each round.
+
+    trained  whether it has a gradient; running statistics of a norm have none
+    changes  whether a step changes it; what is frozen needs no averaging
+    """
 
     key: str
     shape: tuple[int, ...]
+    trained: bool = True
+    changes: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,6 +126,15 @@ class Model(ABC):
     """Outputs that are computed at a time; None: all, since they are few or normed."""
     norms_outputs: bool
     """Whether `own_outputs` has statistics to calibrate."""
+    feature_shape: tuple[int, ...] | None = None
+    """Shape of a row's features as stored, where it must be this one."""
+    differentiable: bool
+    """Whether there is a `loss` for autograd: not with sparse rows, nor with labels in blocks."""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The linear maps and convolutions, first to last, from which costs are counted."""
+        return layers_of(self.specs)
 
     @abstractmethod
     def initial_rows(
@@ -122,10 +151,16 @@ class Model(ABC):
         """Initial value of a shared weight."""
 
     @abstractmethod
+    def loss(self, weights: Tensors, features: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of a batch in training mode, with autograd's graph. If `differentiable`."""
+
+    @abstractmethod
     def loss_and_gradients(
         self, weights: Tensors, features: Rows, labels: Rows, room: Room
     ) -> tuple[Tensor, Gradients]:
         """Mean loss of a batch in training mode, batch statistics included, and its gradients.
+
+        Running statistics among the shared weights are brought up to date.
 
         Gradients may lie in `room`, and are good until the next call with it.
 
@@ -141,7 +176,7 @@ class Model(ABC):
         weights: Tensors,
         statistics: Statistics,
         features: Rows,
-        gather: GatherColumns,
+        peers: Peers,
         calibrate: bool,
     ) -> Tensor:
         """What enters the output layer of the full network, for rows that all ranks give.
@@ -149,7 +184,7 @@ class Model(ABC):
         weights     home blocks and shared weights, by key
         statistics  (mean, variance) of the units of this rank's home blocks, by key; with
                     `calibrate` they are computed from `features` and stored here, else read
-        Returns [rows, width], the same on all ranks. Collective if `gather` is.
+        Returns [rows, width], the same on all ranks. Collective if `peers` are several.
         """
 
     @abstractmethod
@@ -168,10 +203,6 @@ class Model(ABC):
         home_start  the global index of the block's first
         Returns float32 [rows, outputs]; `weights` and `statistics` as in `full_hidden`.
         """
-
-    @abstractmethod
-    def multiplications(self, batch: int, ranks: int) -> int:
-        """Multiply-adds of one forward pass of one rank's thin network."""
 
     @abstractmethod
     def export_entries(self) -> tuple[ExportEntry, ...]:

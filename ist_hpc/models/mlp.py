@@ -26,9 +26,9 @@ from ist_hpc import streams
 from ist_hpc.models import many_labels, sparse_input
 from ist_hpc.models.base import (
     ExportEntry,
-    GatherColumns,
     Gradients,
     Model,
+    Peers,
     Room,
     SharedSpec,
     Statistics,
@@ -63,6 +63,7 @@ class MultiLayerPerceptron(Model):
     loss             cross_entropy, softmax or bce, as `model.loss` of the configuration
     label_block      labels computed at a time by the last two
     sparse           whether rows are sparse
+    input_axis       the axis of the inputs, where these are units that are dealt out
     """
 
     def __init__(
@@ -75,17 +76,19 @@ class MultiLayerPerceptron(Model):
         loss: str = "cross_entropy",
         label_block: int = 2048,
         sparse: bool = False,
+        input_axis: str | None = None,
     ) -> None:
         assert not (output_norm and output_bias), "batch norm would cancel the bias"
         assert loss == "cross_entropy" or not output_norm, "no batch norm over blocks of labels"
         self.outputs = outputs
         self.label_block = label_block if loss != "cross_entropy" else None
         self.norms_outputs = output_norm
+        self.differentiable = loss == "cross_entropy" and not sparse
         self._loss = loss
         self.axes = {f"hidden{i}": size for i, size in enumerate(hidden, start=1)}
         specs: list[TensorSpec] = []
         layers: list[_Layer] = []
-        width, axis = inputs, None  # type: int, str | None
+        width, axis = inputs, input_axis
         for i, size in enumerate(hidden, start=1):
             own = f"hidden{i}"
             specs += [
@@ -124,6 +127,11 @@ class MultiLayerPerceptron(Model):
     def initial_shared(self, spec: SharedSpec, seed: int) -> npt.NDArray[np.float32]:
         """Zero: the output bias."""
         return np.zeros(spec.shape, dtype=np.float32)
+
+    def loss(self, weights: Tensors, features: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross entropy of a batch, with autograd's graph; see the base class."""
+        entering = F.linear(features, weights[self._layers[0].weight])
+        return self._cross_entropy(weights, self._hidden(weights, entering), labels)
 
     def loss_and_gradients(
         self, weights: Tensors, features: Rows, labels: Rows, room: Room
@@ -198,7 +206,7 @@ class MultiLayerPerceptron(Model):
         weights: Tensors,
         statistics: Statistics,
         features: Rows,
-        gather: GatherColumns,
+        peers: Peers,
         calibrate: bool,
     ) -> Tensor:
         """Activations of the last hidden layer, layer by layer from home; see the base class."""
@@ -211,7 +219,7 @@ class MultiLayerPerceptron(Model):
                 own = F.linear(hidden, weight)
             scale, shift = weights[f"{layer.norm}.weight"], weights[f"{layer.norm}.bias"]
             own = _full_norm(own, layer.norm, statistics, scale, shift, calibrate)
-            hidden = gather(F.relu(own, inplace=True), layer.outputs)
+            hidden = peers.gather(F.relu(own, inplace=True), layer.outputs)
         assert isinstance(hidden, Tensor), "there is a hidden layer"
         return hidden
 
@@ -235,15 +243,6 @@ class MultiLayerPerceptron(Model):
             bias = weights[last.bias]
             own += bias[home_start + outputs.start : home_start + outputs.stop]
         return own
-
-    def multiplications(self, batch: int, ranks: int) -> int:
-        """Multiply-adds of one forward pass of one rank's thin network (an average over ranks)."""
-        total = 0.0
-        for index, layer in enumerate(self._layers):
-            inputs = layer.inputs / (ranks if index > 0 else 1)
-            outputs = layer.outputs / (ranks if index < len(self._layers) - 1 else 1)
-            total += batch * inputs * outputs
-        return round(total)
 
     def export_entries(self) -> tuple[ExportEntry, ...]:
         """Entries of an `nn.Sequential` of fc1, bn1, relu1, ..., out, bn_out; see the base class.
