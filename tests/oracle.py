@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ist_hpc.config import OptimizerConfig
+from ist_hpc.models.base import Model
 from ist_hpc.models.many_labels import softmax
-from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.placement import deal
 from ist_hpc.sparse import Rows, SparseRows
 
@@ -59,9 +59,7 @@ class Whole:
 
 
 class Oracle:
-    def __init__(
-        self, model: MultiLayerPerceptron, ranks: int, seed: int, rule: OptimizerConfig
-    ) -> None:
+    def __init__(self, model: Model, ranks: int, seed: int, rule: OptimizerConfig) -> None:
         self.model, self.ranks, self.seed, self.rule = model, ranks, seed, rule
         self.whole = {
             spec.key: Whole(
@@ -70,9 +68,15 @@ class Oracle:
             for spec in model.specs
         }
         self.transposed = {spec.key for spec in model.specs if spec.transposed}
-        # A bias that all ranks share: one copy a rank, all alike between rounds.
+        # What all ranks share: one copy a rank, all alike between rounds.
         self.shared = {
-            spec.key: [Whole(torch.zeros(spec.shape), (None,)) for _ in range(ranks)]
+            spec.key: [
+                Whole(
+                    torch.from_numpy(model.initial_shared(spec, seed)).clone(),
+                    (None,) * len(spec.shape),
+                )
+                for _ in range(ranks)
+            ]
             for spec in model.shared
         }
 
@@ -119,9 +123,15 @@ class Oracle:
             part[torch.meshgrid(*index, indexing="ij")] = new
 
     def _step(self, thin: dict[str, list[Tensor]], features: Rows, labels: Rows, lr: float) -> None:
-        weights = {key: parts[0].clone().requires_grad_(True) for key, parts in thin.items()}
+        running = {key: parts[0] for key, parts in thin.items() if ".running_" in key}
+        weights = {
+            key: parts[0].clone().requires_grad_(True)
+            for key, parts in thin.items()
+            if key not in running
+        }
         gradients: dict[str, Gradient] = {}
-        hidden, depth = features, len(self.model.axes)
+        hidden = _convolved(weights, running, features) if "conv1.weight" in weights else features
+        depth = sum(key.startswith("fc") for key in weights)
         for i in range(1, depth + 1):
             if isinstance(hidden, SparseRows):
                 with torch.no_grad():
@@ -209,6 +219,21 @@ class Oracle:
             steps[counts == count] = -lr / (1 - beta1**count)
             roots[counts == count] = (1 - beta2**count) ** 0.5
         values += steps * first / (second.sqrt() / roots + self.rule.eps)
+
+
+def _convolved(weights: dict[str, Tensor], running: dict[str, Tensor], rows: Rows) -> Tensor:
+    """VGG11 up to its first linear map, on images of 32 x 32; `running` is brought up to date."""
+    assert isinstance(rows, Tensor)
+    values = rows.view(-1, 3, 32, 32)
+    for i in range(1, 9):
+        values = F.conv2d(values, weights[f"conv{i}.weight"], padding=1)
+        norm = f"conv{i}_norm"
+        mean, variance = running.get(f"{norm}.running_mean"), running.get(f"{norm}.running_var")
+        scale, shift = weights[f"{norm}.weight"], weights[f"{norm}.bias"]
+        values = F.relu(F.batch_norm(values, mean, variance, scale, shift, True))
+        if i in (1, 2, 4, 6, 8):
+            values = F.max_pool2d(values, 2)
+    return values.flatten(1)
 
 
 def _bags(rows: SparseRows, table: Tensor) -> Tensor:

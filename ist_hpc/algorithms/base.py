@@ -1,7 +1,7 @@
 """What the round loop needs of an algorithm."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from ist_hpc.exchange import ExchangeReport
 from ist_hpc.held import State
 from ist_hpc.meters import Meter
-from ist_hpc.models.base import SharedSpec
+from ist_hpc.models.base import Model, SharedSpec
 from ist_hpc.placement import TensorSpec
 from ist_hpc.sparse import Rows
 
@@ -37,8 +37,8 @@ class Algorithm(ABC):
     shared_slot_specs: Sequence[SharedSpec]
 
     @abstractmethod
-    def start_new(self, seed: int) -> None:
-        """Draw the initial weights, at home. Collective."""
+    def start_new(self, seed: int, given: Mapping[str, Tensor] | None = None) -> None:
+        """Draw the initial weights, at home; shared ones that are `given` are taken. Collective."""
 
     @abstractmethod
     def start_from(
@@ -68,3 +68,12 @@ class Algorithm(ABC):
     @abstractmethod
     def leave_home(self) -> None:
         """Free what only the visit needed. Local."""
+
+
+def initial_shared(
+    model: Model, spec: SharedSpec, seed: int, given: Mapping[str, Tensor] | None
+) -> Tensor:
+    """The initial value of a shared weight, on the CPU: the given one, else drawn. Local."""
+    if given and spec.key in given:
+        return given[spec.key].clone()
+    return torch.from_numpy(model.initial_shared(spec, seed))

@@ -1,11 +1,12 @@
 """Independent subnet training: deal, train alone, deal again (paper, sections 3 and 4)."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ist_hpc.algorithms.base import Algorithm
+from ist_hpc.algorithms.base import Algorithm, initial_shared
 from ist_hpc.exchange import Exchanger, ExchangeReport, allocate_home, drop_home_copies
 from ist_hpc.held import State, zeros_at
 from ist_hpc.meters import Meter
@@ -55,7 +56,7 @@ class IndependentSubnets(Algorithm):
         self._slots: dict[str, Slots] = {}
         self._room: Room = {}
 
-    def start_new(self, seed: int) -> None:
+    def start_new(self, seed: int, given: Mapping[str, Tensor] | None = None) -> None:
         """Draw the home blocks of the weights block by block; slots begin at zero. Collective."""
         at_home = home(self.ranks)
         self.state = allocate_home(self.model.specs, self.rank, self.ranks, self.device)
@@ -63,7 +64,7 @@ class IndependentSubnets(Algorithm):
             self._draw(spec, seed)
         self.state |= zeros_at(self.slot_specs, at_home, self.rank, self.device)
         self.shared = {
-            spec.key: torch.from_numpy(self.model.initial_shared(spec, seed)).to(self.device)
+            spec.key: initial_shared(self.model, spec, seed, given).to(self.device)
             for spec in self.model.shared
         }
         self.shared_slots = {

@@ -1,9 +1,13 @@
 """The networks. A new architecture is one file here and one entry in `build`."""
 
+import math
+
 from ist_hpc.config import ModelConfig
 from ist_hpc.errors import InputError
 from ist_hpc.models.base import Model
+from ist_hpc.models.convolutions import CHANNELS, IMAGE
 from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.vgg import VGG11
 
 
 def build(config: ModelConfig, inputs: int, outputs: int, sparse: bool = False) -> Model:
@@ -21,6 +25,8 @@ def build(config: ModelConfig, inputs: int, outputs: int, sparse: bool = False) 
             f"`model.output_norm: none`; got `model.loss: {config.loss}` and "
             f"`model.output_norm: {config.output_norm}`"
         )
+    if config.kind == "vgg11":
+        return _vgg11(config, inputs, outputs, sparse)
     return MultiLayerPerceptron(
         inputs=inputs,
         hidden=config.hidden,
@@ -30,4 +36,23 @@ def build(config: ModelConfig, inputs: int, outputs: int, sparse: bool = False) 
         loss=loss,
         label_block=config.label_block,
         sparse=sparse,
+    )
+
+
+def _vgg11(config: ModelConfig, inputs: int, outputs: int, sparse: bool) -> Model:
+    expected = math.prod(IMAGE)
+    if sparse or inputs != expected:
+        got = "sparse rows" if sparse else f"rows of {inputs} numbers"
+        raise InputError(
+            f"`model.kind: vgg11` takes images of {' x '.join(map(str, IMAGE))}, that is "
+            f"{expected} numbers a row; the data have {got}"
+        )
+    return VGG11(
+        hidden=config.hidden,
+        outputs=outputs,
+        channels=config.channels or CHANNELS,
+        output_norm=config.output_norm == "batch",
+        output_bias=config.output_bias,
+        deal_channels=config.deal_channels,
+        freeze_body=config.freeze_body,
     )

@@ -209,8 +209,21 @@ class Model(ABC):
         """The state dict of the full network as a plain PyTorch module, in the module's order."""
 
     @abstractmethod
+    def modules(self) -> list[tuple[str, str]]:
+        """(name, Python expression) of the modules of the full network, an `nn.Sequential`."""
+
     def module_source(self) -> str:
         """Python source, importing only torch, that leaves that module in the variable `model`.
 
         The module loads the state dict of `export_entries` with `strict=True`.
         """
+        lines = [
+            "from collections import OrderedDict",
+            "import torch",
+            "from torch import nn",
+            "",
+            "model = nn.Sequential(OrderedDict(",
+            *(f"    {name}={expression}," for name, expression in self.modules()),
+            "))",
+        ]
+        return "\n".join(lines)

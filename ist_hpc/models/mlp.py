@@ -12,7 +12,6 @@ Tensors (axis of each dimension in brackets, `-` for none):
     out.weight (-, hiddenL), stored with hiddenL first       out.bias, shared, only if asked for
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ist_hpc import streams
-from ist_hpc.models import many_labels, sparse_input
+from ist_hpc.models import initial, many_labels, sparse_input
 from ist_hpc.models.base import (
     ExportEntry,
     Gradients,
@@ -35,10 +33,9 @@ from ist_hpc.models.base import (
     StatisticSpec,
     Tensors,
 )
+from ist_hpc.models.norms import NORM_EPSILON, batch_norm, full_norm
 from ist_hpc.placement import TensorSpec
 from ist_hpc.sparse import Rows, SparseRows
-
-NORM_EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
@@ -112,17 +109,8 @@ class MultiLayerPerceptron(Model):
     def initial_rows(
         self, spec: TensorSpec, seed: int, rows: tuple[int, int]
     ) -> npt.NDArray[np.float32]:
-        """Linear weights uniform in +-1/sqrt(fan-in of the full layer), scale one, shift zero.
-
-        Float32, shape [rows[1] - rows[0], ...]. The bound is the default of PyTorch's Linear.
-        """
-        count = rows[1] - rows[0]
-        if spec.key.endswith(".bias"):
-            return np.zeros(count, dtype=np.float32)
-        if len(spec.shape) == 1:
-            return np.ones(count, dtype=np.float32)
-        bound = 1.0 / math.sqrt(spec.columns)
-        return streams.uniform(f"initial/{spec.key}", seed, rows, spec.columns, bound)
+        """As in `initial.initial_rows`; see the base class."""
+        return initial.initial_rows(spec.key, spec.shape, seed, rows)
 
     def initial_shared(self, spec: SharedSpec, seed: int) -> npt.NDArray[np.float32]:
         """Zero: the output bias."""
@@ -175,7 +163,7 @@ class MultiLayerPerceptron(Model):
             if index:
                 hidden = F.linear(hidden, weights[layer.weight])
             scale, shift = weights[f"{layer.norm}.weight"], weights[f"{layer.norm}.bias"]
-            hidden = F.relu(_batch_norm(hidden, scale, shift), inplace=True)
+            hidden = F.relu(batch_norm(hidden, scale, shift), inplace=True)
         return hidden
 
     def _cross_entropy(self, weights: Tensors, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -184,7 +172,7 @@ class MultiLayerPerceptron(Model):
         if last.bias:
             logits = logits + weights[last.bias]
         if last.norm:
-            logits = _batch_norm(logits, None, None)
+            logits = batch_norm(logits, None, None)
         return F.cross_entropy(logits, labels)
 
     @torch.no_grad()
@@ -218,7 +206,7 @@ class MultiLayerPerceptron(Model):
             else:
                 own = F.linear(hidden, weight)
             scale, shift = weights[f"{layer.norm}.weight"], weights[f"{layer.norm}.bias"]
-            own = _full_norm(own, layer.norm, statistics, scale, shift, calibrate)
+            own = full_norm(own, layer.norm, statistics, scale, shift, calibrate)
             hidden = peers.gather(F.relu(own, inplace=True), layer.outputs)
         assert isinstance(hidden, Tensor), "there is a hidden layer"
         return hidden
@@ -238,7 +226,7 @@ class MultiLayerPerceptron(Model):
         own = F.linear(hidden, block[outputs])
         if last.norm:
             assert len(own.t()) == len(block), "statistics are of whole home blocks"
-            own = _full_norm(own, last.norm, statistics, None, None, calibrate)
+            own = full_norm(own, last.norm, statistics, None, None, calibrate)
         if last.bias:
             bias = weights[last.bias]
             own += bias[home_start + outputs.start : home_start + outputs.stop]
@@ -267,59 +255,16 @@ class MultiLayerPerceptron(Model):
                 entries.append(ExportEntry(f"{layer.norm}.num_batches_tracked", (), None))
         return tuple(entries)
 
-    def module_source(self) -> str:
-        """An `nn.Sequential` whose layers are named as in checkpoints; see the base class."""
+    def modules(self) -> list[tuple[str, str]]:
+        """Layers named as in checkpoints; see the base class."""
         modules = []
         for index, layer in enumerate(self._layers, start=1):
-            name = layer.weight.removesuffix(".weight")
-            modules.append(
-                f"{name}=nn.Linear({layer.inputs}, {layer.outputs}, bias={bool(layer.bias)}),"
-            )
+            name, bias = layer.weight.removesuffix(".weight"), bool(layer.bias)
+            modules.append((name, f"nn.Linear({layer.inputs}, {layer.outputs}, bias={bias})"))
             if layer.norm:
                 affine = "" if layer.affine else ", affine=False"
-                modules.append(
-                    f"{layer.norm}=nn.BatchNorm1d({layer.outputs}, eps={NORM_EPSILON}{affine}),"
-                )
+                norm = f"nn.BatchNorm1d({layer.outputs}, eps={NORM_EPSILON}{affine})"
+                modules.append((layer.norm, norm))
             if layer is not self._layers[-1]:
-                modules.append(f"relu{index}=nn.ReLU(),")
-        lines = [
-            "from collections import OrderedDict",
-            "import torch",
-            "from torch import nn",
-            "",
-            "model = nn.Sequential(OrderedDict(",
-            *(f"    {module}" for module in modules),
-            "))",
-        ]
-        return "\n".join(lines)
-
-
-def _full_norm(
-    own: Tensor,
-    norm: str | None,
-    statistics: Statistics,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    calibrate: bool,
-) -> Tensor:
-    """Batch norm of home units by the full network's statistics, computed or read."""
-    assert norm is not None
-    if calibrate:
-        statistics[norm] = _mean_and_variance(own)
-    mean, variance = statistics[norm]
-    if not own.shape[1]:  # a rank may have no unit of a narrow layer
-        return own
-    return F.batch_norm(own, mean, variance, scale, shift, False, eps=NORM_EPSILON)
-
-
-def _batch_norm(values: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """Batch norm by the statistics of this batch."""
-    return F.batch_norm(values, None, None, scale, shift, training=True, eps=NORM_EPSILON)
-
-
-def _mean_and_variance(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each column; a rank that has no unit of a narrow layer has no column."""
-    if not values.shape[1]:
-        return values.new_empty(0), values.new_empty(0)
-    variance, mean = torch.var_mean(values, dim=0, correction=0)
-    return mean, variance
+                modules.append((f"relu{index}", "nn.ReLU()"))
+        return modules

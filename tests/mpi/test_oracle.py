@@ -6,44 +6,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from ist_hpc.models.mlp import MultiLayerPerceptron
+from tests.mpi.against_oracle import RULES, SEED, STEPS, assert_equal, follow_averages, rounds
 from tests.mpi.helpers import INPUTS, OUTPUTS, batch, build, full, rule, sparse_batch
 from tests.oracle import Oracle
 
-SEED, ROUNDS, STEPS = 3, 7, 3
-RULES = {
-    "sgd": rule(),
-    "momentum, carried": rule(momentum=0.9),
-    "momentum, reset": rule(momentum=0.9, state="reset"),
-    "adam, carried": rule(kind="adam", lr=0.01),
-    "adam, reset": rule(kind="adam", lr=0.01, state="reset"),
-}
-
-
+ROUNDS = 7
 SPARSE_RULES = RULES | {
     "adagrad, carried": rule(kind="adagrad"),
     "rowwise adagrad, carried": rule(kind="rowwise_adagrad"),
     "rowwise adagrad, reset": rule(kind="rowwise_adagrad", state="reset"),
 }
-
-
-def batches(ranks: int, round_index: int, draw=batch):
-    """Of each rank the batches of a round; the last round is short."""
-    steps = STEPS if round_index < ROUNDS - 1 else STEPS - 1
-    return [[draw(r, STEPS * round_index + i) for i in range(steps)] for r in range(ranks)]
-
-
-def rounds(world, algorithm, oracle, lr, draw=batch):
-    """Train every round on the ranks and in the oracle; yields after each."""
-    trained = 0
-    for index in range(ROUNDS):
-        everyone = batches(world.Get_size(), index, draw)
-        algorithm.begin_round(index)
-        for features, labels in everyone[world.Get_rank()]:
-            algorithm.step(features, labels, lr, trained)
-            trained += 1
-        algorithm.end_round()
-        oracle.round(index, everyone, lr)
-        yield index
 
 
 @pytest.mark.parametrize("hidden", [[9], [11, 7], [6, 13, 10]], ids=str)
@@ -52,7 +24,7 @@ def test_ranks_equal_one_process_that_trains_the_subnets_in_turn(world, hidden, 
     model = MultiLayerPerceptron(INPUTS, hidden, OUTPUTS)
     algorithm = build(world, model, config, SEED)
     oracle = Oracle(model, world.Get_size(), SEED, config)
-    for index in rounds(world, algorithm, oracle, config.lr):
+    for index in rounds(world, algorithm, oracle, config.lr, ROUNDS):
         if index in (2, 3, ROUNDS - 1):  # visits home in between must not matter
             whole = full(world, algorithm, (*model.specs, *algorithm.slot_specs))
     assert_equal(whole, oracle, algorithm)
@@ -70,23 +42,10 @@ def test_with_sparse_rows_and_sets_of_labels_too(world, hidden, config):
     model = MultiLayerPerceptron(INPUTS, hidden, OUTPUTS, sparse=True, **options)
     algorithm = build(world, model, config, SEED)
     oracle = Oracle(model, world.Get_size(), SEED, config)
-    for index in rounds(world, algorithm, oracle, config.lr, sparse_batch):
+    for index in rounds(world, algorithm, oracle, config.lr, ROUNDS, sparse_batch):
         if index in (2, ROUNDS - 1):
             whole = full(world, algorithm, (*model.specs, *algorithm.slot_specs))
     assert_equal(whole, oracle, algorithm)
-
-
-def assert_equal(whole, oracle, algorithm):
-    """Weights and carried slots to the last bit."""
-    for spec in algorithm.model.specs:
-        assert torch.equal(whole[spec.key], oracle.whole[spec.key].values), spec.key
-    for spec in algorithm.slot_specs:
-        slot, key = spec.key.split("/")
-        names = {"exp_avg": "first", "exp_avg_sq": "second", "updates": "counts"}
-        if len(spec.shape) < len(oracle.whole[key].axes):
-            names["squares"] = "units"
-        expected = getattr(oracle.whole[key], names.get(slot, slot))
-        assert torch.equal(whole[spec.key], expected), spec.key
 
 
 def test_middle_layers_are_idle_in_part(world):
@@ -119,16 +78,8 @@ def test_shared_bias_is_averaged_and_the_rest_equals_the_oracle(world, hvd, conf
     model = MultiLayerPerceptron(INPUTS, [9, 7], OUTPUTS, output_norm=False, output_bias=True)
     algorithm = build(world, model, config, SEED, hvd=hvd)
     oracle = Oracle(model, world.Get_size(), SEED, config)
-    for _ in rounds(world, algorithm, oracle, config.lr):
-        copies = oracle.shared["out.bias"]
-        pairs = [(algorithm.shared["out.bias"], [copy.values for copy in copies])]
-        if config.state == "carry":
-            slot = algorithm.shared_slots["momentum/out.bias"]
-            pairs.append((slot, [copy.momentum for copy in copies]))
-        for averaged, own in pairs:
-            torch.testing.assert_close(averaged, torch.stack(own).mean(0), atol=1e-6, rtol=0)
-            for tensor in own:
-                tensor.copy_(averaged)
+    for _ in rounds(world, algorithm, oracle, config.lr, ROUNDS):
+        follow_averages(algorithm, oracle)
     assert algorithm.shared["out.bias"].abs().max() > 1e-3
     whole = full(world, algorithm, model.specs)
     for spec in model.specs:

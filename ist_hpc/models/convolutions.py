@@ -1,0 +1,254 @@
+"""The convolutions of VGG11 on images of 32 x 32, each with batch norm and ReLU: the body.
+
+Either shared: every rank has it whole, trains it locally, and Horovod averages it each round (the
+paper's footnote 2). Or dealt out like the layers after it: then the channels are axes. Tensors of
+layer i (axis of each dimension in brackets, `-` for none):
+
+    conv{i}.weight (channels{i}, channels{i-1}, 3, 3); the first has (channels1, -, 3, 3)
+    conv{i}_norm.weight, conv{i}_norm.bias (channels{i})
+    conv{i}_norm.running_mean, conv{i}_norm.running_var, of a shared body only
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ist_hpc.cost import Layer
+from ist_hpc.cost_memory import IMAGES_AT_ONCE
+from ist_hpc.models.base import (
+    ExportEntry,
+    Peers,
+    SharedSpec,
+    Statistics,
+    StatisticSpec,
+    Tensors,
+)
+from ist_hpc.models.norms import NORM_EPSILON, batch_norm, full_norm, stored_norm
+from ist_hpc.placement import TensorSpec
+
+IMAGE = (3, 32, 32)
+"""Channels, height and width of what goes in."""
+CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)
+"""Of the paper that VGG11 is from, configuration A (Simonyan and Zisserman 2015)."""
+BODY_PREFIX = "conv"
+"""What the keys of all its tensors begin with."""
+_POOLED = (True, True, False, True, False, True, False, True)
+_KERNEL = 3
+_MOMENTUM = 0.1  # of running statistics, PyTorch's default
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """A convolution, its norm, ReLU, and whether a pooling by two follows."""
+
+    name: str
+    inputs: int
+    outputs: int
+    size: int
+    pooled: bool
+
+    @property
+    def weight(self) -> str:
+        return f"{self.name}.weight"
+
+    @property
+    def norm(self) -> str:
+        return f"{self.name}_norm"
+
+
+class Convolutions:
+    """The body of VGG11: images to `channels[-1]` features.
+
+    channels  of the eight convolutions
+    dealt     whether channels are dealt out
+    frozen    of a shared body: neither trained nor averaged, its norms by the stored statistics
+    """
+
+    def __init__(self, channels: Sequence[int], dealt: bool, frozen: bool) -> None:
+        assert len(channels) == len(CHANNELS)
+        assert not (dealt and frozen)
+        self._dealt, self._frozen = dealt, frozen
+        layers: list[_Convolution] = []
+        inputs, size = IMAGE[0], IMAGE[1]
+        for i, (outputs, pooled) in enumerate(zip(channels, _POOLED, strict=True), start=1):
+            layers.append(_Convolution(f"{BODY_PREFIX}{i}", inputs, outputs, size, pooled))
+            inputs, size = outputs, size // 2 if pooled else size
+        assert size == 1, "one value a channel comes out"
+        self._layers = tuple(layers)
+        self.features = inputs
+        self.axes = {f"channels{i}": c for i, c in enumerate(channels, start=1)} if dealt else {}
+        self.axis = f"channels{len(channels)}" if dealt else None
+        self.specs = self._specs() if dealt else ()
+        self.shared = () if dealt else self._shared()
+        self.statistics = tuple(
+            StatisticSpec(layer.norm, layer.outputs) for layer in layers if dealt
+        )
+
+    def _shape(self, layer: _Convolution) -> tuple[int, ...]:
+        return (layer.outputs, layer.inputs, _KERNEL, _KERNEL)
+
+    def _specs(self) -> tuple[TensorSpec, ...]:
+        specs: list[TensorSpec] = []
+        before = None
+        for own, layer in zip(self.axes, self._layers, strict=True):
+            specs += [
+                TensorSpec(layer.weight, self._shape(layer), (own, before, None, None)),
+                TensorSpec(f"{layer.norm}.weight", (layer.outputs,), (own,)),
+                TensorSpec(f"{layer.norm}.bias", (layer.outputs,), (own,)),
+            ]
+            before = own
+        return tuple(specs)
+
+    def _shared(self) -> tuple[SharedSpec, ...]:
+        changes = not self._frozen
+        shared: list[SharedSpec] = []
+        for layer in self._layers:
+            shared.append(SharedSpec(layer.weight, self._shape(layer), changes, changes))
+            for name, trained in (
+                ("weight", changes),
+                ("bias", changes),
+                ("running_mean", False),
+                ("running_var", False),
+            ):
+                key = f"{layer.norm}.{name}"
+                shared.append(SharedSpec(key, (layer.outputs,), trained, changes))
+        return tuple(shared)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """What costs are counted from."""
+        return tuple(
+            Layer(
+                layer.outputs,
+                layer.inputs,
+                self._dealt,
+                self._dealt and index > 0,
+                _KERNEL**2,
+                layer.size**2,
+                layer.size**2,
+            )
+            for index, layer in enumerate(self._layers)
+        )
+
+    def train(self, weights: Tensors, rows: Tensor) -> Tensor:
+        """Features of a batch, thin or whole, with autograd's graph unless the body is frozen.
+
+        rows  float32 [rows, 3 x 32 x 32]. Running statistics in `weights` are brought up to date.
+        Returns [rows, channels].
+        """
+        if self._frozen:
+            with torch.no_grad():
+                return self._by_running_statistics(weights, rows)
+        values = rows.view(-1, *IMAGE)
+        for layer in self._layers:
+            values = F.conv2d(values, weights[layer.weight], padding=_KERNEL // 2)
+            scale, shift = weights[f"{layer.norm}.weight"], weights[f"{layer.norm}.bias"]
+            if self._dealt:
+                values = batch_norm(values, scale, shift)
+            else:
+                values = F.batch_norm(
+                    values,
+                    weights[f"{layer.norm}.running_mean"],
+                    weights[f"{layer.norm}.running_var"],
+                    scale,
+                    shift,
+                    training=True,
+                    momentum=_MOMENTUM,
+                    eps=NORM_EPSILON,
+                )
+            values = _after_norm(layer, values)
+        return values.flatten(1)
+
+    def full(
+        self,
+        weights: Tensors,
+        statistics: Statistics,
+        rows: Tensor,
+        peers: Peers,
+        calibrate: bool,
+    ) -> Tensor:
+        """Features of the full network, [rows, channels]; as `Model.full_hidden`. Collective."""
+        if self._dealt:
+            at_once = len(rows) if calibrate else IMAGES_AT_ONCE
+            parts = rows.split(max(1, at_once))
+            return torch.cat(
+                [self._at_home(weights, statistics, p, peers, calibrate) for p in parts]
+            )
+        # The body is whole on every rank, so the rows are divided instead.
+        own = [
+            self._by_running_statistics(weights, part)
+            for part in rows[peers.share(len(rows))].split(IMAGES_AT_ONCE)
+        ]
+        return peers.gather(torch.cat(own).t(), len(rows)).t().contiguous()
+
+    def _by_running_statistics(self, weights: Tensors, rows: Tensor) -> Tensor:
+        """Features of any rows, of a shared body; [rows, channels]. Local."""
+        if not len(rows):  # fewer rows than ranks
+            return rows.new_empty(0, self.features)
+        values = rows.view(-1, *IMAGE)
+        for layer in self._layers:
+            values = F.conv2d(values, weights[layer.weight], padding=_KERNEL // 2)
+            parts = ("running_mean", "running_var", "weight", "bias")
+            values = stored_norm(values, *(weights[f"{layer.norm}.{part}"] for part in parts))
+            values = _after_norm(layer, values)
+        return values.flatten(1)
+
+    def _at_home(
+        self,
+        weights: Tensors,
+        statistics: Statistics,
+        rows: Tensor,
+        peers: Peers,
+        calibrate: bool,
+    ) -> Tensor:
+        """Features of some rows, each rank computing the channels whose home it is. Collective."""
+        values = rows.view(-1, *IMAGE)
+        for layer in self._layers:
+            own = F.conv2d(values, weights[layer.weight], padding=_KERNEL // 2)
+            scale, shift = weights[f"{layer.norm}.weight"], weights[f"{layer.norm}.bias"]
+            own = full_norm(own, layer.norm, statistics, scale, shift, calibrate)
+            values = peers.gather(_after_norm(layer, own), layer.outputs)
+        return values.flatten(1)
+
+    def export_entries(self) -> tuple[ExportEntry, ...]:
+        """As `Model.export_entries`."""
+        entries: list[ExportEntry] = []
+        for layer in self._layers:
+            size = (layer.outputs,)
+            entries.append(
+                ExportEntry(layer.weight, self._shape(layer), ("parameters", layer.weight))
+            )
+            for part in ("weight", "bias"):
+                key = f"{layer.norm}.{part}"
+                entries.append(ExportEntry(key, size, ("parameters", key)))
+            for part, statistic in (("running_mean", "mean"), ("running_var", "variance")):
+                key = f"{layer.norm}.{part}"
+                source = ("statistics", f"{layer.norm}.{statistic}")
+                entries.append(
+                    ExportEntry(key, size, source if self._dealt else ("parameters", key))
+                )
+            entries.append(ExportEntry(f"{layer.norm}.num_batches_tracked", (), None))
+        return tuple(entries)
+
+    def modules(self) -> list[tuple[str, str]]:
+        """As `Model.modules`."""
+        modules = [("images", f"nn.Unflatten(1, {IMAGE})")]
+        for layer in self._layers:
+            widths = f"{layer.inputs}, {layer.outputs}, {_KERNEL}"
+            padding = f"padding={_KERNEL // 2}, bias=False"
+            modules += [
+                (layer.name, f"nn.Conv2d({widths}, {padding})"),
+                (layer.norm, f"nn.BatchNorm2d({layer.outputs}, eps={NORM_EPSILON})"),
+                (f"{layer.name}_relu", "nn.ReLU()"),
+            ]
+            if layer.pooled:
+                modules.append((f"{layer.name}_pool", "nn.MaxPool2d(2)"))
+        return [*modules, ("features", "nn.Flatten()")]
+
+
+def _after_norm(layer: _Convolution, values: Tensor) -> Tensor:
+    values = F.relu(values, inplace=True)
+    return F.max_pool2d(values, 2) if layer.pooled else values

@@ -1,0 +1,51 @@
+"""Batch norm: of a thin network by its batch, of the full one by statistics of all its units."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ist_hpc.models.base import Statistics
+
+NORM_EPSILON = 1e-5
+
+
+def batch_norm(values: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """By the statistics of this batch; [rows, units, ...]."""
+    return F.batch_norm(values, None, None, scale, shift, training=True, eps=NORM_EPSILON)
+
+
+def stored_norm(
+    values: Tensor, mean: Tensor, variance: Tensor, scale: Tensor | None, shift: Tensor | None
+) -> Tensor:
+    """By given statistics; [rows, units, ...]."""
+    return F.batch_norm(values, mean, variance, scale, shift, False, eps=NORM_EPSILON)
+
+
+def full_norm(
+    own: Tensor,
+    norm: str | None,
+    statistics: Statistics,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    calibrate: bool,
+) -> Tensor:
+    """Of home units [rows, local_units, ...], by the full network's statistics.
+
+    These are read from `statistics`, or with `calibrate` computed and stored there.
+    """
+    assert norm is not None
+    if calibrate:
+        statistics[norm] = _mean_and_variance(own)
+    mean, variance = statistics[norm]
+    if not own.shape[1]:  # a rank may have no unit of a narrow layer
+        return own
+    return stored_norm(own, mean, variance, scale, shift)
+
+
+def _mean_and_variance(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each unit; a rank that has no unit of a narrow layer has none."""
+    if not values.shape[1]:
+        return values.new_empty(0), values.new_empty(0)
+    across = [0, *range(2, values.dim())]
+    variance, mean = torch.var_mean(values, dim=across, correction=0)
+    return mean, variance

@@ -1,0 +1,77 @@
+"""Training on the ranks and in the oracle, round by round, and comparing the two."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ist_hpc.algorithms.ist import IndependentSubnets
+from ist_hpc.sparse import Rows
+from tests.mpi.helpers import batch, rule
+from tests.oracle import Oracle
+
+SEED, STEPS = 3, 3
+RULES = {
+    "sgd": rule(),
+    "momentum, carried": rule(momentum=0.9),
+    "momentum, reset": rule(momentum=0.9, state="reset"),
+    "adam, carried": rule(kind="adam", lr=0.01),
+    "adam, reset": rule(kind="adam", lr=0.01, state="reset"),
+}
+_OF_ORACLE = {"exp_avg": "first", "exp_avg_sq": "second", "updates": "counts"}
+
+
+def rounds(
+    world,
+    algorithm: IndependentSubnets,
+    oracle: Oracle,
+    lr: float,
+    count: int,
+    draw: Callable[[int, int], tuple[Rows, Rows]] = batch,
+) -> Iterator[int]:
+    """Train `count` rounds on the ranks and in the oracle, the last short; yields after each."""
+    trained = 0
+    for index in range(count):
+        steps = STEPS if index < count - 1 else STEPS - 1
+        everyone = [
+            [draw(rank, STEPS * index + i) for i in range(steps)]
+            for rank in range(world.Get_size())
+        ]
+        algorithm.begin_round(index)
+        for features, labels in everyone[world.Get_rank()]:
+            algorithm.step(features, labels, lr, trained)
+            trained += 1
+        algorithm.end_round()
+        oracle.round(index, everyone, lr)
+        yield index
+
+
+def assert_equal(whole: dict[str, Tensor], oracle: Oracle, algorithm: IndependentSubnets) -> None:
+    """Weights and carried slots to the last bit."""
+    for spec in algorithm.model.specs:
+        assert torch.equal(whole[spec.key], oracle.whole[spec.key].values), spec.key
+    for spec in algorithm.slot_specs:
+        slot, key = spec.key.split("/")
+        name = _OF_ORACLE.get(slot, slot)
+        if name == "squares" and len(spec.shape) < len(oracle.whole[key].axes):
+            name = "units"
+        assert torch.equal(whole[spec.key], getattr(oracle.whole[key], name)), spec.key
+
+
+def follow_averages(algorithm: IndependentSubnets, oracle: Oracle) -> None:
+    """Shared weights and carried slots are the ranks' mean within 1e-6; the oracle takes them over.
+
+    An allreduce of four or more ranks sums in an order of its own.
+    """
+    pairs = [
+        (algorithm.shared[key], [copy.values for copy in copies])
+        for key, copies in oracle.shared.items()
+    ]
+    for spec in algorithm.shared_slot_specs:
+        slot, key = spec.key.split("/")
+        own = [getattr(copy, _OF_ORACLE.get(slot, slot)) for copy in oracle.shared[key]]
+        pairs.append((algorithm.shared_slots[spec.key], own))
+    for averaged, own in pairs:
+        torch.testing.assert_close(averaged, torch.stack(own).mean(0), atol=1e-6, rtol=1e-6)
+        for tensor in own:
+            tensor.copy_(averaged)
