@@ -277,10 +277,13 @@ def check_model(opened: OpenCheckpoint, config: Config, data: DataShape) -> None
     pairs = [
         (f"model.{field.name}", getattr(saved.model, field.name), getattr(config.model, field.name))
         for field in dataclasses.fields(config.model)
-        # The widths themselves are compared below; a block is a matter of memory and speed.
-        if field.name not in ("inputs", "outputs", "label_block")
+        # The widths themselves are compared below; a block is a matter of memory and speed; where
+        # the convolutions came from, and whether they are trained from now on, is another.
+        if field.name not in ("inputs", "outputs", "label_block", "body_from", "freeze_body")
     ]
     pairs += [
+        ("data.mean", saved.data.mean, config.data.mean),
+        ("data.std", saved.data.std, config.data.std),
         ("seed", saved.seed, config.seed),
         ("optimizer.kind", saved.optimizer.kind, config.optimizer.kind),
         ("optimizer.state", saved.optimizer.state, config.optimizer.state),

@@ -23,6 +23,8 @@ QUICKSTART = Path(__file__).parent / "quickstart.yaml"
 MOST_TOP = 10_000
 """Of `evaluate.top`: every rank keeps so many labels for each row of a batch."""
 
+_LEAST_SCALE, _MOST_SCALE = 1e-30, 1e30  # of data.mean and data.std, so that float32 holds them
+_CONVOLUTIONS = 8  # of vgg11
 _MOST_DEPTH = 20  # of YAML's nesting; a configuration has 3
 
 
@@ -47,14 +49,54 @@ class DataConfig:
         "non-zeros of a sparse row on average, for a plan without the data; null: as they have",
         above=0,
     )
+    augment: str = key(
+        "none",
+        "crop_flip: training images are padded with 4 zeros, cut back at random and mirrored with "
+        "probability 1/2; none",
+        choices=("none", "crop_flip"),
+    )
+    mean: list[float] = key(
+        [],
+        "subtracted from dense features, one a channel (an index of the first dimension), in the "
+        "unit in which uint8 features are 0 to 1; []: nothing",
+        low=-_MOST_SCALE,
+        high=_MOST_SCALE,
+    )
+    std: list[float] = key(
+        [],
+        "by which they are then divided, one a channel; with data.mean",
+        low=_LEAST_SCALE,
+        high=_MOST_SCALE,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The network."""
 
-    kind: str = key("mlp", "the architecture", choices=("mlp",))
+    kind: str = key(
+        "mlp",
+        "mlp: a perceptron; vgg11: eight convolutions with batch norm before it, for images of 3 x "
+        "32 x 32",
+        choices=("mlp", "vgg11"),
+    )
     hidden: list[int] = key(help="widths of the hidden layers", low=1, high=2**26)
+    channels: list[int] = key(
+        [],
+        "of vgg11: channels of the eight convolutions; []: 64, 128, 256, 256, 512, 512, 512, 512",
+        low=1,
+        high=2**16,
+    )
+    deal_channels: bool = key(
+        False,
+        "of vgg11, true: channels are dealt out as neurons are; false: every rank has and trains "
+        "all convolutions, which are averaged each round (the paper)",
+    )
+    body_from: str | None = key(
+        None,
+        "of vgg11: a checkpoint, run folder or HDF5 file with the convolutions to start from",
+    )
+    freeze_body: bool = key(False, "of vgg11: leave the convolutions as they are")
     inputs: int | None = key(None, "features a row; null: as the data has", low=1)
     outputs: int | None = key(None, "classes; null: as the data has", low=1)
     output_norm: str = key(
@@ -81,8 +123,27 @@ class ModelConfig:
 class TrainConfig:
     """The algorithm and how long it runs."""
 
-    algorithm: str = key("ist", "how the ranks work together", choices=("ist",))
-    local_steps: int = key(20, "steps a rank trains alone in a round (J in the paper)", low=1)
+    algorithm: str = key(
+        "ist",
+        "ist: independent subnets; data_parallel: Horovod averages the gradient of every step; "
+        "local_sgd: whole models, averaged by Horovod each round; ddp: PyTorch's "
+        "DistributedDataParallel over gloo",
+        choices=("ist", "data_parallel", "local_sgd", "ddp"),
+    )
+    local_steps: int = key(
+        20,
+        "steps in a round (J in the paper), which ist and local_sgd train alone; of the others a "
+        "round is only what is reported and saved at a time",
+        low=1,
+    )
+    warmup_steps: int = key(
+        0, "first steps of the run that local_sgd trains as data_parallel does", low=0
+    )
+    compression: str = key(
+        "none",
+        "fp16: data_parallel sends gradients as half precision numbers; none",
+        choices=("none", "fp16"),
+    )
     epochs: float | None = key(None, "length: passes over the training rows, by all ranks", above=0)
     rounds: int | None = key(None, "length: rounds, instead of epochs", low=1)
 
@@ -269,12 +330,34 @@ def _check_together(config: Config, where: Callable[[str], str]) -> None:
         raise InputError(
             f"give either `train.epochs` or `train.rounds`, got {got} {where('train')}"
         )
+    for name, owner in (("warmup_steps", "local_sgd"), ("compression", "data_parallel")):
+        value = getattr(train, name)
+        if value not in (0, "none") and train.algorithm != owner:
+            raise InputError(
+                f"`train.{name}` is of {owner}, not of {train.algorithm}; leave it out, got "
+                f"{show(value)} {where(f'train.{name}')}"
+            )
+    if train.algorithm == "ddp" and config.device != "cpu":
+        raise InputError(
+            "`train.algorithm: ddp` averages over gloo, on the CPU; set `device: cpu`, or take "
+            f"data_parallel, got {config.device} {where('device')}"
+        )
     if model.loss in ("softmax", "bce") and model.output_norm != "none":
         raise InputError(
             f"`model.loss: {model.loss}` is computed in blocks of labels, without batch norm of "
             f"outputs; set `model.output_norm: none` {where('model.output_norm')}"
         )
+    if len(config.data.mean) != len(config.data.std):
+        raise InputError(
+            "`data.mean` and `data.std` must have as many numbers, one a channel, got "
+            f"{len(config.data.mean)} and {len(config.data.std)} {where('data.mean')}"
+        )
     entries = config.data.row_entries
+    if entries is not None and (config.data.mean or config.data.augment != "none"):
+        raise InputError(
+            "`data.row_entries` is of sparse rows, `data.mean` and `data.augment` of dense ones; "
+            f"leave out what is not of the data {where('data.row_entries')}"
+        )
     if entries is not None and model.inputs is not None and entries > model.inputs:
         raise InputError(
             f"`data.row_entries` must be at most `model.inputs`, {model.inputs}, got {entries} "
@@ -286,6 +369,7 @@ def _check_together(config: Config, where: Callable[[str], str]) -> None:
         raise InputError(
             f"`model.hidden` must name at least one hidden layer, got [] {where('model.hidden')}"
         )
+    _check_vgg(model, where)
     if model.output_bias and model.output_norm == "batch":
         raise InputError(
             "`model.output_bias` has no effect before batch norm; set `model.output_norm: none` "
@@ -308,6 +392,34 @@ def _check_together(config: Config, where: Callable[[str], str]) -> None:
             "`name` names a folder: letters, digits, dots, dashes and underscores, got "
             f"{show(config.name)} {where('name')}"
         )
+
+
+def _check_vgg(model: ModelConfig, where: Callable[[str], str]) -> None:
+    """Rules between the keys of vgg11."""
+    if model.kind != "vgg11":
+        for name in ("channels", "deal_channels", "body_from", "freeze_body"):
+            if getattr(model, name):
+                raise InputError(
+                    f"`model.{name}` is of `model.kind: vgg11`, not of {model.kind} "
+                    f"{where(f'model.{name}')}"
+                )
+        return
+    if model.channels and len(model.channels) != _CONVOLUTIONS:
+        raise InputError(
+            f"`model.channels` names those of {_CONVOLUTIONS} convolutions, or none, got "
+            f"{show(model.channels)} {where('model.channels')}"
+        )
+    if model.loss not in ("auto", "cross_entropy"):
+        raise InputError(
+            f"`model.kind: vgg11` takes `model.loss: cross_entropy`, got {model.loss} "
+            f"{where('model.loss')}"
+        )
+    for name in ("body_from", "freeze_body"):
+        if model.deal_channels and getattr(model, name):
+            raise InputError(
+                f"`model.{name}` is of convolutions that all ranks share; leave it out, or "
+                f"`model.deal_channels` {where(f'model.{name}')}"
+            )
 
 
 def dump(config: Config) -> str:

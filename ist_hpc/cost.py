@@ -76,6 +76,7 @@ class Job:
     axes             size of each axis
     shared_elements, shared_slot_elements
                      elements of the weights without an axis, and of their slots
+    frozen_elements  of the shared weights those that do not change
     replica_slot_elements
                      of all slots where weights are not dealt out: data parallel and local SGD
     scratch          see `cost_memory.UPDATE_SCRATCH`
@@ -97,6 +98,7 @@ class Job:
     carry: bool = True
     shared_elements: int = 0
     shared_slot_elements: int = 0
+    frozen_elements: int = 0
     replica_slot_elements: int = 0
     scratch: tuple[int, int] = (0, 0)
     batch_size: int = 128
@@ -219,17 +221,18 @@ def allreduce_bytes(count: int, ranks: int) -> float:
 def averaging_bytes(job: Job) -> float:
     """Bytes that a rank receives in a round to average the shared weights and carried slots."""
     slots = job.shared_slot_elements if job.carry else 0
-    return allreduce_bytes(job.shared_elements + slots, job.ranks)
+    return allreduce_bytes(job.shared_elements - job.frozen_elements + slots, job.ranks)
 
 
 def data_parallel_bytes(job: Job) -> float:
     """Bytes that a rank receives in `local_steps` steps, each with an allreduce of the gradient."""
-    return job.local_steps * allreduce_bytes(job.weight_elements, job.ranks)
+    changing = job.weight_elements - job.frozen_elements
+    return job.local_steps * allreduce_bytes(changing, job.ranks)
 
 
 def local_sgd_bytes(job: Job) -> float:
     """Bytes that a rank receives in a round of local SGD: one allreduce of the weights alone."""
-    return allreduce_bytes(job.weight_elements, job.ranks)
+    return allreduce_bytes(job.weight_elements - job.frozen_elements, job.ranks)
 
 
 # Operations.

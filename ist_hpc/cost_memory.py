@@ -86,7 +86,7 @@ def subnet_memory(job: Job) -> Memory:
     Activations are an estimate; everything else is counted as the code allocates it.
     """
     weights, slots = _round_bytes(job.weights, job), _slot_bytes(job)
-    shared = job.shared_elements * ELEMENT_BYTES
+    shared, frozen = (n * ELEMENT_BYTES for n in (job.shared_elements, job.frozen_elements))
     next_round = _exchange_scratch(job, job.exchanged, to_home=False)
     visit = _exchange_scratch(job, job.weights, to_home=True)
     saving = _exchange_scratch(job, job.exchanged, to_home=True)
@@ -101,7 +101,7 @@ def subnet_memory(job: Job) -> Memory:
     phases = {
         "training": {
             "slots": slots,
-            "gradient": _gradient_bytes(job, job.ranks) + shared,
+            "gradient": _gradient_bytes(job, job.ranks) + shared - frozen,
             "update": _update_scratch(job, job.ranks),
             "activations": step_activations(job, job.ranks),
         },

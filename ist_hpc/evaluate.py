@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ist_hpc.checkpoint_read import Checkpoint, OpenCheckpoint
     from ist_hpc.config import EvaluateConfig
     from ist_hpc.evaluation import HomeNetwork
+    from ist_hpc.images import Scaling
     from ist_hpc.shards import Dataset
 
 _PROGRAM = "python -m ist_hpc.evaluate"
@@ -144,12 +145,13 @@ def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The data set, and the network as this rank holds it.
+    """The data set, how its rows are scaled, and the network as this rank holds it.
 
     attributes  of a file of predictions: what they were computed from
     """
 
     dataset: "Dataset"
+    scaling: "Scaling | None"
     network: "HomeNetwork"
     evaluate: "EvaluateConfig"
     attributes: dict[str, Any]
@@ -164,6 +166,7 @@ def _load(
     """Open the data, and read this rank's home blocks and no more. Local; `InputError`."""
     from ist_hpc import checkpoint, models
     from ist_hpc.evaluation import HomeNetwork, metrics_for
+    from ist_hpc.images import scaling_of
     from ist_hpc.shards import Dataset
 
     dataset = Dataset.open(arguments.data)
@@ -171,6 +174,7 @@ def _load(
         raise InputError(f"--top is of sets of labels; {arguments.data} has one class a row")
     with saved.opened() as opened:
         _check_fit(dataset, arguments.split, opened)
+        scaling = scaling_of(opened.config.data, dataset)
         data = opened.data
         model = models.build(opened.config.model, data.features, data.outputs, data.sparse)
         restored = checkpoint.restore(opened, model, (), (), runtime.rank, runtime.ranks)
@@ -183,7 +187,7 @@ def _load(
         top=arguments.top or opened.config.evaluate.top,
     )
     metrics_for(dataset, evaluate)  # refuses propensities that cannot be
-    return _Loaded(dataset, network, evaluate, _attributes(arguments, saved, opened))
+    return _Loaded(dataset, scaling, network, evaluate, _attributes(arguments, saved, opened))
 
 
 def _check_fit(dataset: "Dataset", split: str, opened: "OpenCheckpoint") -> None:
@@ -250,7 +254,7 @@ def _predict(runtime: Runtime, arguments: argparse.Namespace, loaded: _Loaded) -
     from ist_hpc.rows import CommonRows
 
     comm, dataset = runtime.comm, loaded.dataset
-    rows = CommonRows(comm, dataset, arguments.split, arguments.assign)
+    rows = CommonRows(comm, dataset, arguments.split, arguments.assign, loaded.scaling)
     metrics = metrics_for(dataset, loaded.evaluate)
     with contextlib.ExitStack() as stack:
         writer = None

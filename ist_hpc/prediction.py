@@ -13,6 +13,8 @@ from ist_hpc.errors import InputError
 from ist_hpc.memory_limits import Grant, granted_bytes, refusal
 from ist_hpc.models.base import Model
 from ist_hpc.shard_meta import Meta
+from ist_hpc.shared import fusion_bytes
+from ist_hpc.transfer import ELEMENT_BYTES
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -44,6 +46,7 @@ def job_of(config: Config, model: Model, ranks: int, meta: Meta | None) -> cost.
         seed=config.seed,
         carry=config.optimizer.state == "carry",
         shared_elements=sum(math.prod(spec.shape) for spec in model.shared),
+        frozen_elements=sum(math.prod(spec.shape) for spec in model.shared if not spec.changes),
         shared_slot_elements=sum(math.prod(spec.shape) for spec in shared_slots),
         replica_slot_elements=sum(
             cost.elements(rule.slot_spec(slot, spec))
@@ -86,12 +89,49 @@ def grants_of_node(comm: "MPI.Comm") -> list[Grant]:
     return grants
 
 
-def refuse_too_large_for_gpu(job: cost.Job, device: torch.device, sharing: int) -> None:
+def memory_of(config: Config, job: cost.Job) -> cost_memory.Memory:
+    """What a rank holds under the configured algorithm.
+
+    Of those that hold whole models, Horovod's fusion buffer is counted where gradients are
+    averaged. Not counted: what Horovod, MPI and gloo allocate for themselves.
+    """
+    train = config.train
+    if train.algorithm == "ist":
+        return cost_memory.subnet_memory(job)
+    averages = train.algorithm != "local_sgd" or train.warmup_steps > 0
+    replica = cost_memory.replica_memory(job, averages_gradient=averages)
+    step = replica.phases["training"]
+    held = {name: step[name] for name in ("weights", "slots", "window", "calibration")}
+    turned = [spec for spec in job.weights if spec.transposed]
+    copies = sum(math.prod(spec.home_shape(0, job.ranks)) for spec in turned)
+    buffers = {}
+    if job.ranks > 1 and averages:
+        largest = max(cost.elements(spec) for spec in job.weights)
+        if train.algorithm == "ddp":  # a gradient before it is in its bucket
+            buffers["buffers"] = largest * ELEMENT_BYTES
+        else:
+            buffers["buffers"] = fusion_bytes()
+            if train.compression == "fp16":
+                buffers["buffers"] += job.weight_elements * ELEMENT_BYTES // 2
+    phases = {
+        "training": {**step, **buffers},
+        "evaluation": {
+            **held,
+            "home_copies": copies * ELEMENT_BYTES,
+            "activations": cost_memory.full_activations(job),
+        },
+    }
+    return cost_memory.Memory(phases)
+
+
+def refuse_too_large_for_gpu(
+    config: Config, job: cost.Job, device: torch.device, sharing: int
+) -> None:
     """Raise `InputError` if the ranks that share a GPU will need more than it has free. Local."""
     if device.type == "cpu":
         return
     needed_bytes, free_bytes = (
-        cost_memory.subnet_memory(job).peaks_with_gpu()[1],
+        memory_of(config, job).peaks_with_gpu()[1],
         free_gpu_bytes(device),
     )
     if sharing * needed_bytes > free_bytes:
@@ -105,7 +145,7 @@ def refuse_too_large_for_gpu(job: cost.Job, device: torch.device, sharing: int) 
 
 def refuse_too_large(config: Config, job: cost.Job, grants: Sequence[Grant]) -> None:
     """Raise `InputError` if the ranks of a node will need more memory than it grants. Local."""
-    memory = cost_memory.subnet_memory(job)
+    memory = memory_of(config, job)
     needed_bytes = memory.peak if config.device == "cpu" else memory.peaks_with_gpu()[0]
     problem = refusal(needed_bytes, grants, configured_gb=config.runtime.memory_gb)
     if problem is not None:

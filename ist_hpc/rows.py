@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from ist_hpc import streams
 from ist_hpc.csr import Csr
 from ist_hpc.errors import InputError
+from ist_hpc.images import Augmentation, Scaling
 from ist_hpc.placement import block_bounds
 from ist_hpc.shards import Dataset
 from ist_hpc.windows import Batch, Window, as_batch, as_features, new_window
@@ -79,7 +81,8 @@ class BatchStream:
 
     The order is a function of (seed, rank, pass), so the position in rows is all the state there
     is. Rows that fit in the window are read once, kept and shuffled whole; else blocks of rows are
-    shuffled, read a window at a time, and the rows of a window shuffled.
+    shuffled, read a window at a time, and the rows of a window shuffled. Dense rows are kept as
+    they are stored; a batch of them is augmented and scaled as it is drawn.
     """
 
     def __init__(
@@ -91,11 +94,14 @@ class BatchStream:
         rank: int,
         window_bytes: int,
         position_rows: int = 0,
+        scaling: Scaling | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.batch_size = batch_size
         self.position_rows = position_rows
         self._dataset, self._segments = dataset, segments
         self._seed, self._purpose = seed, f"order/rank{rank}"
+        self._scaling, self._augmentation = scaling, augmentation
         lengths = [stop - start for start, stop in segments]
         self._starts = np.cumsum([0, *lengths])
         self.rows = int(self._starts[-1])
@@ -109,6 +115,7 @@ class BatchStream:
         self._blocks_per_window = max(1, window_rows // block_rows)
         self._pass: int | None = None  # of the order of the blocks
         self._block_order = self._window_bounds = np.empty(0, dtype=np.int64)
+        self._words = np.empty(0, dtype=np.uint64)  # of the augmentation, a row of the pass
         self._loaded: tuple[int, int] | None = None  # (pass, window) of the order of the rows
         self._rows_of: tuple[int, ...] = ()  # the blocks whose rows are in memory
         self._window: Window = new_window(dataset, 0)
@@ -125,10 +132,19 @@ class BatchStream:
         while wanted:
             offset = self._load()
             chosen = self._order[offset : offset + wanted]
-            parts.append(self._window.choose(chosen))
+            features, labels = self._window.choose(chosen)
+            if self._augmentation is not None:
+                first = self.position_rows % self.rows
+                words = self._words[first : first + len(chosen)]
+                features = self._augmentation.apply(features, words)
+            parts.append((features, labels))
             wanted -= len(chosen)
             self.position_rows += len(chosen)
-        return self._window.batch(parts)
+        features, labels = self._window.batch(parts)
+        if self._scaling is not None:
+            assert isinstance(features, Tensor)
+            features = self._scaling.apply(features)
+        return features, labels
 
     def _load(self) -> int:
         """Bring the window of the position into memory; the offset of the position in it."""
@@ -155,6 +171,8 @@ class BatchStream:
         firsts = np.arange(0, len(sizes), self._blocks_per_window)
         of_windows = np.add.reduceat(sizes[self._block_order], firsts)
         self._window_bounds = np.cumsum([0, *of_windows])
+        if self._augmentation is not None:
+            self._words = self._augmentation.words(pass_index, self.rows)
         self._pass = pass_index
 
     def _read(self, blocks: tuple[int, ...], rows: int) -> None:
@@ -186,11 +204,20 @@ class BatchStream:
 class CommonRows:
     """Rows that every rank needs alike, for calibration and evaluation of the sharded network.
 
-    Each row is read by one rank (under `files` by the one that has its shard) and gathered.
+    Each row is read by one rank (under `files` by the one that has its shard), gathered as it is
+    stored, and scaled; none is augmented.
     """
 
-    def __init__(self, comm: "MPI.Comm", dataset: Dataset, split: str, assign: str) -> None:
+    def __init__(
+        self,
+        comm: "MPI.Comm",
+        dataset: Dataset,
+        split: str,
+        assign: str,
+        scaling: Scaling | None = None,
+    ) -> None:
         self.comm, self.dataset, self.split, self.assign = comm, dataset, split, assign
+        self.scaling = scaling
         self.rows = dataset.rows(split)
         self._shard_starts = [
             dataset.shard_range(split, i)[0] for i in range(len(dataset.shards[split]))
@@ -213,7 +240,7 @@ class CommonRows:
         back = np.argsort(np.argsort(reader, kind="stable"), kind="stable")
         if not np.array_equal(back, np.arange(len(rows))):
             features, labels = _chosen(features, back), _chosen(labels, back)
-        return as_batch((features, labels))
+        return as_batch((features, labels), self.scaling)
 
     def batches(self, batch_rows: int) -> Iterator[tuple[npt.NDArray[np.int64], Batch]]:
         """All rows in order: (rows, (features, labels)) of at most `batch_rows`. Collective."""

@@ -23,6 +23,7 @@ FORMAT = "ist_hpc-data"
 FORMAT_VERSION = 1
 KINDS = ("dense", "sparse")
 FEATURE_DTYPES = {"dense": ("float32", "uint8"), "sparse": ("float32",)}
+_ITEM_BYTES = {"float32": 4, "uint8": 1}
 MOST_COLUMNS = 2**31 - 1  # of a sparse row, and unnamed labels: indices are int32
 SPLITS = ("train", "test")
 
@@ -108,10 +109,11 @@ class Meta(Schema):
     def row_bytes(self, split: str) -> int:
         """About what a row of `split` takes in memory, bytes; a function of `meta.json` alone.
 
-        Dense: float32 features and an int64 label. Sparse: what it takes on disk on average.
+        Dense: features as they are stored and an int64 label. Sparse: what it takes on disk on
+        average.
         """
         if self.kind == "dense":
-            return 4 * self.features + 8
+            return _ITEM_BYTES[self.feature_dtype] * self.features + 8
         shards = self.shards[split]
         return -(-sum(shard.bytes for shard in shards) // sum(shard.rows for shard in shards))
 

@@ -321,6 +321,7 @@ def export(checkpoint: "Checkpoint", target: Path) -> None:
     checkpoint.check_files(checkpoint.files)
     with checkpoint.opened() as opened:
         features, classes, sparse = opened.data.features, opened.data.outputs, opened.data.sparse
+        mean, std = opened.config.data.mean, opened.config.data.std
         model = _model(opened)
     entries = model.export_entries()
     mib = sum(_mib(entry.shape) for entry in entries)
@@ -333,7 +334,18 @@ def export(checkpoint: "Checkpoint", target: Path) -> None:
     print(f"model.load_state_dict(torch.load({str(target)!r}, weights_only=True), strict=True)")
     print("model.eval()")
     stored = "dense rows, sparse ones filled with zeros" if sparse else "uint8 data divided by 255"
-    print(f"# float32 [rows, {features}] -> logits [rows, {classes}]; {stored}")
+    scaled = ", then by scaled()" if mean else ""
+    print(f"# float32 [rows, {features}] -> logits [rows, {classes}]; {stored}{scaled}")
+    if mean:
+        print(_SCALED.format(mean=mean, std=std))
+
+
+_SCALED = """
+
+def scaled(rows):
+    mean = torch.tensor({mean}).unsqueeze(1)
+    std = torch.tensor({std}).unsqueeze(1)
+    return ((rows.view(len(rows), len(mean), -1) - mean) / std).flatten(1)"""
 
 
 def _model(opened: "OpenCheckpoint") -> "Model":

@@ -1,15 +1,20 @@
 """From a configuration to a trainer: every check that can be made before training starts."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from ist_hpc import algorithms, checkpoint, devices, models, optimizer, prediction
+from torch import Tensor
+
+from ist_hpc import algorithms, checkpoint, devices, images, models, optimizer, prediction
 from ist_hpc.checkpoint_read import Checkpoint, DataShape, Progress
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
 from ist_hpc.evaluation import main_metric, metrics_for
 from ist_hpc.models.base import Model
-from ist_hpc.placement import at_round
+from ist_hpc.models.convolutions import BODY_PREFIX
+from ist_hpc.pretrained import read_shared
 from ist_hpc.rows import rank_segments, refuse_uncountable
 from ist_hpc.runfolder import RunFolder, facts_of_start
 from ist_hpc.runtime import AgreedInputError, Runtime, log, on_root, together
@@ -31,7 +36,7 @@ def start_run(runtime: Runtime, config: Config, folder: RunFolder, resume: bool)
     sharing, grants = devices.ranks_on_gpu(comm, device), prediction.grants_of_node(comm)
     job = prediction.job_of(config, model, runtime.ranks, load_meta(dataset.path))
     together(comm, lambda: prediction.refuse_too_large(config, job, grants))
-    together(comm, lambda: prediction.refuse_too_large_for_gpu(job, device, sharing))
+    together(comm, lambda: prediction.refuse_too_large_for_gpu(config, job, device, sharing))
     together(comm, lambda: check_shards(dataset, config, runtime.rank, runtime.ranks))
     segments = together(
         comm,
@@ -40,10 +45,11 @@ def start_run(runtime: Runtime, config: Config, folder: RunFolder, resume: bool)
     saved = checkpoint.newest_valid(comm, folder.checkpoints) if resume else None
     if saved is not None:
         together(comm, lambda: _check_saved(saved, config, dataset))
+    given = together(comm, lambda: _given(config, model)) if saved is None else None
     algorithm = algorithms.build(comm, config, model, device)
     if saved is None:
         progress = Progress(ranks=runtime.ranks)
-        algorithm.start_new(config.seed)
+        algorithm.start_new(config.seed, given)
     else:
         progress, restored = together(comm, lambda: _restore(runtime, config, model, saved))
         algorithm.start_from(restored.state, restored.shared, restored.shared_slots)
@@ -80,8 +86,10 @@ def _open(config: Config, ranks: int) -> tuple[Dataset, Model]:
     for split in ("train", "test"):
         if dataset.rows(split) == 0:
             raise InputError(f"{dataset.path}: the {split} split has no rows")
+    images.scaling_of(config.data, dataset)  # these refuse data that they are not for
+    images.augmentation_of(config.data, dataset, config.seed, rank=0)
     model = build_model(config, dataset)
-    at_round(model.axes, ranks, config.seed, 0)  # refuses axes narrower than the ranks
+    algorithms.refuse_unfit(config, model, ranks)
     metrics_for(dataset, config.evaluate)  # refuses propensities that cannot be
     for split, count in (
         ("train", config.evaluate.calibration_rows),
@@ -94,7 +102,32 @@ def _open(config: Config, ranks: int) -> tuple[Dataset, Model]:
 
 def build_model(config: Config, dataset: Dataset) -> Model:
     """The configured model for the data; `InputError` if the configuration says other widths."""
-    return models.build(config.model, *widths(config, dataset), dataset.sparse)
+    model = models.build(config.model, *widths(config, dataset), dataset.sparse)
+    shape = model.feature_shape
+    if shape is not None and dataset.feature_shape != shape:
+        raise InputError(
+            f"{dataset.path} has rows of {_by(dataset.feature_shape)}, `model.kind: "
+            f"{config.model.kind}` takes images of {_by(shape)}"
+        )
+    return model
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _given(config: Config, model: Model) -> dict[str, Tensor]:
+    """What `model.body_from` has of the shared weights; nothing if it is not set."""
+    source = config.model.body_from
+    if source is None:
+        if config.model.freeze_body:
+            raise InputError(
+                "`model.freeze_body: true` would leave random convolutions as they are; give "
+                "`model.body_from`, or go on with a run by --resume"
+            )
+        return {}
+    body = [spec for spec in model.shared if spec.key.startswith(BODY_PREFIX)]
+    return read_shared(Path(source), body)
 
 
 def widths(config: Config, dataset: Dataset) -> tuple[int, int]:

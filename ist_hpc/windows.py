@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ist_hpc.csr import Csr, concatenate
+from ist_hpc.images import Scaling
 from ist_hpc.shards import Dataset
 from ist_hpc.shards import Rows as StoredRows
 from ist_hpc.sparse import Rows, SparseRows
@@ -27,10 +28,10 @@ class Window(Protocol):
     def add(self, features: Any, labels: Any) -> None:
         """Put the next rows, as the data set gives them, behind those that are there."""
 
-    def choose(self, rows: Integers) -> Any:
-        """A copy of the given rows, in that order."""
+    def choose(self, rows: Integers) -> tuple[Any, Any]:
+        """A copy of (features, labels) of the given rows, in that order."""
 
-    def batch(self, parts: Sequence[Any]) -> Batch:
+    def batch(self, parts: Sequence[tuple[Any, Any]]) -> Batch:
         """What `choose` gave, one part behind the other; at least one, of any window."""
 
 
@@ -39,35 +40,42 @@ def new_window(dataset: Dataset, rows: int) -> Window:
     if dataset.sparse:
         most_features = rows * dataset.row_bytes("train") // _FEATURE_BYTES
         return SparseWindow(dataset.features, dataset.outputs, rows, most_features)
-    return DenseWindow(dataset.features, rows)
+    return DenseWindow(dataset.feature_shape, dataset.feature_dtype, rows)
 
 
-def as_features(features: npt.NDArray[Any]) -> Tensor:
-    """Stored features as the networks take them: float32 [rows, width]; uint8 scaled to [0, 1]."""
-    flat = torch.from_numpy(features).flatten(start_dim=1)
-    return flat.float().div_(255) if flat.dtype == torch.uint8 else flat
+def as_features(stored: npt.NDArray[Any] | Tensor, scaling: Scaling | None = None) -> Tensor:
+    """Stored features as the networks take them: float32 [rows, width].
+
+    uint8 is divided by 255; then they are scaled.
+    """
+    features = stored if isinstance(stored, Tensor) else torch.from_numpy(stored)
+    flat = features.flatten(start_dim=1)
+    if flat.dtype == torch.uint8:
+        flat = flat.float().div_(255)
+    return flat if scaling is None else scaling.apply(flat)
 
 
-def as_batch(stored: StoredRows) -> Batch:
-    """Stored rows as the networks take them."""
+def as_batch(stored: StoredRows, scaling: Scaling | None = None) -> Batch:
+    """Stored rows as the networks take them; dense ones are scaled."""
     features, labels = stored
     if isinstance(features, Csr):
         return SparseRows.of(features), SparseRows.of(labels)
-    return as_features(features), torch.from_numpy(labels)
+    return as_features(features, scaling), torch.from_numpy(labels)
 
 
 class DenseWindow:
-    """Allocated whole, and filled in place."""
+    """Allocated whole, and filled in place; rows are kept and chosen as they are stored."""
 
-    def __init__(self, width: int, rows: int) -> None:
-        self._features = torch.empty(rows, width)
+    def __init__(self, shape: tuple[int, ...], dtype: str, rows: int) -> None:
+        kept_as = torch.uint8 if dtype == "uint8" else torch.float32
+        self._features = torch.empty(rows, *shape, dtype=kept_as)
         self._labels = torch.empty(rows, dtype=torch.int64)
         self._filled = 0
 
     def add(self, features: npt.NDArray[Any], labels: Integers) -> None:
         """See `Window`."""
         place = slice(self._filled, self._filled + len(labels))
-        self._features[place] = as_features(features)
+        self._features[place] = torch.from_numpy(features)
         self._labels[place] = torch.from_numpy(labels)
         self._filled = place.stop
 
@@ -78,10 +86,12 @@ class DenseWindow:
 
     def batch(self, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """See `Window`."""
-        if len(parts) == 1:
-            return parts[0]
-        features, labels = zip(*parts, strict=True)
-        return torch.cat(features), torch.cat(labels)
+        features, labels = (_joined(part) for part in zip(*parts, strict=True))
+        return as_features(features), labels
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
 
 
 class SparseWindow:

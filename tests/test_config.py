@@ -314,13 +314,15 @@ def values_of(field: dataclasses.Field) -> st.SearchStrategy:
     if field.metadata.get("choices"):
         return st.sampled_from(field.metadata["choices"])
     whole = st.integers(bounds["low"] or 0, bounds["high"] or 2**40)
+    text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
     return {
         int: whole,
         int | None: st.none() | whole,
         float: floats(**bounds),
         float | None: st.none() | floats(**bounds),
         bool: st.booleans(),
-        str: st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
+        str: text,
+        str | None: st.none() | text,
         list[int]: st.lists(whole, min_size=1, max_size=4),
         list[float]: st.lists(floats(**bounds), max_size=4),
         tuple[float, float]: st.tuples(floats(**bounds), floats(**bounds)),
@@ -332,20 +334,57 @@ def section(cls: type, /, **fixed) -> st.SearchStrategy:
     return st.builds(cls, **(drawn | fixed))
 
 
+PERCEPTRON = {
+    "kind": st.just("mlp"),
+    "channels": st.just([]),
+    "deal_channels": st.just(False),
+    "body_from": st.none(),
+    "freeze_body": st.just(False),
+}
+SUBNETS = {
+    "algorithm": st.just("ist"),
+    "warmup_steps": st.just(0),
+    "compression": st.just("none"),
+}
+LOCAL_SGD = {"algorithm": st.just("local_sgd"), "compression": st.just("none")}
+DATA_PARALLEL = {"algorithm": st.just("data_parallel"), "warmup_steps": st.just(0)}
 valid = st.builds(
     Config,
-    data=section(DataConfig, row_entries=st.none() | st.just(1.0)),
+    data=section(
+        DataConfig,
+        row_entries=st.none() | st.just(1.0),
+        augment=st.just("none"),
+        mean=st.just([]),
+        std=st.just([]),
+    )
+    | section(
+        DataConfig,
+        row_entries=st.none(),
+        mean=st.lists(floats(low=-1e30, high=1e30), min_size=3, max_size=3),
+        std=st.lists(floats(low=1e-30, high=1e30), min_size=3, max_size=3),
+    ),
     model=section(
         ModelConfig,
         output_bias=st.just(False),
         loss=st.sampled_from(["auto", "cross_entropy"]),
+        **PERCEPTRON,
     )
-    | section(ModelConfig, output_norm=st.just("none")),
+    | section(ModelConfig, output_norm=st.just("none"), **PERCEPTRON)
+    | section(
+        ModelConfig,
+        kind=st.just("vgg11"),
+        channels=st.just([]) | st.lists(st.integers(1, 2**16), min_size=8, max_size=8),
+        output_norm=st.just("none"),
+        loss=st.sampled_from(["auto", "cross_entropy"]),
+        deal_channels=st.just(False),
+    ),
     name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,9}", fullmatch=True),
     seed=st.integers(0, 2**64 - 1),
     device=st.just("cpu"),
-    train=section(TrainConfig, epochs=floats(above=0.0), rounds=st.none())
-    | section(TrainConfig, epochs=st.none(), rounds=st.integers(1)),
+    train=section(TrainConfig, epochs=floats(above=0.0), rounds=st.none(), **SUBNETS)
+    | section(TrainConfig, epochs=st.none(), rounds=st.integers(1), **SUBNETS)
+    | section(TrainConfig, rounds=st.none(), epochs=st.just(1.0), **LOCAL_SGD)
+    | section(TrainConfig, rounds=st.none(), epochs=st.just(1.0), **DATA_PARALLEL),
     optimizer=section(OptimizerConfig, kind=st.just("sgd"))
     | section(OptimizerConfig, momentum=st.just(0.0)),
     evaluate=section(EvaluateConfig),

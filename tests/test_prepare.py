@@ -105,7 +105,7 @@ class TestCommandLine:
         ("arguments", "message"),
         [
             ([], "the following arguments are required: NAME; see python -m ist_hpc.prepare"),
-            (["speach"], "invalid choice: 'speach' (choose from 'digits', 'speech'"),
+            (["speach"], "invalid choice: 'speach' (choose from 'cifar100', 'digits'"),
             (["digits"], "required: --output; see python -m ist_hpc.prepare digits --help"),
             (["digits", "--output", "x", "--seed", "-1"], "--seed must be 0 to"),
             (["speech", "--output", "x"], "required: --input"),

@@ -42,7 +42,7 @@ def test_sparse_rows_of_any_lengths(blocks, most_features, data):
 
 def test_dense_rows_are_put_behind_each_other():
     values = np.arange(24, dtype=np.uint8).reshape(6, 2, 2)
-    window = DenseWindow(4, 6)
+    window = DenseWindow((2, 2), "uint8", 6)
     window.add(values[:4], np.arange(4))
     window.add(values[4:], np.array([9, 8]))
     features, labels = window.batch([window.choose(np.array(rows)) for rows in ([5, 0], [3])])

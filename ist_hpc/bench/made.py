@@ -1,5 +1,6 @@
 """Data of the configured shape and a trainer on them, for benchmarks of a step."""
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,28 +25,37 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 ROWS = 4096
+_CHANNELS = 3  # of images, if the configuration does not say
 _LABELS_A_ROW = 5  # of sets of labels
 
 
 def make_data(config: Config, path: Path, rows: int) -> None:
     """Random rows of the configured widths: what a step costs does not depend on the values.
 
-    Sparse ones where `data.row_entries` is given. Raises `InputError` where widths are not given.
+    Sparse ones where `data.row_entries` is given, uint8 where `data.mean` or `data.augment` is (of
+    images, then). Raises `InputError` where widths are not given, or are not those of images.
     """
     inputs, outputs, entries = config.model.inputs, config.model.outputs, config.data.row_entries
     if not inputs or not outputs:
         raise InputError("a benchmark of a step needs `model.inputs` and `model.outputs`")
+    images = config.data.augment != "none" or bool(config.data.mean)
+    shape = _image_shape(config, inputs) if images else (inputs,)
     generator = np.random.Generator(np.random.Philox(0))
     with DatasetWriter(
         path,
         name="bench",
         kind="dense" if entries is None else "sparse",
-        feature_shape=(inputs,),
+        feature_shape=shape,
+        feature_dtype="uint8" if images else "float32",
         classes=outputs,
     ) as writer:
         for split, count in (("train", rows), ("test", 2)):
             if entries is None:
-                features = generator.standard_normal((count, inputs), dtype=np.float32)
+                features = (
+                    generator.integers(256, size=(count, *shape), dtype=np.uint8)
+                    if images
+                    else generator.standard_normal((count, inputs), dtype=np.float32)
+                )
                 writer.append(split, features, generator.integers(outputs, size=count))
             else:
                 features_csr = _random_rows(generator, count, round(entries), inputs)
@@ -53,6 +63,18 @@ def make_data(config: Config, path: Path, rows: int) -> None:
                 features_csr = Csr(features_csr.indptr, features_csr.indices, ones, inputs)
                 labels = _random_rows(generator, count, _LABELS_A_ROW, outputs)
                 writer.append(split, features_csr, labels)
+
+
+def _image_shape(config: Config, inputs: int) -> tuple[int, ...]:
+    """Square images of so many numbers, with the configured channels (three, if not configured)."""
+    channels = len(config.data.mean) or _CHANNELS
+    side = math.isqrt(inputs // channels)
+    if channels * side**2 != inputs:
+        raise InputError(
+            f"a benchmark of a step makes square images of {channels} channels for `data.augment` "
+            f"and `data.mean`; `model.inputs` is {inputs}, which is not {channels} x N x N"
+        )
+    return channels, side, side
 
 
 def _random_rows(generator: np.random.Generator, rows: int, entries: int, width: int) -> Csr:

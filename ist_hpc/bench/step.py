@@ -19,7 +19,9 @@ from ist_hpc.bench.made import ROWS, timed, trainer_in_a_round
 from ist_hpc.bench.report import count, slowest, spread, table
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
+from ist_hpc.images import scaling_of
 from ist_hpc.placement import block_bounds
+from ist_hpc.rows import as_features
 from ist_hpc.runtime import Runtime, together
 from ist_hpc.shards import Dataset
 
@@ -100,7 +102,8 @@ class _BareLoop:
         bounds = block_bounds(ROWS, runtime.ranks)
         rows = (int(bounds[runtime.rank]), int(bounds[runtime.rank + 1]))
         features, labels = dataset.read("train", *rows)
-        self.features, self.labels = torch.from_numpy(features), torch.from_numpy(labels)
+        scaling = scaling_of(config.data, dataset)
+        self.features, self.labels = as_features(features, scaling), torch.from_numpy(labels)
         self.batch = config.data.batch_size
 
     def steps(self, count: int) -> None:

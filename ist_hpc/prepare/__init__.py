@@ -11,6 +11,7 @@ and imports what is slow to import inside its functions, so that --help is quick
 """
 
 DATASETS = {
+    "cifar100": "ist_hpc.prepare.cifar100",
     "digits": "ist_hpc.prepare.digits",
     "speech": "ist_hpc.prepare.speech",
     "synthetic": "ist_hpc.prepare.synthetic",

@@ -1,0 +1,121 @@
+"""What is done to dense rows on their way to the networks: random crops and flips, normalisation.
+
+Nothing of it is stored: the configuration says what is done (`data.augment`, `data.mean`,
+`data.std`), and random numbers are a function of the seed, the rank, the pass and the place in it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ist_hpc import streams
+from ist_hpc.config import DataConfig
+from ist_hpc.errors import InputError
+from ist_hpc.shards import Dataset
+
+PAD = 4
+"""Pixels of zeros put around an image before it is cut back to its size."""
+
+_OFFSETS = 2 * PAD + 1  # of a crop, in each direction
+_BYTE = 255.0
+_IMAGE_DIMENSIONS = 3  # channels, height, width
+
+Words = npt.NDArray[np.uint64]
+
+
+class Scaling:
+    """(x - mean) / std, for each channel of a row: for each index of its first dimension.
+
+    `mean` and `std` are in the unit of the features as the networks take them, in which uint8
+    features are from 0 to 1. Computed in float32.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        assert len(mean) == len(std) > 0
+        self._mean, self._std = (torch.tensor(part).unsqueeze(1) for part in (mean, std))
+
+    def apply(self, features: Tensor) -> Tensor:
+        """Features float32 [rows, width], scaled; new, of the same shape. Local."""
+        channels = len(self._mean)
+        by_channel = features.view(len(features), channels, features.shape[1] // channels)
+        return by_channel.sub(self._mean).div_(self._std).view_as(features)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crops and flips of the training rows of one rank."""
+
+    seed: int
+    rank: int
+
+    def words(self, pass_index: int, rows: int) -> Words:
+        """A random word for each of the rows of a pass, in the order they are drawn; [rows]."""
+        return streams.words(f"augment/rank{self.rank}", self.seed, pass_index, rows)
+
+    @staticmethod
+    def apply(images: Tensor, words: Words) -> Tensor:
+        """Each image [channels, height, width], cut and perhaps flipped as its word says. Local.
+
+        Padded with `PAD` zeros on every side and cut back to its size, at one of 81 places that are
+        equally likely; mirrored with probability 1/2. Keeps dtype and shape, [rows, C, H, W].
+        """
+        return torch.from_numpy(_crop_flip(images.numpy(), words))
+
+
+def _crop_flip(images: npt.NDArray[Any], words: Words) -> npt.NDArray[Any]:
+    rows, channels, height, width = images.shape
+    padded = np.zeros((rows, channels, height + 2 * PAD, width + 2 * PAD), dtype=images.dtype)
+    padded[:, :, PAD : PAD + height, PAD : PAD + width] = images
+    flipped = (words & np.uint64(1)).astype(bool)
+    # 81 does not divide 2^63: some places are likelier by one part in 10^17.
+    tops, lefts = np.divmod((words >> np.uint64(1)) % np.uint64(_OFFSETS**2), np.uint64(_OFFSETS))
+    places = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
+    cropped: npt.NDArray[Any] = places[np.arange(rows), :, tops, lefts]
+    cropped[flipped] = cropped[flipped, :, :, ::-1]
+    return cropped
+
+
+def scaling_of(data: DataConfig, dataset: Dataset) -> Scaling | None:
+    """How the configuration scales the rows of the data set; None if it does not. Local.
+
+    Raises `InputError` if they are not rows that it can scale so.
+    """
+    if not data.mean:
+        return None
+    if dataset.sparse:
+        raise InputError(
+            f"`data.mean` and `data.std` are of dense rows, {dataset.path} has sparse ones; leave "
+            "them out"
+        )
+    channels = dataset.feature_shape[0]
+    if len(data.mean) != channels:
+        raise InputError(
+            f"`data.mean` and `data.std` have {len(data.mean)} numbers each, a row of "
+            f"{dataset.path} has the shape {list(dataset.feature_shape)}; give {channels}, one for "
+            "each index of its first dimension"
+        )
+    return Scaling(data.mean, data.std)
+
+
+def augmentation_of(
+    data: DataConfig, dataset: Dataset, seed: int, rank: int
+) -> Augmentation | None:
+    """How the configuration augments the rank's training rows; None if it does not. Local.
+
+    Raises `InputError` if the rows of the data set are not images.
+    """
+    if data.augment == "none":
+        return None
+    shape = list(dataset.feature_shape)
+    if dataset.sparse or len(shape) != _IMAGE_DIMENSIONS:
+        found = "are sparse" if dataset.sparse else f"have the shape {shape}"
+        raise InputError(
+            f"`data.augment: {data.augment}` is of images, rows [channels, height, width]; those "
+            f"of {dataset.path} {found}; set `data.augment: none`"
+        )
+    return Augmentation(seed, rank)

@@ -1,0 +1,204 @@
+"""CIFAR-100 in its official python layout: 50,000 train and 10,000 test images of 100 classes.
+
+DIR is the folder that cifar-100-python.tar.gz unpacks to, with the pickles train, test and meta.
+3072 uint8 features a row: 3 x 32 x 32, the red, the green and the blue plane, row-major. Classes
+are the 100 fine labels, or with --coarse the 20 superclasses. The pickles cannot run anything: what
+is no part of plain data and arrays of uint8 is refused.
+
+Prints the mean and standard deviation of each channel of the train images, as a configuration takes
+them.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ist_hpc.errors import InputError
+from ist_hpc.prepare.common import add_output_arguments, check_range, check_seed, shard_ends
+from ist_hpc.prepare.safe_pickle import load_dict
+from ist_hpc.shard_writer import check_target
+from ist_hpc.shards import SPLITS, DatasetWriter
+from ist_hpc.streams import permutation
+
+HELP = "CIFAR-100: 60,000 photographs of 32 x 32 pixels, 100 classes"
+EXAMPLES = """\
+examples:
+  python -m ist_hpc.prepare cifar100 --input cifar-100-python --output data/cifar100
+  python -m ist_hpc.prepare cifar100 --input cifar-100-python --output data/cifar20 --coarse
+"""
+
+SHAPE = (3, 32, 32)
+_ROW_BYTES = 3 * 32 * 32
+_MOST_BYTES = 512 * 1024 * 1024  # of a pickle; the official train file has 155 MB
+_TRAIN_SHARDS_PER_TEST_SHARD = 4
+_ROWS_AT_ONCE = 4096  # that are put in order beside all the others
+_DIGITS = 4  # of means and deviations that are printed
+_WHERE = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
+
+
+@dataclass(frozen=True)
+class Images:
+    """The rows of one file: images uint8 [rows, 3072], labels int64 [rows]."""
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `prepare cifar100`."""
+    parser.add_argument(
+        "--input", type=Path, required=True, metavar="DIR", help="the folder cifar-100-python"
+    )
+    add_output_arguments(parser, seed_of="the order of the train rows")
+    parser.add_argument(
+        "--coarse", action="store_true", help="the 20 superclasses instead of the 100 classes"
+    )
+    parser.add_argument(
+        "--shards",
+        type=int,
+        default=8,
+        help="files of train rows (default 8); a quarter as many of test rows",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what `prepare cifar100` was asked; raises InputError."""
+    check_seed(args.seed)
+    check_range("--shards", args.shards, 1)
+    check_target(args.output, args.overwrite)
+    _check_folder(args.input)
+    kind = "coarse" if args.coarse else "fine"
+    classes = read_names(args.input / "meta", f"{kind}_label_names")
+    parts = {
+        split: read_images(args.input / split, f"{kind}_labels", len(classes)) for split in SPLITS
+    }
+    mean, std = channel_moments(parts["train"].images)
+    mean, std = ([round(value, _DIGITS) for value in part] for part in (mean, std))
+    _write(args, classes, parts, {"mean": mean, "std": std})
+    rows = {split: len(part.labels) for split, part in parts.items()}
+    print(
+        f"cifar100: {rows['train']} train and {rows['test']} test images of 3 x 32 x 32, "
+        f"{len(classes)} {kind} classes; wrote {args.output}\n"
+        "channels of the train images, from 0 to 1, for the section `data` of a configuration:\n"
+        f"  mean: {mean}\n"
+        f"  std: {std}"
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    missing = [name for name in (*SPLITS, "meta") if not (folder / name).is_file()]
+    if missing:
+        what = f"has no file {missing[0]}" if folder.is_dir() else "no such folder"
+        raise InputError(
+            f"--input {folder}: {what}; give the folder cifar-100-python that {_WHERE} unpacks to"
+        )
+
+
+def read_names(path: Path, key: str) -> list[str]:
+    """The names of the classes in the file `meta`. Raises InputError that names it."""
+    listed = _value(path, load_dict(path, _MOST_BYTES), key)
+    names = [name.decode("latin-1") if isinstance(name, bytes) else name for name in _list(listed)]
+    good = bool(names) and all(isinstance(name, str) and name for name in names)
+    if not good or len(set(names)) != len(names):
+        raise InputError(f"{path}: `{key}` must be a list of different names")
+    return names
+
+
+def read_images(path: Path, labels_key: str, classes: int) -> Images:
+    """The images of a file and the labels that stand under `labels_key`, 0 to `classes` - 1.
+
+    Raises InputError that names the file.
+    """
+    content = load_dict(path, _MOST_BYTES)
+    images, listed = _value(path, content, "data"), _value(path, content, labels_key)
+    shape = list(images.shape) if isinstance(images, np.ndarray) else type(images).__name__
+    if not isinstance(images, np.ndarray) or images.shape[1:] != (_ROW_BYTES,):
+        raise InputError(
+            f"{path}: `data` must be uint8 [images, {_ROW_BYTES}], 3 x 32 x 32 an image (got "
+            f"{shape}); is it of CIFAR-100?"
+        )
+    labels = _list(listed)
+    if len(labels) != len(images) or not labels:
+        raise InputError(
+            f"{path}: must have one or more images and a label for each (got {len(images)} images "
+            f"and {len(labels)} `{labels_key}`)"
+        )
+    for row, label in enumerate(labels):
+        if type(label) is not int or not 0 <= label < classes:
+            got = label if type(label) is int else type(label).__name__
+            raise InputError(
+                f"{path}: `{labels_key}` must be whole numbers from 0 to {classes - 1}, as `meta` "
+                f"has {classes} names (got {str(got)[:20]} at row {row})"
+            )
+    return Images(images, np.array(labels, dtype=np.int64))
+
+
+def _value(path: Path, content: dict[str, Any], key: str) -> Any:
+    if key not in content:
+        raise InputError(f"{path}: has no `{key}`; is it a file of CIFAR-100? They are at {_WHERE}")
+    return content[key]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def channel_moments(images: npt.NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of images [rows, 3072], whose range is 0 to 1.
+
+    From counts of the 256 values, so that they do not depend on the order of a sum.
+    """
+    values = np.arange(256) / 255
+    mean, std = [], []
+    for plane in np.split(images, SHAPE[0], axis=1):
+        counts = sum(
+            np.bincount(block.ravel(), minlength=256)
+            for block in np.array_split(plane, -(-len(plane) // _ROWS_AT_ONCE))
+        )
+        share = counts / plane.size
+        mean.append(float(share @ values))
+        std.append(float(np.sqrt(share @ (values - mean[-1]) ** 2)))
+    return mean, std
+
+
+def _write(
+    args: argparse.Namespace,
+    classes: list[str],
+    parts: dict[str, Images],
+    channels: dict[str, list[float]],
+) -> None:
+    shards = {"train": args.shards, "test": max(1, args.shards // _TRAIN_SHARDS_PER_TEST_SHARD)}
+    rows = {split: len(part.labels) for split, part in parts.items()}
+    orders = {
+        "train": permutation("prepare cifar100 rows", args.seed, 0, rows["train"]),
+        "test": np.arange(rows["test"], dtype=np.int64),
+    }
+    with DatasetWriter(
+        args.output,
+        name="cifar100",
+        feature_shape=SHAPE,
+        feature_dtype="uint8",
+        feature_description="red, green and blue, each 32 x 32 pixels, row-major, 0 to 255",
+        classes=classes,
+        made_by={
+            "command": args.command_line,
+            "parameters": {"seed": args.seed, "coarse": args.coarse, "shards": args.shards},
+            "source": "CIFAR-100 (Krizhevsky 2009), python version",
+            "train_channels": channels,
+        },
+        shard_rows=max(-(-rows[split] // count) for split, count in shards.items()),
+        overwrite=args.overwrite,
+    ) as writer:
+        for split, part in parts.items():
+            start = 0
+            for end in shard_ends(rows[split], shards[split]):
+                for first in range(start, end, _ROWS_AT_ONCE):
+                    chosen = orders[split][first : min(first + _ROWS_AT_ONCE, end)]
+                    images = part.images[chosen].reshape(-1, *SHAPE)
+                    writer.append(split, images, part.labels[chosen])
+                writer.end_shard(split)
+                start = end

@@ -1,0 +1,239 @@
+"""Reading the pickles of published data sets without letting them run anything.
+
+A pickle is a program. Of what it can call, only what arrays of uint8 and byte strings need is
+there, and that is not numpy's own but stands for it here: checked arguments, nothing allocated by
+what a pickle says rather than has. The program is looked over before it runs, because a short one
+can ask for any amount of memory.
+"""
+
+import io
+import math
+import pickle
+import pickletools
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from ist_hpc.errors import InputError
+
+_MOST_INSTRUCTIONS = 5_000_000  # each makes an object of some 100 bytes at the most
+_MOST_UNUSUAL = 1000  # instructions that are not _USUAL: calls, and what tuples are nested by
+_USUAL = frozenset(
+    (
+        *("MARK", "APPEND", "APPENDS", "EMPTY_LIST", "LIST"),
+        *("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET", "FRAME"),
+        *("INT", "BININT", "BININT1", "BININT2", "NONE", "NEWTRUE", "NEWFALSE"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+        *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    )
+)
+_PUTS = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
+_ARRAY_STATE_LENGTH = 5
+_MOST_DIMENSIONS = 8
+_MOST_MESSAGE = 150  # characters of what a pickle says, in an error
+
+
+def load_dict(path: Path, most_bytes: int) -> dict[str, Any]:
+    """The dict that the file holds: keys as text, arrays of uint8 as such (read-only). Local.
+
+    Other values are what the pickle has: numbers, str, bytes (a str of Python 2, too), lists,
+    tuples, dicts. Needs three times the file's size for a moment. Raises `InputError` that names
+    the file if it is missing or larger than `most_bytes`, is no pickle or a damaged one, names
+    anything that is not of plain data and arrays of uint8, or does not hold a dict.
+    """
+    content = _content(path, most_bytes)
+    _look_over(path, content)
+    loader = _Unpickler(content)
+    try:
+        loaded = loader.load()
+    except _Refused as refused:
+        raise InputError(f"{path}: {refused}") from None
+    except Exception as error:  # a damaged program may do anything wrong
+        raise _damaged(path, error) from None
+    if type(loaded) is not dict:
+        raise InputError(f"{path}: must be the pickle of a dict (got {type(loaded).__name__})")
+    return _with_text_keys(path, loaded)
+
+
+def _content(path: Path, most_bytes: int) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: must be a file")
+        if status.st_size > most_bytes:
+            raise InputError(
+                f"{path}: must have at most {most_bytes} bytes (got {status.st_size}); it is not "
+                "the file that it should be"
+            )
+        with path.open("rb") as file:
+            return file.read(status.st_size)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _look_over(path: Path, content: bytes) -> None:
+    """Raise `InputError` for what is cut short or would take memory out of all proportion."""
+    instructions = unusual = 0
+    try:
+        for instruction, argument, _ in pickletools.genops(content):
+            instructions += 1
+            unusual += instruction.name not in _USUAL
+            too_far = instruction.name in _PUTS and int(argument or 0) > instructions
+            if instructions > _MOST_INSTRUCTIONS or unusual > _MOST_UNUSUAL or too_far:
+                raise InputError(f"{path}: not the pickle of a few arrays and lists; it is refused")
+    except (ValueError, ArithmeticError, LookupError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path}: no pickle, or one that is cut short or damaged "
+        f"({_short(str(error) or type(error).__name__)}); unpack or copy it again"
+    )
+
+
+def _short(text: str) -> str:
+    """On one line, without what a terminal would take for commands."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return printable if len(printable) <= _MOST_MESSAGE else printable[:_MOST_MESSAGE] + "..."
+
+
+def _with_text_keys(path: Path, loaded: dict[Any, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in loaded.items():
+        name = key.decode("latin-1") if isinstance(key, bytes) else key
+        if not isinstance(name, str) or name in values:
+            raise InputError(f"{path}: its keys must be different texts")
+        if isinstance(value, _Array) and value.values is None:
+            raise InputError(f"{path}: `{_short(name)}` is an array without values")
+        values[name] = value.values if isinstance(value, _Array) else value
+    return values
+
+
+class _Refused(pickle.UnpicklingError):
+    """What a pickle asks for and does not get; the message is for users."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Finds nothing but the names that arrays of uint8 are pickled with, and no object of numpy."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self._room = len(content)
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What stands for `module.name`."""
+        if (module, name) == ("_codecs", "encode"):
+            return _Callable(self._encode)
+        if (module, name) not in _FOUND:
+            raise _Refused(
+                f"names {_short(f'{module}.{name}')}, which is no part of plain data and arrays of "
+                "uint8; it is refused"
+            )
+        return _FOUND[module, name]
+
+    def _encode(self, text: str, encoding: str) -> bytes:
+        """Byte strings as Python 3 writes them for Python 2."""
+        if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
+            raise _Refused("has text in another encoding than latin1")
+        # Every text is in the file once; a program that has one encoded again and again is none
+        # that a pickler writes.
+        self._room -= len(text)
+        if self._room < 0:
+            raise _Refused("makes byte strings that are longer than the file; it is refused")
+        return text.encode("latin1")
+
+
+class _Callable:
+    """A function that a pickle may call. It cannot be changed: a pickle may try to."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: object) -> NoReturn:
+        raise _Refused("gives a state to a function; it is refused")
+
+
+class _Dtype:
+    """uint8, the one type that elements may have."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        """The order of bytes and the like, of which one byte has none."""
+
+
+class _Array:
+    """An array that a pickle makes first, and fills in when it gives it a state."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: npt.NDArray[np.uint8] | None = None) -> None:
+        self.values = values
+
+    def __setstate__(self, state: Any) -> None:
+        if type(state) is not tuple or len(state) != _ARRAY_STATE_LENGTH:
+            raise _not_numpy()
+        _version, shape, dtype, by_columns, content = state
+        self.values = _values(content, dtype, shape, "F" if by_columns else "C")
+
+
+def _not_numpy() -> _Refused:
+    return _Refused("has an array that is not as numpy writes one; it is refused")
+
+
+def _ndarray(*arguments: Any) -> NoReturn:
+    raise _not_numpy()  # numpy names the type, and does not call it
+
+
+def _dtype(name: Any, *_: Any) -> _Dtype:
+    text = name.decode("latin-1") if isinstance(name, bytes) else name
+    if text != "u1":
+        raise _Refused(f"has an array of {_short(str(text))}, must be of uint8")
+    return _Dtype()
+
+
+def _reconstruct(*_: Any) -> _Array:
+    """An array without values, whatever type and shape it is to begin with."""
+    return _Array()
+
+
+def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> _Array:
+    return _Array(_values(content, dtype, shape, order))
+
+
+def _values(content: Any, dtype: Any, shape: Any, order: Any) -> npt.NDArray[np.uint8]:
+    """A view of the bytes: an array has as many elements as there are in the file."""
+    if not isinstance(content, bytes | bytearray) or not isinstance(dtype, _Dtype):
+        raise _not_numpy()
+    if type(shape) is not tuple or not 1 <= len(shape) <= _MOST_DIMENSIONS:
+        raise _not_numpy()
+    if any(type(size) is not int or size < 0 for size in shape) or order not in ("C", "F"):
+        raise _not_numpy()
+    if math.prod(shape) != len(content):
+        raise _Refused(f"has an array of shape {_short(str(shape))} with {len(content)} bytes")
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape, order=order)
+
+
+_FOUND = {
+    ("numpy", "ndarray"): _Callable(_ndarray),
+    ("numpy", "dtype"): _Callable(_dtype),
+    **{
+        (f"numpy.{core}.{module}", name): _Callable(function)
+        for core in ("core", "_core")
+        for module, name, function in (
+            ("multiarray", "_reconstruct", _reconstruct),
+            ("numeric", "_frombuffer", _from_buffer),
+        )
+    },
+}
+"""What arrays are pickled with, by numpy up to 1.x and from 2.0 on; `_frombuffer` by protocol 5."""
