@@ -159,6 +159,7 @@ class OptimizerConfig:
     )
     lr: float = key(0.01, "learning rate", low=0)
     momentum: float = key(0.0, "momentum of sgd", low=0, high=1)
+    weight_decay: float = key(0.0, "of sgd: so much of the weight is added to its gradient", low=0)
     betas: tuple[float, float] = key((0.9, 0.999), "decay of adam's moments", low=0, high=0.999999)
     eps: float = key(1e-8, "added to the root, of adam and both adagrads", above=0)
     state: str = key(
@@ -379,6 +380,11 @@ def _check_together(config: Config, where: Callable[[str], str]) -> None:
         raise InputError(
             f"`optimizer.momentum` is of sgd, not of {optimizer.kind}; set it to 0, got "
             f"{optimizer.momentum} {where('optimizer.momentum')}"
+        )
+    if optimizer.weight_decay and optimizer.kind != "sgd":
+        raise InputError(
+            f"`optimizer.weight_decay` is of sgd, not of {optimizer.kind}; set it to 0, got "
+            f"{optimizer.weight_decay} {where('optimizer.weight_decay')}"
         )
     if 0 < config.evaluate.every_epochs < _FEWEST_EPOCHS:
         raise InputError(

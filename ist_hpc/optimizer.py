@@ -145,10 +145,12 @@ class SGD(Optimizer):
     def update(
         self, weight: Tensor, gradient: Tensor, slots: Slots, lr: float, trained: int
     ) -> None:
-        """`weight -= lr * gradient`, or the momentum of the gradients."""
+        """`weight -= lr * (gradient + decay * weight)`, or the momentum of these."""
         direction = gradient
+        if self.config.weight_decay:
+            direction = gradient.add(weight, alpha=self.config.weight_decay)
         if self.config.momentum:
-            direction = slots["momentum"].mul_(self.config.momentum).add_(gradient)
+            direction = slots["momentum"].mul_(self.config.momentum).add_(direction)
         weight.add_(direction, alpha=-lr)
 
 

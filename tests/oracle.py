@@ -191,6 +191,7 @@ class Oracle:
     ) -> None:
         values, momentum, first, second, counts, squares, units = parts
         if self.rule.kind == "sgd":
+            gradient = gradient.add(values, alpha=self.rule.weight_decay)
             momentum.copy_(momentum * self.rule.momentum + gradient)
             values.add_(momentum, alpha=-lr)
             return

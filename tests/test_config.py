@@ -386,7 +386,7 @@ valid = st.builds(
     | section(TrainConfig, rounds=st.none(), epochs=st.just(1.0), **LOCAL_SGD)
     | section(TrainConfig, rounds=st.none(), epochs=st.just(1.0), **DATA_PARALLEL),
     optimizer=section(OptimizerConfig, kind=st.just("sgd"))
-    | section(OptimizerConfig, momentum=st.just(0.0)),
+    | section(OptimizerConfig, momentum=st.just(0.0), weight_decay=st.just(0.0)),
     evaluate=section(EvaluateConfig),
     exchange=section(ExchangeConfig),
     checkpoint=section(CheckpointConfig),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -16,16 +17,18 @@ import pytest
 from tests.launching import ROOT
 
 HOSTS = str(ROOT / "bench" / "hosts.sh")
-TEMPLATE = ROOT / "slurm" / "amazon670k.sbatch"
+AMAZON, VGG11 = (ROOT / "slurm" / name for name in ("amazon670k.sbatch", "vgg11.sbatch"))
+TEMPLATES = sorted((ROOT / "slurm").glob("*.sbatch"))
 _DAEMONS = ("slurmctld", "slurmd", "munged", "ip", "tc")
 _LIMIT_S = 120.0
 _ON_TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0"]
 _SMALL = "model.inputs=null model.outputs=null model.hidden=[32] data.batch_size=32 data.verify=no"
 
 
-def test_the_options_are_ahead_of_the_first_command():
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
+def test_the_options_are_ahead_of_the_first_command(template):
     """Slurm reads #SBATCH lines up to the first command and leaves out later ones, silently."""
-    lines = TEMPLATE.read_text(encoding="utf-8").splitlines()
+    lines = template.read_text(encoding="utf-8").splitlines()
     commands = [i for i, line in enumerate(lines) if line and not line.startswith("#")]
     options = [i for i, line in enumerate(lines) if line.startswith("#SBATCH")]
     assert options[-1] < commands[0]
@@ -36,35 +39,46 @@ def test_the_options_are_ahead_of_the_first_command():
     assert not names & {"--account", "--partition", "--qos"}  # of one site only
 
 
-def test_bash_accepts_the_template():
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
+def test_bash_accepts_the_template(template):
     done = subprocess.run(
-        ["bash", "-n", TEMPLATE], capture_output=True, text=True, timeout=20, check=False
+        ["bash", "-n", template], capture_output=True, text=True, timeout=20, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_without_text_and_shards_it_says_where_to_get_them(tmp_path):
-    done = _in_bash({"TEXT": str(tmp_path / "text"), "DATA": str(tmp_path / "data")})
+@pytest.mark.parametrize(
+    ("template", "variable", "file", "address"),
+    [
+        (AMAZON, "TEXT", "train.txt", "http://manikvarma.org/downloads/XC/XMLRepository.html"),
+        (VGG11, "IMAGES", "train", "https://www.cs.toronto.edu/~kriz/cifar.html"),
+    ],
+    ids=["amazon670k", "vgg11"],
+)
+def test_without_data_it_says_where_to_get_them(tmp_path, template, variable, file, address):
+    settings = {variable: str(tmp_path / "source"), "DATA": str(tmp_path / "data")}
+    done = _in_bash(template, settings)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2
-    assert line.startswith("amazon670k: error: ")
-    assert str(tmp_path / "text" / "train.txt") in line
-    assert "http://manikvarma.org/downloads/XC/XMLRepository.html" in line
+    assert line.startswith(f"{template.stem}: error: ")
+    assert str(tmp_path / "source" / file) in line
+    assert address in line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_an_environment_it_says_so(tmp_path):
-    done = _in_bash({"VENV": str(tmp_path / "none")})
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
+def test_without_an_environment_it_says_so(tmp_path, template):
+    done = _in_bash(template, {"VENV": str(tmp_path / "none")})
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2
     assert "make setup" in line
 
 
-def _in_bash(settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """The template in a plain shell, as far as it comes before it needs Slurm."""
+def _in_bash(template: Path, settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """A template in a plain shell, as far as it comes before it needs Slurm."""
     environment = {**os.environ, "VENV": sys.prefix, **settings}
     return subprocess.run(
-        ["bash", TEMPLATE],
+        ["bash", template],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -114,17 +128,16 @@ def _wait_until(is_so: Callable[[], bool], limit_s: float) -> None:
         time.sleep(0.2)
 
 
-def _submit(folder: Path, **settings: str) -> str:
-    """Submit the template with its data and runs in `folder`; the job's number."""
+def _submit(template: Path, folder: Path, **settings: str) -> str:
+    """Submit a template with its data and runs in `folder`; the job's number."""
     ours = {
         "DEVICE": "cpu",
-        "TEXT": str(folder / "text"),
         "DATA": str(folder / "data"),
         "RUNS": str(folder / "runs"),
         "NAME": "small",
     }
     options = [*_ON_TWO_NODES, "--cpus-per-task=1", "--mem=3G", f"--output={folder}/%j.out"]
-    return _on_h1("sbatch", "--parsable", *options, str(TEMPLATE), **ours, **settings).strip()
+    return _on_h1("sbatch", "--parsable", *options, str(template), **ours, **settings).strip()
 
 
 def _finish(folder: Path, job: str) -> str:
@@ -165,11 +178,14 @@ def _rounds(folder: Path) -> list[int]:
 
 
 def test_slurm_runs_the_template_from_text_to_a_finished_run_and_goes_on(cluster, tmp_path):
+    text = str(tmp_path / "text")
     (tmp_path / "text").mkdir()
     _write_text(tmp_path / "text" / "train.txt", 2000, seed=1)
     _write_text(tmp_path / "text" / "test.txt", 200, seed=2)
 
-    printed = _finish(tmp_path, _submit(tmp_path, EXTRA=f"{_SMALL} train.rounds=2"))
+    printed = _finish(
+        tmp_path, _submit(AMAZON, tmp_path, TEXT=text, EXTRA=f"{_SMALL} train.rounds=2")
+    )
     assert "2000 train and 200 test rows" in printed  # of the conversion
     assert "memory of a rank at its peak" in printed  # of the plan
     assert "2 rank(s)" in printed
@@ -177,9 +193,32 @@ def test_slurm_runs_the_template_from_text_to_a_finished_run_and_goes_on(cluster
     assert (tmp_path / "runs/small/checkpoints/round-00000002").is_dir()
 
     shutil.rmtree(tmp_path / "text")  # the shards are there: no text is needed any more
-    printed = _finish(tmp_path, _submit(tmp_path, EXTRA=f"{_SMALL} train.rounds=4"))
+    printed = _finish(
+        tmp_path, _submit(AMAZON, tmp_path, TEXT=text, EXTRA=f"{_SMALL} train.rounds=4")
+    )
     assert "from round 2" in printed
     assert _starts(tmp_path) == 2
     assert (tmp_path / "runs/small/checkpoints/round-00000004").is_dir()
     rounds = _rounds(tmp_path)
     assert len(rounds) == len(set(rounds)) == 4
+
+
+def test_slurm_runs_vgg11_from_images_to_a_finished_run(cluster, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for split, rows in (("train", 60), ("test", 20)):
+        pixels = random.integers(0, 256, (rows, 3072), dtype=np.uint8)
+        classes = random.integers(0, 3, rows).tolist()
+        content = {"data": pixels, "fine_labels": classes, "coarse_labels": classes}
+        (folder / split).write_bytes(pickle.dumps(content, protocol=2))
+    names = {"fine_label_names": ["a", "b", "c"], "coarse_label_names": ["a", "b", "c"]}
+    (folder / "meta").write_bytes(pickle.dumps(names, protocol=2))
+    small = "model.outputs=null model.channels=[4,4,4,4,4,4,4,4] model.hidden=[8] data.batch_size=8"
+    extra = f"{small} train.rounds=2 train.local_steps=2"
+    printed = _finish(tmp_path, _submit(VGG11, tmp_path, IMAGES=str(folder), EXTRA=extra))
+    assert "60 train and 20 test images" in printed
+    assert "to average shared weights" in printed  # of the plan
+    assert (tmp_path / "runs/small/STATUS").read_text(encoding="utf-8") == "finished\n"
+    summary = json.loads((tmp_path / "runs/small/summary.json").read_text(encoding="utf-8"))
+    assert summary["bytes"]["averaged"] > 0

@@ -14,7 +14,7 @@ SEED, STEPS = 3, 3
 RULES = {
     "sgd": rule(),
     "momentum, carried": rule(momentum=0.9),
-    "momentum, reset": rule(momentum=0.9, state="reset"),
+    "momentum, reset": rule(momentum=0.9, state="reset", weight_decay=0.01),
     "adam, carried": rule(kind="adam", lr=0.01),
     "adam, reset": rule(kind="adam", lr=0.01, state="reset"),
 }

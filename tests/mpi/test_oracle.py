@@ -86,12 +86,13 @@ def test_shared_bias_is_averaged_and_the_rest_equals_the_oracle(world, hvd, conf
         assert torch.equal(whole[spec.key], oracle.whole[spec.key].values), spec.key
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum, carried", "adam, carried"])
+@pytest.mark.parametrize("name", ["sgd", "momentum, carried", "decay", "adam, carried"])
 @pytest.mark.parametrize("hidden", [[9], [33, 21]], ids=str)
 def test_one_rank_equals_a_plain_pytorch_loop(world, name, hidden):
     from mpi4py import MPI
 
-    config, model = RULES[name], MultiLayerPerceptron(INPUTS, hidden, OUTPUTS)
+    rules = RULES | {"decay": rule(momentum=0.9, weight_decay=0.02)}
+    config, model = rules[name], MultiLayerPerceptron(INPUTS, hidden, OUTPUTS)
     algorithm = build(MPI.COMM_SELF, model, config, SEED)
     for index in range(ROUNDS):
         algorithm.begin_round(index)
@@ -115,7 +116,10 @@ def test_one_rank_equals_a_plain_pytorch_loop(world, name, hidden):
     if config.kind == "adam":
         torch_rule = torch.optim.Adam(weights, config.lr)
     else:
-        torch_rule = torch.optim.SGD(weights, config.lr, momentum=config.momentum)
+        decay = config.weight_decay
+        torch_rule = torch.optim.SGD(
+            weights, config.lr, momentum=config.momentum, weight_decay=decay
+        )
     for step in range(ROUNDS * STEPS):
         features, labels = batch(0, step)
         torch_rule.zero_grad()
