@@ -177,6 +177,7 @@ def _load(
         scaling = scaling_of(opened.config.data, dataset)
         data = opened.data
         model = models.build(opened.config.model, data.features, data.outputs, data.sparse)
+        models.refuse_other_rows(model, dataset.feature_shape, dataset.path)
         restored = checkpoint.restore(opened, model, (), (), runtime.rank, runtime.ranks)
     weights = {spec.key: restored.state[spec.key].place("home") for spec in model.specs}
     there = {key: weight.to(device) for key, weight in (weights | restored.shared).items()}

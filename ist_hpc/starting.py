@@ -1,7 +1,6 @@
 """From a configuration to a trainer: every check that can be made before training starts."""
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,17 +102,8 @@ def _open(config: Config, ranks: int) -> tuple[Dataset, Model]:
 def build_model(config: Config, dataset: Dataset) -> Model:
     """The configured model for the data; `InputError` if the configuration says other widths."""
     model = models.build(config.model, *widths(config, dataset), dataset.sparse)
-    shape = model.feature_shape
-    if shape is not None and dataset.feature_shape != shape:
-        raise InputError(
-            f"{dataset.path} has rows of {_by(dataset.feature_shape)}, `model.kind: "
-            f"{config.model.kind}` takes images of {_by(shape)}"
-        )
+    models.refuse_other_rows(model, dataset.feature_shape, dataset.path)
     return model
-
-
-def _by(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
 
 
 def _given(config: Config, model: Model) -> dict[str, Tensor]:

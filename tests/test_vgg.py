@@ -201,7 +201,7 @@ def test_dealt_channels_train_on_three_ranks_and_resume_on_two(place):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["data.path=small"], "has rows of 3 x 16 x 64, `model.kind: vgg11` takes images of 3 x 3"),
+        (["data.path=small"], "has rows of 3 x 16 x 64, the model takes images of 3 x 32 x 32"),
         (["model.freeze_body=true"], "would leave random convolutions as they are"),
         (["model.body_from=none.h5"], "no checkpoint at none.h5"),
         (["model.body_from=bad.h5"], "bad.h5: has no conv1.weight (4, 3, 3, 3)"),
@@ -218,3 +218,6 @@ def test_bad_input_is_one_line(place, settings, said):
     done = train(place, "bad", 1, *settings, check=False)
     assert said in one_error_line(done)
     assert not (place / "runs/bad").exists()
+    if "16 x 64" in said:
+        evaluate = ["-m", "ist_hpc.evaluate", "runs/shared", "--data", "small"]
+        assert said in one_error_line(run_python(evaluate, place, check=False))

@@ -1,6 +1,8 @@
 """The networks. A new architecture is one file here and one entry in `build`."""
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 from ist_hpc.config import ModelConfig
 from ist_hpc.errors import InputError
@@ -44,7 +46,7 @@ def _vgg11(config: ModelConfig, inputs: int, outputs: int, sparse: bool) -> Mode
     if sparse or inputs != expected:
         got = "sparse rows" if sparse else f"rows of {inputs} numbers"
         raise InputError(
-            f"`model.kind: vgg11` takes images of {' x '.join(map(str, IMAGE))}, that is "
+            f"`model.kind: vgg11` takes images of {_by(IMAGE)}, that is "
             f"{expected} numbers a row; the data have {got}"
         )
     return VGG11(
@@ -56,3 +58,16 @@ def _vgg11(config: ModelConfig, inputs: int, outputs: int, sparse: bool) -> Mode
         deal_channels=config.deal_channels,
         freeze_body=config.freeze_body,
     )
+
+
+def refuse_other_rows(model: Model, feature_shape: Sequence[int], path: Path) -> None:
+    """Raise `InputError` unless rows of the data at `path` have the shape that a model needs."""
+    if model.feature_shape not in (None, tuple(feature_shape)):
+        raise InputError(
+            f"{path} has rows of {_by(feature_shape)}, the model takes images of "
+            f"{_by(model.feature_shape or ())}"
+        )
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
