@@ -1,11 +1,22 @@
 """What tests of several files share: a small run that was trained once."""
 
+import fcntl
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.launching import run_ranks
+
+
+@pytest.fixture(scope="module")
+def hosts_to_itself() -> Iterator[None]:
+    """There is one set of network namespaces on a machine, and tests may run two at a time."""
+    with (Path(tempfile.gettempdir()) / "ist_hpc-tests-hosts.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ist_hpc import plot
+from ist_hpc import plot, plot_curves, plot_draw, plot_runs
 from ist_hpc.errors import InputError
 
 
@@ -36,7 +36,7 @@ def make_run(
 
 
 def read(*paths, group=False, labels=()):
-    return plot.curves([plot.read_run(path) for path in paths], group, labels)
+    return plot_curves.curves([plot_runs.read_run(path) for path in paths], group, labels)
 
 
 def refused(capsys, *arguments):
@@ -59,7 +59,7 @@ def size_of_png(path):
 
 
 def test_points_of_a_run(tmp_path):
-    run = plot.read_run(make_run(tmp_path, "a"))
+    run = plot_runs.read_run(make_run(tmp_path, "a"))
     assert run.ranks == 4
     assert {key: values.tolist() for key, values in run.points.items()} == {
         "steps": [20, 40, 60],
@@ -75,7 +75,7 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path, cut):
     path = make_run(tmp_path, "a") / "metrics.jsonl"
     whole = path.read_text()
     path.write_text(whole + '{"kind": "evaluation", "round": 8, "test": {"accuracy": 0.9}}'[:cut])
-    assert plot.read_metrics(path) == [json.loads(line) for line in whole.splitlines()]
+    assert plot_runs.read_metrics(path) == [json.loads(line) for line in whole.splitlines()]
 
 
 def test_a_damaged_line_before_the_last_is_named(tmp_path):
@@ -84,20 +84,20 @@ def test_a_damaged_line_before_the_last_is_named(tmp_path):
     lines[2] = lines[2][:20]
     path.write_text("\n".join(lines))
     with pytest.raises(InputError, match=r"metrics\.jsonl, line 3"):
-        plot.read_run(path.parent)
+        plot_runs.read_run(path.parent)
 
 
 def test_a_row_of_another_version_is_named(tmp_path):
     path = make_run(tmp_path, "a") / "metrics.jsonl"
     path.write_text('{"kind": "evaluation", "round": 1}\n')
     with pytest.raises(InputError, match="row 1: KeyError 'test'"):
-        plot.read_run(path.parent)
+        plot_runs.read_run(path.parent)
 
 
 def test_a_round_that_a_resume_evaluates_again_counts_once():
     row = {"kind": "evaluation", "round": 3, "steps": 30, "samples": 30}
     again = [row | {"test": {"accuracy": value}} for value in (0.1, 0.2)]
-    assert plot.evaluations(again, "accuracy")["test"].tolist() == [0.2]
+    assert plot_runs.evaluations(again, "accuracy")["test"].tolist() == [0.2]
 
 
 # Groups.
@@ -169,7 +169,7 @@ def test_table(tmp_path, capsys):
 
 def test_table_of_a_group(tmp_path):
     paths = [make_run(tmp_path, "a"), make_run(tmp_path, "b", (0.6, 0.6, 0.9), seed=1)]
-    row = plot.table(read(*paths, group=True)).splitlines()[-1]
+    row = plot_curves.table(read(*paths, group=True)).splitlines()[-1]
     assert row == (
         "| tiny, 4 ranks (2 runs) | 4 | 60 | 1,920 | 0.8500 (0.8000 to 0.9000) | "
         "0.8000 (0.7000 to 0.9000) |"
@@ -190,7 +190,7 @@ def test_the_picture_has_a_panel_for_each_x(tmp_path, kinds):
     width, height = size_of_png(output)
     assert width > 600 * len(kinds)
     assert height > 500
-    figure = plot.draw(read(*paths, group=True), kinds)
+    figure = plot_draw.draw(read(*paths, group=True), kinds)
     for axes in figure.axes:
         assert len(axes.lines) == 2
         assert len(axes.collections) == 1  # the band of the group
@@ -200,7 +200,7 @@ def test_the_picture_has_a_panel_for_each_x(tmp_path, kinds):
 
 def test_short_numbers_and_units_on_the_axes():
     def axis(most, x):
-        return plot._axis([np.array([1.0, most])], x)
+        return plot_draw._axis([np.array([1.0, most])], x)
 
     assert axis(900, "steps") == ("local steps of a rank", 1)
     assert axis(90000, "steps") == ("local steps of a rank (thousands)", 1000)
@@ -247,8 +247,8 @@ def test_runs_with_sets_of_labels_have_a_metric_of_their_own(tmp_path):
     both = '{"precision_at_1": \\1, "precision_at_5": 0.25}'
     text = re.sub(r'\{"accuracy": ([0-9.]+)\}', both, text)
     (ranked / "metrics.jsonl").write_text(text, encoding="utf-8")
-    run = plot.read_run(ranked)
+    run = plot_runs.read_run(ranked)
     assert (run.metric, run.points["test"].tolist()) == ("precision_at_1", [0.5, 0.75])
-    assert plot.read_run(ranked, "precision_at_5").points["test"].tolist() == [0.25, 0.25]
-    assert "best precision at 1" in plot.table(plot.curves([run], False, []))
+    assert plot_runs.read_run(ranked, "precision_at_5").points["test"].tolist() == [0.25, 0.25]
+    assert "best precision at 1" in plot_curves.table(plot_curves.curves([run], False, []))
     assert plot.main([str(ranked), str(make_run(tmp_path, "classes", [0.5])), "--table"]) == 2

@@ -89,7 +89,7 @@ def _in_bash(template: Path, settings: Mapping[str, str]) -> subprocess.Complete
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def cluster(hosts_to_itself: None) -> Iterator[None]:
     """Two nodes, h1 and h2, of a Slurm cluster of their own."""
     missing = [name for name in _DAEMONS if not shutil.which(name)]
     if os.geteuid() != 0 or missing:

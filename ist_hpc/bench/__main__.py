@@ -3,49 +3,90 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from types import ModuleType
+from typing import Any
 
-from ist_hpc.bench import exchange, plan, products, step
-from ist_hpc.commandline import Parser
+from ist_hpc.bench import convergence, scaling
+from ist_hpc.commandline import Parser, rank_of_launcher
+from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.runtime import Runtime, launch
 
-_BENCHMARKS: dict[str, ModuleType] = {
-    "exchange": exchange,
-    "plan": plan,
-    "products": products,
-    "step": step,
-}
+_STUDIES: dict[str, ModuleType] = {"convergence": convergence, "scaling": scaling}
+"""They start the ranks of their runs themselves, so their own process must not start MPI."""
+
 _EXAMPLES = """\
 examples:
   mpirun -np 4 python -m ist_hpc.bench exchange --config configs/speech2.yaml
   mpirun -np 4 python -m ist_hpc.bench step --config configs/speech2.yaml
   mpirun -np 4 python -m ist_hpc.bench products --config configs/amazon670k.yaml
   bench/hosts.sh up 4 1gbit && bench/hosts.sh mpirun 4 python -m ist_hpc.bench exchange ...
+  python -m ist_hpc.bench scaling --config configs/speech2.yaml --hosts 1gbit --ranks 2 4 8 \\
+      --methods sgd ist:20 ist:60 --output runs/scaling
+  python -m ist_hpc.bench convergence --config configs/speech2.yaml --ranks 4 --seeds 0 1 2 \\
+      --methods ist:20 ist:60 --output runs/convergence --seconds-from runs/scaling/scaling.csv
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse arguments, start MPI, run one benchmark and print its figures."""
-    return launch("bench", lambda: _arguments(argv), _run)
+    """Parse arguments, run one benchmark, under MPI unless it is a study, and print its figures."""
+    try:
+        words = sys.argv[1:] if argv is None else argv
+        if words and words[0] in _STUDIES:  # loads no torch: it lives for hours beside the ranks
+            arguments = _arguments(words, _STUDIES)
+            return _study(_STUDIES[arguments.benchmark], arguments)
+        benchmarks = _of_ranks()
+        arguments = _arguments(words, benchmarks | _STUDIES)
+    except InputError as error:
+        if rank_of_launcher() == 0:
+            print(f"bench: error: {error}", file=sys.stderr, flush=True)
+        return EXIT_BAD_INPUT
+    module = benchmarks[arguments.benchmark]
+    return launch("bench", lambda: arguments, partial(_run, module))
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _of_ranks() -> dict[str, ModuleType]:
+    """The benchmarks that are started under MPI."""
+    from ist_hpc.bench import exchange, plan, products, step
+
+    return {"exchange": exchange, "plan": plan, "products": products, "step": step}
+
+
+def _arguments(argv: Sequence[str], modules: Mapping[str, ModuleType]) -> argparse.Namespace:
     parser = Parser(prog="python -m ist_hpc.bench", description=__doc__, epilog=_EXAMPLES)
     commands = parser.add_subparsers(dest="benchmark", required=True)
-    for name, module in _BENCHMARKS.items():
+    for name, module in sorted(modules.items()):
         command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
         module.add_arguments(command)
         command.add_argument("--json", action="store_true", help="print every repetition as JSON")
     return parser.parse_args(argv)
 
 
-def _run(runtime: Runtime, arguments: argparse.Namespace) -> int:
-    module = _BENCHMARKS[arguments.benchmark]
+def _run(module: ModuleType, runtime: Runtime, arguments: argparse.Namespace) -> int:
     figures = module.run(runtime, arguments)
     if runtime.rank == 0:
-        print(json.dumps(figures) if arguments.json else module.show(figures))
+        _print(module, figures, arguments.json)
     return 0
+
+
+def _study(module: ModuleType, arguments: argparse.Namespace) -> int:
+    try:
+        figures = module.run(arguments)
+    except KeyboardInterrupt as stopped:
+        reason = str(stopped) or "interrupted"
+        print(f"bench: stopped: {reason}; the same command goes on", file=sys.stderr, flush=True)
+        return 130
+    _print(module, figures, arguments.json)
+    if figures["failed"]:
+        what = f"bench: {len(figures['failed'])} run(s) failed; the same command tries them again"
+        print(what, file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _print(module: ModuleType, figures: dict[str, Any], as_json: bool) -> None:
+    print(json.dumps(figures) if as_json else module.show(figures))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,246 @@
+"""`bench scaling`: seconds a step and an epoch of methods at several numbers of ranks.
+
+The paper's Figure 3. Each run is a short `python -m ist_hpc.train` of its own; the first rounds
+warm up, the rest are counted. Rows land in FOLDER/scaling.csv as runs finish; the same command goes
+on where it was stopped. `python -m ist_hpc.plot FOLDER` draws them.
+"""
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ist_hpc.bench import study_run
+from ist_hpc.bench.report import count
+from ist_hpc.bench.study import Planned, by_method
+from ist_hpc.bench.study_state import Row, read_rows
+from ist_hpc.bench.study_tables import (
+    Table,
+    markdown,
+    number,
+    over_least,
+    share_table,
+    shares_of,
+    short,
+    spread_of,
+    times,
+    told,
+)
+from ist_hpc.config import Config
+from ist_hpc.errors import InputError
+from ist_hpc.plot_runs import read_metrics
+from ist_hpc.shard_meta import load_meta
+
+HELP = "seconds a step and an epoch of methods, and speed-up over one rank (starts runs itself)"
+FILE = "scaling.csv"
+NEEDED = ("method", "ranks", "repeat", "hosts", "step_s", "epoch_s")
+"""Columns that whoever reads the file counts on."""
+
+BASE = "sgd"
+"""The method whose epoch on one rank is what speed-ups are over."""
+
+_STEPS_A_ROW = 5  # of methods whose local steps are only how often they report
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `bench scaling`."""
+    study_run.add_arguments(parser, "runs/scaling")
+    parser.add_argument("--repeats", type=count, default=3, help="runs of each (default 3)")
+    parser.add_argument(
+        "--steps", type=count, default=40, help="steps measured in a run, in whole rounds"
+    )
+    parser.add_argument(
+        "--warm-up", type=count, default=5, metavar="STEPS", help="before them, in whole rounds"
+    )
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Make the runs that are missing; all rows and what follows from them."""
+
+    def own_settings(run: Planned, config: Config) -> Sequence[str]:
+        local_steps = config.train.local_steps
+        if not run.method.has_local_steps:
+            local_steps = min(local_steps, _STEPS_A_ROW)
+        rounds = warm_up_rounds(local_steps) + -(-arguments.steps // local_steps)
+        averages = config.train.algorithm == "local_sgd"
+        return (
+            *(("train.warmup_steps=0",) if averages else ()),  # they are not what is measured
+            *(f"train.local_steps={local_steps}", f"train.rounds={rounds}"),
+            *("evaluate.every_epochs=0", "evaluate.every_rounds=0"),
+            "evaluate.calibration_rows=2",  # the one at the end counts for nothing: no bytes for it
+            *("checkpoint.every_minutes=0", "checkpoint.every_rounds=0"),
+        )
+
+    def warm_up_rounds(local_steps: int) -> int:
+        return -(-arguments.warm_up // local_steps)
+
+    def row_of(run: Planned, config: Config, folder: Path) -> Row:
+        train_rows = sum(shard.rows for shard in load_meta(Path(config.data.path)).shards["train"])
+        warm_up = warm_up_rounds(config.train.local_steps)
+        metrics = read_metrics(folder / "metrics.jsonl")
+        return measured(metrics, warm_up, run.ranks, config.data.batch_size, train_rows)
+
+    kind = study_run.Kind("scaling", "repeat", own_settings, row_of, resumes=False, keeps=False)
+    rows, failed = study_run.conduct(kind, range(arguments.repeats), arguments)
+    return {"rows": rows, "summary": summary(rows), "failed": failed}
+
+
+def measured(
+    metrics: Sequence[Mapping[str, Any]], warm_up: int, ranks: int, batch_rows: int, train_rows: int
+) -> Row:
+    """What the metrics of a run say of its rounds after the first `warm_up`.
+
+    Seconds (means over the ranks) and bytes (of a rank) are those of a step. Raises `InputError` if
+    there are no such rounds, or rows are not as expected.
+    """
+    try:
+        rounds = [row for row in metrics if row["kind"] == "round"]
+        counted = rounds[warm_up:]
+        steps = counted[-1]["steps"] - rounds[warm_up - 1]["steps"]
+        kinds = list(dict.fromkeys(kind for row in counted for kind in row["seconds"]))
+        seconds = {
+            kind: sum(row["seconds"].get(kind, 0.0) for row in counted) / steps for kind in kinds
+        }
+        sizes = {
+            name: sum(row.get(f"bytes_{name}", 0) for row in counted) / (steps * ranks)
+            for name in ("sent", "received", "averaged")
+        }
+        arrived = sum(row["bytes_received"] + row.get("bytes_averaged", 0) for row in metrics)
+        local_steps = rounds[0]["steps"]
+    except (KeyError, IndexError, TypeError, ZeroDivisionError) as error:
+        raise InputError(
+            f"the metrics of a run cannot be read: {type(error).__name__} {error}; was it written "
+            "by another version of ist_hpc?"
+        ) from None
+    step_s = sum(seconds.values())
+    return {
+        "local_steps": local_steps,
+        "batch_rows": batch_rows,
+        "train_rows": train_rows,
+        "steps": steps,
+        "step_s": round(step_s, 6),
+        "epoch_s": round(step_s * train_rows / (ranks * batch_rows), 6),
+        **{f"{kind}_s": round(value, 6) for kind, value in seconds.items()},
+        **{f"{name}_bytes": round(value) for name, value in sizes.items()},
+        "launch_steps": rounds[-1]["steps"],
+        "launch_counted_bytes": round(arrived / ranks),
+    }
+
+
+_NO_KINDS = ("step_s", "epoch_s", "launch_s")
+
+
+def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Of each method and number of ranks: medians with their spread over repeats.
+
+    Speed-ups are those of repeats, each over one rank in the same repeat, as a slow spell of the
+    machine hits both.
+    """
+    base = {row["repeat"]: row["epoch_s"] for row in rows if row["method"] == BASE}
+    found = []
+    for (method, ranks), places in by_method(rows).items():
+        own = [rows[place] for place in places]
+        kinds = [key.removesuffix("_s") for key in own[0] if _is_kind(key)]
+        ratios = [
+            base[row["repeat"]] / row["epoch_s"]
+            for row in own
+            if row["repeat"] in base and row["epoch_s"]
+        ]
+        found.append(
+            {
+                "method": method,
+                "ranks": ranks,
+                "hosts": own[0]["hosts"],
+                "step_s": spread_of(row["step_s"] for row in own),
+                "epoch_s": spread_of(row["epoch_s"] for row in own),
+                "speed_up": spread_of(ratios),
+                "shares": shares_of(
+                    {kind: sum(number(row, f"{kind}_s") for row in own) for kind in kinds}
+                ),
+                "bytes_a_step": {
+                    name: statistics.median(number(row, f"{name}_bytes") for row in own)
+                    for name in ("sent", "received", "averaged")
+                },
+                "launch_counted_bytes": spread_of(
+                    number(row, "launch_counted_bytes") for row in own
+                ),
+                "launch_nic_bytes": spread_of(
+                    row["launch_nic_bytes"] for row in own if "launch_nic_bytes" in row
+                ),
+            }
+        )
+    ratios_of_ranks = over_least([(item["ranks"], item["step_s"]) for item in found])
+    for item, ratio in zip(found, ratios_of_ranks, strict=True):
+        item["step_over_least"] = ratio
+    return found
+
+
+def _is_kind(column: str) -> bool:
+    return column.endswith("_s") and column not in _NO_KINDS
+
+
+def tables(found: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """The summary as tables: seconds and speed-up, shares of time, bytes."""
+    rates = ", ".join(dict.fromkeys(str(item["hosts"]) for item in found))
+    links = "no limit on links" if rates == "none" else f"links of {rates}"
+    seconds = [
+        [
+            *(item["method"], str(item["ranks"])),
+            *(told(item["step_s"]), times(item["step_over_least"])),
+            *(told(item["epoch_s"]), told(item["speed_up"])),
+        ]
+        for item in found
+    ]
+    sizes = [
+        [
+            *(item["method"], str(item["ranks"])),
+            *(short(item["bytes_a_step"][name] / 1e6) for name in ("received", "averaged")),
+            told(item["launch_counted_bytes"], 1e6),
+            told(item["launch_nic_bytes"], 1e6),
+        ]
+        for item in found
+    ]
+    repeats = "median (lowest to highest of the repeats)"
+    shares = [(item["method"], item["ranks"], item["shares"]) for item in found]
+    return [
+        Table(
+            f"Seconds, {links}: {repeats}",
+            [
+                *("method", "ranks", "a step", "times the least of these ranks", "an epoch"),
+                "speed-up over one rank",
+            ],
+            seconds,
+        ),
+        share_table("Where the time of a step goes", shares),
+        Table(
+            "MB (10^6 bytes) a rank",
+            [
+                *("method", "ranks", "received a step", "averaged a step"),
+                *("whole launch, counted", "whole launch, at the interface"),
+            ],
+            sizes,
+            [
+                "A launch has its start, warm-up and one evaluation, whose activations "
+                "are not counted."
+            ],
+        ),
+    ]
+
+
+def show(figures: dict[str, Any]) -> str:
+    """The tables, in Markdown."""
+    return markdown(tables(figures["summary"]))
+
+
+def seconds_a_step(path: Path) -> dict[tuple[str, int], float]:
+    """Median seconds a step by (method without label, ranks), of a scaling.csv or its folder.
+
+    Raises `InputError`.
+    """
+    rows = read_rows(path / FILE if path.is_dir() else path, NEEDED)
+    groups: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        base = str(row["method"]).partition("@")[0]
+        groups.setdefault((base, row["ranks"]), []).append(row["step_s"])
+    return {key: statistics.median(values) for key, values in groups.items()}

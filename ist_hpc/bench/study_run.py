@@ -1,0 +1,203 @@
+"""What both studies do: their command line, and making the runs that have no row yet."""
+
+import argparse
+import dataclasses
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ist_hpc import config as configuration
+from ist_hpc.bench.report import count
+from ist_hpc.bench.study import (
+    FORMS,
+    Planned,
+    parse_methods,
+    parse_settings_for,
+    plan_runs,
+    settings_of,
+)
+from ist_hpc.bench.study_launch import (
+    DEFAULT_LAUNCHER,
+    Place,
+    RunError,
+    choose_place,
+    refuse_ranks,
+    run_program,
+    train_command,
+)
+from ist_hpc.bench.study_state import Row, State, opened
+from ist_hpc.config import Config
+from ist_hpc.errors import EXIT_BAD_INPUT, InputError
+from ist_hpc.runtime import stop_on_sigterm
+
+OwnSettings = Callable[[Planned, Config], Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A study, as far as the two differ.
+
+    name           names its files, `scaling.csv`
+    number_column  what tells runs of one method and number of ranks apart: `repeat`, `seed`
+    own_settings   what the study itself sets in a run, from the configuration without it
+    row_of         what is in the row of a run that was made, from (run, configuration, run folder)
+    resumes        a run that was stopped goes on; else it begins anew
+    keeps          the checkpoints of the runs stay
+    """
+
+    name: str
+    number_column: str
+    own_settings: OwnSettings
+    row_of: Callable[[Planned, Config, Path], Row]
+    resumes: bool
+    keeps: bool
+
+
+def add_arguments(parser: argparse.ArgumentParser, output: str) -> None:
+    """The part of the command line that both studies have."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML configuration")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--methods", nargs="+", required=True, metavar="METHOD", help=FORMS)
+    parser.add_argument(
+        "--set-for",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="METHOD[/RANKS] KEY=VALUE",
+        help="settings of one method, on all or on so many ranks: its learning rate, say",
+    )
+    parser.add_argument("--ranks", nargs="+", type=count, default=[2, 4, 8], metavar="N")
+    parser.add_argument(
+        "--hosts",
+        default="none",
+        metavar="none|RATE",
+        help="one rank on each host of bench/hosts.sh, with links of this rate (1gbit); root only. "
+        "none: the ranks are where --launcher puts them",
+    )
+    parser.add_argument(
+        "--launcher", default=DEFAULT_LAUNCHER, metavar="COMMAND", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path(output), help="folder of the CSV and the runs"
+    )
+    parser.add_argument(
+        "--time-limit", type=float, default=7200.0, metavar="S", help="seconds a run may take"
+    )
+
+
+def conduct(
+    kind: Kind, numbers: Sequence[int], arguments: argparse.Namespace
+) -> tuple[list[Row], list[str]]:
+    """Make the runs that have no row yet; (rows of all that were asked for, what failed).
+
+    Raises `InputError` before anything is written if a configuration or an option cannot be used;
+    later if the first run ends for bad input, which the others would do, too.
+    """
+    refuse_ranks()
+    stop_on_sigterm()
+    if arguments.time_limit <= 0:
+        raise InputError(f"--time-limit must be above 0 seconds, got {arguments.time_limit:g}")
+    runs = plan_runs(parse_methods(arguments.methods), arguments.ranks, numbers)
+    settings = {run.key: _settings(kind, run, arguments) for run in runs}
+    configs = {key: configuration.load(arguments.config, own) for key, own in settings.items()}
+    done = State(arguments.output, kind.name, kind.number_column).done()
+    missing = [run for run in runs if run.key not in done]
+    where = choose_place(arguments.hosts, arguments.launcher) if missing else None
+    failed: list[str] = []
+    with opened(arguments.output, kind.name, kind.number_column) as state:
+        state.take_settings(*_identity(kind, runs, arguments), _defaults(Config))
+        if where is not None:
+            with where.up(max(run.ranks for run in missing)):
+                for left, run in zip(range(len(missing) - 1, -1, -1), missing, strict=True):
+                    try:
+                        row = _make(
+                            kind, run, configs[run.key], settings[run.key], arguments, where
+                        )
+                    except RunError as failure:
+                        if failure.code == EXIT_BAD_INPUT and len(state.rows) == len(done):
+                            raise InputError(f"{run.folder}: {failure.line}") from None
+                        failed.append(f"{run.folder} {failure}")
+                        _say(failed[-1])
+                        continue
+                    state.add(row)
+                    _say(f"{kind.name}: {run.folder} done, {left} to go")
+        places = {run.key: number for number, run in enumerate(runs)}
+        rows = [row for row in state.rows if state.key(row) in places]
+        return sorted(rows, key=lambda row: places[state.key(row)]), failed
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def _settings(kind: Kind, run: Planned, arguments: argparse.Namespace) -> list[str]:
+    methods = parse_methods(arguments.methods)
+    special = parse_settings_for(arguments.set_for, methods)
+    settings = settings_of(run, arguments.set, special, seeds=kind.number_column == "seed")
+    return [*settings, *kind.own_settings(run, configuration.load(arguments.config, settings))]
+
+
+def _identity(
+    kind: Kind, runs: Sequence[Planned], arguments: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(settings of the study, the configuration of each method and number of ranks)."""
+    common = {
+        "hosts": arguments.hosts,
+        "launcher": arguments.launcher if arguments.hosts == "none" else None,
+    }
+    configs = {}
+    for run in runs:
+        settings = _settings(kind, dataclasses.replace(run, number=0), arguments)
+        config = configuration.load(arguments.config, settings)
+        configs[f"{run.method.name} on {run.ranks}"] = dataclasses.asdict(config)
+    return common, configs
+
+
+def _defaults(section: type[Any]) -> dict[str, Any]:
+    """The defaults of a section of the configuration, and of the sections in it."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(section):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            found[field.name] = _defaults(field.type)
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return found
+
+
+def _make(
+    kind: Kind,
+    run: Planned,
+    config: Config,
+    settings: Sequence[str],
+    arguments: argparse.Namespace,
+    where: Place,
+) -> Row:
+    """Make one run; its row. Raises `RunError`, or `InputError` if its folder cannot be read."""
+    runs, logs = arguments.output / "runs", arguments.output / "logs"
+    logs.mkdir(exist_ok=True)
+    folder = runs / run.folder
+    if not kind.resumes and folder.exists():
+        shutil.rmtree(folder)  # stopped half-way; what it measured would be of two starts
+    program = train_command(arguments.config, settings, runs, run.folder, kind.resumes)
+    before = where.received_bytes(run.ranks)
+    log = logs / f"{run.folder}.log"
+    launch_s = run_program(where.command(run.ranks, program), log, run.ranks, arguments.time_limit)
+    after = where.received_bytes(run.ranks)
+    if not kind.keeps:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    row = {
+        "method": run.method.name,
+        "ranks": run.ranks,
+        kind.number_column: run.number,
+        "hosts": where.rate,
+        **kind.row_of(run, config, folder),
+        "launch_s": round(launch_s, 3),
+    }
+    if before is not None and after is not None:
+        row["launch_nic_bytes"] = round((sum(after) - sum(before)) / run.ranks)
+    return row | {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
