@@ -225,7 +225,7 @@ class RuntimeConfig:
         above=0,
     )
     silence_s: float = key(
-        600.0, "seconds after which Horovod gives up on a rank it waits for", above=0
+        600.0, "seconds after which Horovod, or gloo, gives up on a rank it waits for", above=0
     )
 
 

@@ -92,35 +92,30 @@ def grants_of_node(comm: "MPI.Comm") -> list[Grant]:
 def memory_of(config: Config, job: cost.Job) -> cost_memory.Memory:
     """What a rank holds under the configured algorithm.
 
-    Of those that hold whole models, Horovod's fusion buffer is counted where gradients are
-    averaged. Not counted: what Horovod, MPI and gloo allocate for themselves.
+    Of those that hold whole models, an evaluation and Horovod's fusion buffer are counted, too. Not
+    counted: what Horovod, MPI and gloo allocate for themselves.
     """
     train = config.train
     if train.algorithm == "ist":
         return cost_memory.subnet_memory(job)
     averages = train.algorithm != "local_sgd" or train.warmup_steps > 0
-    replica = cost_memory.replica_memory(job, averages_gradient=averages)
-    step = replica.phases["training"]
+    step = dict(cost_memory.replica_memory(job, averages_gradient=averages).phases["training"])
     held = {name: step[name] for name in ("weights", "slots", "window", "calibration")}
     turned = [spec for spec in job.weights if spec.transposed]
     copies = sum(math.prod(spec.home_shape(0, job.ranks)) for spec in turned)
-    buffers = {}
-    if job.ranks > 1 and averages:
-        largest = max(cost.elements(spec) for spec in job.weights)
-        if train.algorithm == "ddp":  # a gradient before it is in its bucket
-            buffers["buffers"] = largest * ELEMENT_BYTES
-        else:
-            buffers["buffers"] = fusion_bytes()
-            if train.compression == "fp16":
-                buffers["buffers"] += job.weight_elements * ELEMENT_BYTES // 2
-    phases = {
-        "training": {**step, **buffers},
-        "evaluation": {
-            **held,
-            "home_copies": copies * ELEMENT_BYTES,
-            "activations": cost_memory.full_activations(job),
-        },
+    evaluation = {
+        **held,
+        "home_copies": copies * ELEMENT_BYTES,
+        "activations": cost_memory.full_activations(job),
     }
+    phases = {"training": step, "evaluation": evaluation}
+    if job.ranks > 1 and train.algorithm == "ddp":  # a gradient before it is in its bucket
+        step["buffers"] = max(cost.elements(spec) for spec in job.weights) * ELEMENT_BYTES
+    elif job.ranks > 1 and averages:
+        half = job.weight_elements * ELEMENT_BYTES // 2 if train.compression == "fp16" else 0
+        step["buffers"] = fusion_bytes() + half
+    elif job.ranks > 1:
+        phases["average"] = {**held, "buffers": fusion_bytes()}
     return cost_memory.Memory(phases)
 
 

@@ -1,4 +1,4 @@
-"""`python -m ist_hpc.train`: train a network by independent subnets."""
+"""`python -m ist_hpc.train`: train a network by independent subnets, or by a baseline."""
 
 import argparse
 import sys
@@ -42,8 +42,9 @@ keys of a configuration (and of --set):
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m ist_hpc.train",
-        description="Train a network by independent subnets, on as many ranks as the launcher "
-        "starts. With no configuration: a quickstart on scikit-learn's handwritten digits.",
+        description="Train a network by independent subnets (or, for comparison, by data parallel "
+        "training or local SGD: train.algorithm), on as many ranks as the launcher starts. With "
+        "no configuration: a quickstart on scikit-learn's handwritten digits.",
         epilog=_EXAMPLES + configuration.describe_keys(),
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML configuration")

@@ -138,7 +138,7 @@ class Trainer:
         progress.round += 1
 
     def local_steps(self, steps: int) -> None:
-        """Train this rank's part alone for so many steps. Local."""
+        """Train for so many steps. Local, unless the algorithm averages gradients."""
         meter, progress = self._meter, self.progress
         device = self.algorithm.device
         losses = []

@@ -6,10 +6,16 @@ import torch
 
 from ist_hpc import devices, optimizer
 from ist_hpc.algorithms.base import Algorithm
+from ist_hpc.algorithms.data_parallel import DataParallel
+from ist_hpc.algorithms.ddp import Ddp
 from ist_hpc.algorithms.ist import IndependentSubnets
+from ist_hpc.algorithms.local_sgd import LocalSgd
 from ist_hpc.config import Config
+from ist_hpc.cost import elements
+from ist_hpc.errors import InputError
 from ist_hpc.exchange import Exchanger
 from ist_hpc.models.base import Model
+from ist_hpc.placement import at_round
 from ist_hpc.runtime import start_horovod
 from ist_hpc.shared import SharedWeights
 from ist_hpc.staging import staging_of
@@ -17,27 +23,46 @@ from ist_hpc.staging import staging_of
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+_MOST_ELEMENTS = 2**31
+
+
+def refuse_unfit(config: Config, model: Model, ranks: int) -> None:
+    """Raise `InputError` if so many ranks cannot train the model by the algorithm. Local."""
+    algorithm = config.train.algorithm
+    if algorithm == "ist":
+        at_round(model.axes, ranks, config.seed, 0)  # refuses axes narrower than the ranks
+    if algorithm == "ddp" and not model.differentiable:
+        raise InputError(
+            "`train.algorithm: ddp` wants a loss for autograd, which there is neither for sparse "
+            "rows nor for labels in blocks; take data_parallel"
+        )
+    largest = max(model.specs, key=elements)
+    if algorithm == "data_parallel" and elements(largest) >= _MOST_ELEMENTS:
+        raise InputError(
+            f"{largest.key} has {elements(largest):,} elements, and Horovod averages gradients of "
+            "less than 2^31; take local_sgd or ist"
+        )
+
 
 def build(
     comm: "MPI.Comm", config: Config, model: Model, device: torch.device = devices.CPU
 ) -> Algorithm:
     """The algorithm that a configuration names, on this rank's device (of `devices.choose`).
 
-    Starts Horovod if the model shares weights. Collective.
+    Starts Horovod for data parallel training and local SGD, and under independent subnets if the
+    model shares weights; for DDP a process group of PyTorch's. Collective.
     """
-    shared = None
-    if model.shared:
-        shared = SharedWeights(start_horovod(comm, config.runtime.silence_s))
-    return IndependentSubnets(
-        comm,
-        model,
-        optimizer.build(config.optimizer),
-        Exchanger(
-            comm,
-            config.exchange.buffer_mib,
-            staging_of(device, config.exchange.cuda_aware),
-        ),
-        config.seed,
-        config.optimizer.state == "carry",
-        shared,
-    )
+    train, rule = config.train, optimizer.build(config.optimizer)
+    carry, silence_s = config.optimizer.state == "carry", config.runtime.silence_s
+    if train.algorithm == "ddp":
+        return Ddp(comm, model, rule, carry, silence_s)
+    if train.algorithm == "data_parallel":
+        hvd = start_horovod(comm, silence_s)
+        return DataParallel(comm, model, rule, device, carry, hvd, train.compression)
+    if train.algorithm == "local_sgd":
+        hvd = start_horovod(comm, silence_s)
+        return LocalSgd(comm, model, rule, device, carry, hvd, train.warmup_steps)
+    exchange = config.exchange
+    exchanger = Exchanger(comm, exchange.buffer_mib, staging_of(device, exchange.cuda_aware))
+    shared = SharedWeights(start_horovod(comm, silence_s)) if model.shared else None
+    return IndependentSubnets(comm, model, rule, exchanger, config.seed, carry, shared)

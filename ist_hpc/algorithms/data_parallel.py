@@ -1,0 +1,140 @@
+"""Data parallel training: every step on the mean of the ranks' gradients, by Horovod."""
+
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ist_hpc.algorithms.replicas import Replicas, gradients_of
+from ist_hpc.models.base import ColumnGradient, Model, Room, RowGradient
+from ist_hpc.optimizer import Optimizer
+from ist_hpc.shared import SharedWeights
+from ist_hpc.sparse import Rows
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_HALF_BYTES = 2  # of an element under fp16
+
+
+class DataParallel(Replicas):
+    """Horovod's DistributedOptimizer around this package's optimisers.
+
+    Where the model has a loss for autograd, gradients are averaged while the backward pass goes on;
+    seconds `average` are those for which a rank waits after it. Other models (sparse rows, labels
+    in blocks) compute all gradients first, each a whole tensor: with several ranks the lazy updates
+    of sparse rows become those of PyTorch's dense optimisers.
+
+    hvd          an initialised `horovod.torch`
+    compression  none, or fp16: gradients are summed as half precision numbers
+    """
+
+    def __init__(
+        self,
+        comm: "MPI.Comm",
+        model: Model,
+        optimizer: Optimizer,
+        device: torch.device,
+        carry: bool,
+        hvd: ModuleType,
+        compression: str = "none",
+    ) -> None:
+        super().__init__(comm, model, optimizer, device, carry)
+        self._hvd, self._sharing = hvd, SharedWeights(hvd)
+        self._compression = getattr(hvd.Compression, compression)
+        self._element_bytes = _HALF_BYTES if compression == "fp16" else 4
+        self._wraps = True
+        self._distributed: Any = None
+        self._dense_room: Room = {}
+
+    def _wrap(self) -> None:
+        """Give rank 0's shared weights to all, and the weights to Horovod. Collective."""
+        self._sharing.broadcast(self.shared | self.shared_slots)
+        if self._wraps and self.device.type == "cpu":
+            parameters = [(key, self._weights[key].requires_grad_()) for key in self._slots]
+            plain = _Update([{"params": [weight for _, weight in parameters]}])
+            self._distributed = self._hvd.DistributedOptimizer(
+                plain, named_parameters=parameters, compression=self._compression
+            )
+
+    def _step(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
+        """A step on the mean of the ranks' gradients. Collective."""
+        weights = {key: self._weights[key] for key in self._slots}
+        if self._distributed is not None and self.model.differentiable:
+            assert isinstance(features, Tensor)
+            assert isinstance(labels, Tensor)
+            loss = self.model.loss(self._weights, features, labels)
+            loss.backward()
+        else:
+            loss, gradients = self._own_gradients(features, labels)
+            for key, weight in weights.items():
+                weight.grad = self._dense(key, gradients.pop(key))
+        with self.meter.timing("average"):
+            if self._distributed is not None:
+                self._distributed.synchronize()
+            else:
+                self._average_by_way_of_the_host(weights)
+        elements = sum(weight.numel() for weight in weights.values())
+        self.meter.count_average(elements, self.ranks, self._element_bytes)
+        self._step_on_means(weights, lr, trained)
+        return loss.detach()
+
+    def _step_on_means(self, weights: dict[str, Tensor], lr: float, trained: int) -> None:
+        """The optimiser's step, after which gradients are freed. Local."""
+        means = gradients_of(weights)
+        if self._distributed is not None:
+            (group,) = self._distributed.param_groups
+            group["update"] = lambda: self._update(means, lr, trained)
+            with self._distributed.skip_synchronize():
+                self._distributed.step()
+        else:
+            self._update(means, lr, trained)
+        for weight in weights.values():
+            weight.grad = None
+
+    def _dense(self, key: str, gradient: Tensor | RowGradient | ColumnGradient) -> Tensor:
+        """A gradient as one tensor; its memory is kept for the next step of the round."""
+        if isinstance(gradient, Tensor):
+            return gradient.contiguous()
+        if key not in self._dense_room:
+            self._dense_room[key] = torch.empty_like(self._weights[key], requires_grad=False)
+        whole = self._dense_room[key]
+        if isinstance(gradient, RowGradient):
+            whole.zero_().index_copy_(0, gradient.rows, gradient.values)
+        else:
+            for columns, values in gradient.blocks:
+                whole[:, columns] = values
+        return whole
+
+    def _average_by_way_of_the_host(self, weights: dict[str, Tensor]) -> None:
+        """Average gradients that are on a GPU, which not every Horovod takes. Collective."""
+        packed = [self._compression.compress(weight.grad) for weight in weights.values()]
+        self._sharing.average([values for values, _ in packed], "gradients")
+        for weight, (values, kind) in zip(weights.values(), packed, strict=True):
+            weight.grad = self._compression.decompress(values, kind)
+
+    def end_round(self) -> None:
+        """Average running statistics, if the model has any. Collective."""
+        self._dense_room = {}
+        super().end_round()
+
+    def _average(self) -> None:
+        """Average running statistics, the only things that differ. Collective."""
+        self._average_tensors(self._running_statistics(), "statistics")
+
+    def _average_tensors(self, tensors: list[Tensor], name: str) -> None:
+        self._sharing.average(tensors, name)
+        self.meter.count_average(sum(tensor.numel() for tensor in tensors), self.ranks)
+
+
+class _Update(torch.optim.Optimizer):
+    """What Horovod wraps: a step calls `update` of its group, on gradients that are there."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, defaults={})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update the weights. Local."""
+        for group in self.param_groups:
+            group["update"]()

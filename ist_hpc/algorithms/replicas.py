@@ -1,0 +1,259 @@
+"""Every rank holds the whole model: what data parallel training and local SGD have in common.
+
+A tensor is held as the subnet of a job of one rank would be, which is what models take. At home a
+rank has its rows of it, as under independent subnets, so evaluation and checkpoints are the same.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ist_hpc.algorithms.base import Algorithm, initial_shared
+from ist_hpc.exchange import ExchangeReport
+from ist_hpc.held import Held, State
+from ist_hpc.meters import Meter
+from ist_hpc.models.base import Gradients, Model, Room, SharedSpec
+from ist_hpc.optimizer import Optimizer, Slots, as_broadcast, slot_key
+from ist_hpc.placement import TensorSpec
+from ist_hpc.sparse import Rows
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_PIECE_ELEMENTS = 1 << 22
+
+RowsOf = Callable[[int, int], Tensor]
+"""Global rows [first, last) of a tensor, float32, in logical order, on the CPU."""
+
+
+class Replicas(Algorithm):
+    """One rank of several that hold the same model between rounds.
+
+    A subclass says what a step and the end of a round are. Nothing moves when a round begins.
+
+    carry  whether optimiser state lasts from round to round, else it begins anew in each
+    """
+
+    def __init__(
+        self,
+        comm: "MPI.Comm",
+        model: Model,
+        optimizer: Optimizer,
+        device: torch.device,
+        carry: bool,
+    ) -> None:
+        self.comm, self.rank, self.ranks = comm, comm.Get_rank(), comm.Get_size()
+        self.model, self.optimizer, self.device, self.carry = model, optimizer, device, carry
+        self.meter = Meter(device)
+        self.slot_specs = optimizer.slot_specs(model.specs) if carry else ()
+        self.shared_slot_specs = optimizer.shared_slot_specs(model.shared) if carry else ()
+        self.state: State = {}
+        self.shared: dict[str, Tensor] = {}
+        self.shared_slots: dict[str, Tensor] = {}
+        self._weights: dict[str, Tensor] = {}  # whole, as stored, and shared ones
+        self._slots: dict[str, Slots] = {}  # of trained weights, in shapes that broadcast
+        self._whole_slots: dict[str, Tensor] = {}  # the same memory by slot key, as stored
+        # Of a middle layer Adam counts the updates of each element. Here these counts are equal,
+        # so a number stands for the tensor, unless a checkpoint of dealt subnets says otherwise.
+        self._updates: dict[str, int] = {}
+        self._steps_in_round = 0
+        self._room: Room = {}
+
+    # The start.
+
+    def start_new(self, seed: int, given: Mapping[str, Tensor] | None = None) -> None:
+        """Draw the weights, each block by one rank; slots begin at zero. Collective."""
+        for spec in self.model.specs:
+            self._weights[spec.key] = self._assembled(
+                spec,
+                lambda first, last, spec=spec: torch.from_numpy(  # type: ignore[misc]
+                    self.model.initial_rows(spec, seed, (first, last))
+                ),
+            )
+        for shared in self.model.shared:
+            values = initial_shared(self.model, shared, seed, given)
+            self.shared[shared.key] = values.to(self.device)
+        self._take_up()
+        self._wrap()
+
+    def start_from(
+        self, state: State, shared: dict[str, Tensor], shared_slots: dict[str, Tensor]
+    ) -> None:
+        """Put whole tensors together from the ranks' home blocks. Collective."""
+        for spec in self.model.specs:
+            self._weights[spec.key] = self._assembled(spec, self._rows_of(state, spec))
+        for spec in self.slot_specs:
+            self._whole_slots[spec.key] = self._assembled(spec, self._rows_of(state, spec))
+        self.shared = {key: tensor.to(self.device) for key, tensor in shared.items()}
+        self.shared_slots = {key: tensor.to(self.device) for key, tensor in shared_slots.items()}
+        self._take_up()
+        self._wrap()
+
+    @abstractmethod
+    def _wrap(self) -> None:
+        """Hand the weights to what averages them, for the whole run. Collective."""
+
+    def _rows_of(self, state: State, spec: TensorSpec) -> RowsOf:
+        """The rows of a home block, which goes from `state` so that it is freed afterwards."""
+        block = state.pop(spec.key).place("home")
+        start = spec.home_rows(self.rank, self.ranks)[0]
+        return lambda first, last: block[first - start : last - start]
+
+    def _assembled(self, spec: TensorSpec, own_rows: RowsOf) -> Tensor:
+        """A whole tensor, as stored, of which each rank has the rows at home there. Collective."""
+        whole = torch.empty(spec.subnet_shape(0, 1), device=self.device)
+        logical = whole.transpose(0, 1) if spec.transposed else whole
+        step = max(1, _PIECE_ELEMENTS * spec.rows // max(1, whole.numel()))
+        for root in range(self.ranks):
+            start, stop = spec.home_rows(root, self.ranks)
+            for first in range(start, stop, step):
+                last = min(first + step, stop)
+                if root == self.rank:
+                    piece = own_rows(first, last).contiguous()
+                else:
+                    piece = torch.empty(last - first, *spec.shape[1:])
+                self.comm.Bcast(piece.numpy(), root=root)
+                logical[first:last].copy_(piece)
+        return whole
+
+    def _take_up(self) -> None:
+        """Make what was drawn or read what `step` trains."""
+        self._weights |= self.shared
+        names = self.optimizer.slot_names(has_two_axes=False)
+        counting = set(self.optimizer.slot_names(has_two_axes=True)) - set(names)
+        for spec in self.model.specs:
+            self._slots[spec.key] = {slot: self._take_slot(slot, spec) for slot in names}
+            for slot in counting if spec.has_two_axes else ():
+                key = slot_key(slot, spec.key)
+                counts = self._whole_slots.pop(key, None)
+                lowest, highest = (0, 0) if counts is None else map(int, torch.aminmax(counts))
+                if counts is None or lowest == highest:
+                    self._updates[spec.key] = lowest
+                else:
+                    self._whole_slots[key] = self._slots[spec.key][slot] = counts
+        for shared in self.model.shared:
+            if shared.trained:
+                own = {slot: self._take_shared_slot(slot, shared) for slot in names}
+                self._slots[shared.key] = own
+
+    def _take_slot(self, slot: str, spec: TensorSpec) -> Tensor:
+        """A slot of a weight, zero unless it was read."""
+        slot_spec = self.optimizer.slot_spec(slot, spec)
+        if slot_spec.key not in self._whole_slots:
+            shape = slot_spec.subnet_shape(0, 1)
+            self._whole_slots[slot_spec.key] = torch.zeros(shape, device=self.device)
+        return as_broadcast(self._whole_slots[slot_spec.key], slot_spec, spec)
+
+    def _take_shared_slot(self, slot: str, shared: SharedSpec) -> Tensor:
+        """A slot of a shared weight, zero unless it was read."""
+        key = slot_key(slot, shared.key)
+        if key in self.shared_slots:
+            return self.shared_slots[key]
+        zeros = torch.zeros(shared.shape, device=self.device)
+        if self.carry:
+            self.shared_slots[key] = zeros
+        return zeros
+
+    # A round.
+
+    def begin_round(self, round_index: int) -> ExchangeReport:
+        """Begin optimiser state anew if it is not carried; nothing moves. Local."""
+        self._steps_in_round = 0
+        if not self.carry:
+            for slots in self._slots.values():
+                for slot in slots.values():
+                    slot.zero_()
+            self._updates = dict.fromkeys(self._updates, 0)
+        return ExchangeReport()
+
+    def step(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
+        """One step; returns the loss of this rank's batch. Collective where gradients are averaged.
+
+        `trained` is the number of steps of the run before this one.
+        """
+        if self.ranks > 1:
+            loss = self._step(features, labels, lr, trained)
+        else:  # nothing to average, and sparse rows are updated lazily
+            loss = self._step_alone(features, labels, lr, trained)
+        self._steps_in_round += 1
+        return loss
+
+    @abstractmethod
+    def _step(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
+        """See `step`; there are several ranks."""
+
+    def _step_alone(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
+        """A step on this rank's own gradients. Local."""
+        loss, gradients = self._own_gradients(features, labels)
+        self._update(gradients, lr, trained)
+        return loss
+
+    def _own_gradients(self, features: Rows, labels: Rows) -> tuple[Tensor, Gradients]:
+        """Loss and gradients of this rank's batch. Local."""
+        weights = {key: weight.detach() for key, weight in self._weights.items()}
+        return self.model.loss_and_gradients(weights, features, labels, self._room)
+
+    @torch.no_grad()
+    def _update(self, gradients: Gradients, lr: float, trained: int) -> None:
+        """The optimiser's step of every trained weight; `gradients` is emptied. Local."""
+        for key, slots in self._slots.items():
+            of_all = trained if self.carry else self._steps_in_round
+            count = self._updates.get(key, of_all)
+            self.optimizer.step(self._weights[key], gradients.pop(key), slots, lr, count)
+            if key in self._updates:
+                self._updates[key] += 1
+
+    def end_round(self) -> None:
+        """Bring together what the steps left different on the ranks. Collective."""
+        self._room = {}
+        if self.ranks > 1:
+            self._average()
+
+    @abstractmethod
+    def _average(self) -> None:
+        """Average what differs between the ranks, and count its bytes. Collective."""
+
+    def _running_statistics(self) -> list[Tensor]:
+        """Shared tensors that a step changes without a gradient."""
+        specs = [spec for spec in self.model.shared if spec.changes and not spec.trained]
+        return [self.shared[spec.key] for spec in specs]
+
+    # Visits home.
+
+    def visit_home(self, with_slots: bool) -> ExchangeReport:
+        """Show this rank's rows of the weights, and of the slots, as home blocks. Local.
+
+        They are views, and copies only of tensors that are stored turned.
+        """
+        for spec in self.model.specs:
+            self.state[spec.key] = Held(home=self._home_rows(spec, self._weights[spec.key]))
+        for spec in self.slot_specs if with_slots else ():
+            if spec.key in self._whole_slots:
+                block = self._home_rows(spec, self._whole_slots[spec.key])
+            else:
+                weight = spec.key.partition("/")[2]
+                shape = spec.home_shape(self.rank, self.ranks)
+                block = torch.full(shape, float(self._updates[weight]), device=self.device)
+            self.state[spec.key] = Held(home=block)
+        return ExchangeReport()
+
+    def _home_rows(self, spec: TensorSpec, whole: Tensor) -> Tensor:
+        first, last = spec.home_rows(self.rank, self.ranks)
+        logical = whole.detach().transpose(0, 1) if spec.transposed else whole.detach()
+        return logical[first:last].contiguous()
+
+    def leave_home(self) -> None:
+        """Free the home blocks. Local."""
+        self.state = {}
+
+
+def gradients_of(weights: Mapping[str, Tensor]) -> Gradients:
+    """The gradients of weights, by key."""
+    gradients: Gradients = {}
+    for key, weight in weights.items():
+        assert weight.grad is not None, key
+        gradients[key] = weight.grad
+    return gradients

@@ -1,0 +1,376 @@
+"""Data parallel training, local SGD and DDP against plain loops of one process."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ist_hpc import optimizer, shared
+from ist_hpc.algorithms.data_parallel import DataParallel
+from ist_hpc.algorithms.ddp import Ddp
+from ist_hpc.algorithms.local_sgd import LocalSgd
+from ist_hpc.cost import allreduce_bytes
+from ist_hpc.devices import CPU
+from ist_hpc.held import Held
+from ist_hpc.meters import Meter
+from ist_hpc.models.base import RowGradient, SharedSpec
+from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.vgg import VGG11
+from tests.mpi.helpers import INPUTS, OUTPUTS, batch, build, full, rule, same_bits, sparse_batch
+from tests.pretended_gpu import GPU, PretendedGpu
+
+SEED, STEPS = 3, 3
+RULES = {
+    "momentum": rule(momentum=0.9),
+    "momentum, reset": rule(momentum=0.9, state="reset"),
+    # Where rounding decides the sign of a gradient, Adam's step has the size of a step.
+    "adam": rule(kind="adam", lr=0.01, eps=1e-4),
+}
+SPARSE = {"output_norm": False, "loss": "softmax", "label_block": 3, "sparse": True}
+
+
+class Counting(MultiLayerPerceptron):
+    """A perceptron with a tensor that is shared, changed by every step, and not trained."""
+
+    def __init__(self, *widths):
+        super().__init__(*widths, output_norm=False, output_bias=True)
+        self.shared = (*self.shared, SharedSpec("seen", (2,), trained=False))
+
+    def loss(self, weights, features, labels):
+        weights["seen"].add_(features.detach().sum())
+        return super().loss(weights, features, labels)
+
+    def loss_and_gradients(self, weights, features, labels, room):
+        weights["seen"].add_(features.detach().sum())
+        trained = {key: weight for key, weight in weights.items() if key != "seen"}
+        return super().loss_and_gradients(trained, features, labels, room)
+
+
+def perceptron():
+    return MultiLayerPerceptron(INPUTS, [9, 7], OUTPUTS, output_norm=False, output_bias=True)
+
+
+def algorithm_of(world, hvd, kind, model, config, device=CPU, warmup=0, compression="none"):
+    update, carry = optimizer.build(config), config.state == "carry"
+    if kind == "ddp":
+        return Ddp(world, model, update, carry, silence_s=30)
+    if kind == "data_parallel":
+        return DataParallel(world, model, update, device, carry, hvd, compression)
+    return LocalSgd(world, model, update, device, carry, hvd, warmup)
+
+
+def started(world, hvd, kind, model, config, **options):
+    algorithm = algorithm_of(world, hvd, kind, model, config, **options)
+    algorithm.start_new(SEED)
+    return algorithm
+
+
+def train(world, algorithm, config, rounds, draw=batch, first=0):
+    for index in range(first, first + rounds):
+        algorithm.begin_round(index)
+        for step in range(STEPS * index, STEPS * (index + 1)):
+            algorithm.step(*draw(world.Get_rank(), step), config.lr, step)
+        algorithm.end_round()
+
+
+def everything(world, algorithm):
+    """All weights and carried slots, whole; they are the same on all ranks, to the bit."""
+    specs = (*algorithm.model.specs, *algorithm.slot_specs)
+    whole = full(world, algorithm, specs) | algorithm.shared | algorithm.shared_slots
+    own = np.concatenate([whole[key].detach().numpy().ravel() for key in sorted(whole)])
+    for other in world.allgather(own):
+        assert np.array_equal(own, other)
+    for spec in algorithm.model.specs:  # the replicas, too, and not only the blocks at home
+        own = algorithm._weights[spec.key].detach().numpy()
+        for other in world.allgather(own):
+            assert np.array_equal(own, other), spec.key
+    return {key: tensor.detach().clone() for key, tensor in whole.items()}
+
+
+class Plain:
+    """One copy of the model, trained by an optimiser of PyTorch's; tensors in logical order."""
+
+    def __init__(self, model, config):
+        self.model, self.config = model, config
+        self.weights = {
+            spec.key: torch.from_numpy(model.initial_rows(spec, SEED, (0, spec.rows)))
+            for spec in model.specs
+        } | {spec.key: torch.from_numpy(model.initial_shared(spec, SEED)) for spec in model.shared}
+        self.turned = {spec.key for spec in model.specs if spec.transposed}
+        self.begin()
+
+    def begin(self):
+        """Begin the optimiser's state anew."""
+        untrained = {spec.key for spec in self.model.shared if not spec.trained}
+        self.trained = [key for key in self.weights if key not in untrained]
+        leaves = [self.weights[key].requires_grad_() for key in self.trained]
+        if self.config.kind == "adam":
+            options = {"betas": self.config.betas, "eps": self.config.eps}
+            self.optimizer = torch.optim.Adam(leaves, self.config.lr, foreach=False, **options)
+        else:
+            momentum = self.config.momentum
+            self.optimizer = torch.optim.SGD(
+                leaves, self.config.lr, momentum=momentum, foreach=False
+            )
+
+    def gradients(self, features, labels):
+        stored = {
+            key: weight.detach().t().contiguous() if key in self.turned else weight.detach()
+            for key, weight in self.weights.items()
+        }
+        _, found = self.model.loss_and_gradients(stored, features, labels, {})
+        whole = {key: dense(gradient, stored[key]) for key, gradient in found.items()}
+        return {key: one.t() if key in self.turned else one for key, one in whole.items()}
+
+    def step(self, gradients):
+        for key in self.trained:
+            self.weights[key].grad = gradients[key].contiguous()
+        self.optimizer.step()
+
+    def slots(self):
+        names = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "momentum": "momentum_buffer"}
+        return {
+            f"{slot}/{key}": self.optimizer.state[weight][name]
+            for key, weight in self.weights.items()
+            for slot, name in names.items()
+            if name in self.optimizer.state[weight]
+        }
+
+
+def dense(gradient, weight):
+    if isinstance(gradient, Tensor):
+        return gradient
+    if isinstance(gradient, RowGradient):
+        return torch.zeros_like(weight).index_add(0, gradient.rows, gradient.values)
+    return torch.cat([values for _, values in gradient.blocks], dim=1)
+
+
+def on_mean_gradients(world, model, config, rounds, draw=batch):
+    """The weights of one process that averages the gradients of all ranks' batches."""
+    plain, ranks = Plain(model, config), world.Get_size()
+    for index in range(rounds):
+        if config.state == "reset":
+            plain.begin()
+        for step in range(STEPS * index, STEPS * (index + 1)):
+            own = [plain.gradients(*draw(rank, step)) for rank in range(ranks)]
+            plain.step({key: sum(one[key] for one in own) / ranks for key in own[0]})
+    return plain.weights
+
+
+@pytest.mark.parametrize("kind", ["data_parallel", "ddp"])
+@pytest.mark.parametrize("config", RULES.values(), ids=RULES.keys())
+def test_equals_one_process_that_averages_gradients(world, hvd, kind, config):
+    model = perceptron()
+    algorithm = started(world, hvd, kind, model, config)
+    train(world, algorithm, config, rounds=2)
+    found = everything(world, algorithm)
+    for key, expected in on_mean_gradients(world, model, config, rounds=2).items():
+        torch.testing.assert_close(found[key], expected.detach(), atol=1e-6, rtol=0)
+    moved = found["fc2.weight"] - Plain(model, config).weights["fc2.weight"].detach()
+    assert moved.abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["data_parallel", "ddp"])
+def test_images_and_shared_convolutions_too(world, hvd, kind):
+    model = VGG11([6], OUTPUTS, channels=[4] * 8)
+
+    def draw(rank, step):
+        generator = torch.Generator().manual_seed(1000 * rank + step)
+        return torch.randn(8, 3 * 32 * 32, generator=generator), batch(rank, step)[1]
+
+    algorithm = started(world, hvd, kind, model, rule(lr=0.01))
+    train(world, algorithm, rule(lr=0.01), 1, draw)
+    found = everything(world, algorithm)
+    expected = on_mean_gradients(world, model, rule(lr=0.01), 1, draw)
+    for spec in model.shared:
+        if spec.trained:
+            torch.testing.assert_close(
+                found[spec.key], expected[spec.key].detach(), atol=1e-5, rtol=0
+            )
+    assert (found["conv1_norm.running_var"] != 1).all()
+
+
+def test_data_parallel_on_sparse_rows_too(world, hvd):
+    model = MultiLayerPerceptron(INPUTS, [9, 7], OUTPUTS, **SPARSE)
+    algorithm = started(world, hvd, "data_parallel", model, rule())
+    train(world, algorithm, rule(), 2, sparse_batch)
+    found = everything(world, algorithm)
+    for key, expected in on_mean_gradients(world, model, rule(), 2, sparse_batch).items():
+        torch.testing.assert_close(found[key], expected.detach(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("draw", [batch, sparse_batch])
+def test_half_precision_is_near_and_takes_half_the_bytes(world, hvd, draw):
+    options = {} if draw is batch else SPARSE
+    model, config = MultiLayerPerceptron(INPUTS, [9], OUTPUTS, **options), RULES["momentum"]
+    found, received = [], []
+    for compression in ("none", "fp16"):
+        algorithm = started(world, hvd, "data_parallel", model, config, compression=compression)
+        algorithm.meter = Meter()
+        train(world, algorithm, config, 1, draw)
+        received.append(algorithm.meter.read(world).bytes_averaged)
+        found.append(everything(world, algorithm))
+    ranks, elements = world.Get_size(), sum(spec.rows * spec.columns for spec in model.specs)
+    assert received[0] == round(ranks * STEPS * allreduce_bytes(elements, ranks))
+    assert received[1] == received[0] // 2
+    exact, near = (one["fc1.weight"] for one in found)
+    torch.testing.assert_close(near, exact, atol=2e-4, rtol=0)
+    assert torch.equal(near, exact) == (ranks == 1)
+
+
+@pytest.mark.parametrize("config", RULES.values(), ids=RULES.keys())
+def test_local_sgd_equals_copies_that_are_averaged(world, hvd, config):
+    """Averages within 1e-6; given the same averages, the next ones."""
+    model, rank, ranks = perceptron(), world.Get_rank(), world.Get_size()
+    algorithm = started(world, hvd, "local_sgd", model, config)
+    copies = [Plain(model, config) for _ in range(ranks)]
+    for index in range(3):
+        algorithm.begin_round(index)
+        for copy in copies if config.state == "reset" else ():
+            copy.begin()
+        for step in range(STEPS * index, STEPS * (index + 1)):
+            algorithm.step(*batch(rank, step), config.lr, step)
+            for other, copy in enumerate(copies):
+                copy.step(copy.gradients(*batch(other, step)))
+        # before they are averaged: this rank's own copy, to the bit
+        for spec in model.specs:
+            own = algorithm._weights[spec.key]
+            own = own.t().contiguous() if spec.transposed else own
+            assert same_bits(own, copies[rank].weights[spec.key].detach()), spec.key
+        algorithm.end_round()
+        found = everything(world, algorithm)
+        parts = [copy.weights | copy.slots() for copy in copies]
+        for key, averaged in found.items():
+            if key.startswith("updates/"):
+                assert (averaged == STEPS * (index + 1)).all()
+                continue
+            own = [part[key].detach() for part in parts]
+            torch.testing.assert_close(averaged, sum(own) / ranks, atol=1e-6, rtol=0)
+            for tensor in own:
+                tensor.copy_(averaged)
+    assert any("/" in key for key in found) == (config.state == "carry")
+
+
+def test_more_elements_than_mpi_counts_go_in_several_groups(world, hvd, monkeypatch):
+    model, found = perceptron(), []
+    for most in (1 << 30, 50):  # of 13 x 9, 9 x 7 and 7 x 5 weights
+        monkeypatch.setattr(shared, "_MOST_ELEMENTS", most)
+        algorithm = started(world, hvd, "local_sgd", model, rule())
+        train(world, algorithm, rule(), rounds=1)
+        found.append(everything(world, algorithm))
+    for key, expected in found[0].items():
+        torch.testing.assert_close(found[1][key], expected, atol=1e-6, rtol=0)
+
+
+def test_the_warm_up_is_data_parallel(world, hvd):
+    config, model, found = RULES["adam"], Counting(INPUTS, [9, 7], OUTPUTS), []
+    warm = started(world, hvd, "local_sgd", model, config, warmup=2 * STEPS)
+    parallel = started(world, hvd, "data_parallel", model, config)
+    for first, rounds in ((0, 2), (2, 1)):
+        for algorithm in (warm, parallel):
+            train(world, algorithm, config, rounds, first=first)
+        found.append([everything(world, algorithm) for algorithm in (warm, parallel)])
+    (same, same_too), (local, averaged) = found
+    assert all(same_bits(same[key], same_too[key]) for key in same)
+    differ = not torch.equal(local["fc1.weight"], averaged["fc1.weight"])
+    assert differ == (world.Get_size() > 1)
+
+
+@pytest.mark.parametrize("kind", ["data_parallel", "local_sgd", "ddp"])
+def test_running_statistics_are_averaged_each_round(world, hvd, kind):
+    model = Counting(INPUTS, [9], OUTPUTS)
+    algorithm = started(world, hvd, kind, model, rule())
+    train(world, algorithm, rule(), rounds=2)
+    sums = [
+        sum(float(batch(rank, step)[0].sum()) for step in range(2 * STEPS))
+        for rank in range(world.Get_size())
+    ]
+    mean = everything(world, algorithm)["seen"]
+    torch.testing.assert_close(mean, torch.full((2,), np.mean(sums)), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["data_parallel", "local_sgd", "ddp"])
+@pytest.mark.parametrize("config", [RULES["momentum"], RULES["adam"]], ids=["momentum", "adam"])
+def test_goes_on_from_home_blocks_as_if_never_stopped(world, hvd, kind, config):
+    model = perceptron()
+    whole, before = (started(world, hvd, kind, model, config) for _ in range(2))
+    train(world, whole, config, rounds=3)
+    train(world, before, config, rounds=2)
+    before.visit_home(with_slots=True)
+    blocks = {key: Held(home=held.place("home").clone()) for key, held in before.state.items()}
+    common, slots = (
+        {key: tensor.detach().clone() for key, tensor in tensors.items()}
+        for tensors in (before.shared, before.shared_slots)
+    )
+    after = algorithm_of(world, hvd, kind, model, config)
+    after.start_from(blocks, common, slots)
+    train(world, after, config, rounds=1, first=2)
+    expected, found = everything(world, whole), everything(world, after)
+    assert expected.keys() == found.keys()
+    for key in expected:
+        # Gradients are summed in an order that follows from what arrives together.
+        if kind == "local_sgd" or world.Get_size() < 3:
+            assert same_bits(expected[key], found[key]), key
+        torch.testing.assert_close(expected[key], found[key], atol=1e-6, rtol=0)
+
+
+def test_counts_of_updates_that_dealt_subnets_left_are_kept(world, hvd):
+    """Local SGD goes on from independent subnets, whose middle layers were idle in part."""
+    model, config = MultiLayerPerceptron(INPUTS, [9, 7], OUTPUTS), RULES["adam"]
+    dealt = build(world, model, config, SEED)
+    train(world, dealt, config, rounds=2)
+    expected = full(world, dealt, (*model.specs, *dealt.slot_specs))
+    dealt.visit_home(with_slots=True)
+    algorithm = algorithm_of(world, hvd, "local_sgd", model, config)
+    algorithm.start_from(dict(dealt.state), {}, {})
+    found = everything(world, algorithm)
+    assert all(same_bits(expected[key], found[key]) for key in expected)
+    train(world, algorithm, config, rounds=1, first=2)
+    counts = everything(world, algorithm)["updates/fc2.weight"]
+    assert torch.equal(counts, expected["updates/fc2.weight"] + STEPS)
+    assert (counts.min() < counts.max()) == (world.Get_size() > 1)
+
+
+@pytest.mark.parametrize("kind", ["data_parallel", "local_sgd", "ddp"])
+@pytest.mark.parametrize("config", RULES.values(), ids=RULES.keys())
+def test_one_rank_is_one_rank_of_independent_subnets(world, hvd, kind, config):
+    if world.Get_size() > 1:
+        return
+    cases = [(perceptron(), batch)]
+    if kind != "ddp":
+        cases.append((MultiLayerPerceptron(INPUTS, [9, 7], OUTPUTS, **SPARSE), sparse_batch))
+    for model, draw in cases:
+        algorithm = started(world, hvd, kind, model, config, warmup=4)
+        subnets = build(world, model, config, SEED, hvd=hvd)
+        found = []
+        for one in (algorithm, subnets):
+            train(world, one, config, 3, draw)
+            found.append(everything(world, one) if one is algorithm else None)
+        expected = full(world, subnets, (*model.specs, *subnets.slot_specs))
+        expected |= subnets.shared | subnets.shared_slots
+        assert expected.keys() == found[0].keys()
+        assert all(same_bits(found[0][key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("kind", ["data_parallel", "local_sgd"])
+def test_on_a_gpu_the_same_to_the_bit(world, hvd, kind):
+    """Gradients and weights pass through the CPU."""
+    model, config, rank = perceptron(), RULES["momentum"], world.Get_rank()
+    options = {"compression": "fp16"} if kind == "data_parallel" else {"warmup": STEPS}
+    on_cpu = started(world, hvd, kind, model, config, **options)
+    train(world, on_cpu, config, rounds=2)
+    expected = everything(world, on_cpu)
+    with PretendedGpu():
+        on_gpu = started(world, hvd, kind, model, config, device=GPU, **options)
+        train(
+            world,
+            on_gpu,
+            config,
+            rounds=2,
+            draw=lambda rank, step: tuple(part.to(GPU) for part in batch(rank, step)),
+        )
+        on_gpu.visit_home(with_slots=True)
+        blocks = {key: held.place("home").cpu() for key, held in on_gpu.state.items()}
+    for spec in (*model.specs, *on_cpu.slot_specs):
+        first, last = spec.home_rows(rank, world.Get_size())
+        assert same_bits(blocks[spec.key], expected[spec.key][first:last].contiguous())
