@@ -76,7 +76,9 @@ class Job:
     axes             size of each axis
     shared_elements, shared_slot_elements
                      elements of the weights without an axis, and of their slots
-    frozen_elements  of the shared weights those that do not change
+    untrained_elements, frozen_elements
+                     of the shared weights those without a gradient, and of these those that do not
+                     change
     replica_slot_elements
                      of all slots where weights are not dealt out: data parallel and local SGD
     scratch          see `cost_memory.UPDATE_SCRATCH`
@@ -98,6 +100,7 @@ class Job:
     carry: bool = True
     shared_elements: int = 0
     shared_slot_elements: int = 0
+    untrained_elements: int = 0
     frozen_elements: int = 0
     replica_slot_elements: int = 0
     scratch: tuple[int, int] = (0, 0)
@@ -225,14 +228,22 @@ def averaging_bytes(job: Job) -> float:
 
 
 def data_parallel_bytes(job: Job) -> float:
-    """Bytes that a rank receives in `local_steps` steps, each with an allreduce of the gradient."""
-    changing = job.weight_elements - job.frozen_elements
-    return job.local_steps * allreduce_bytes(changing, job.ranks)
+    """Bytes that a rank receives in `local_steps` steps of data parallel training.
+
+    An allreduce of the gradient a step, and one of running statistics at the end.
+    """
+    gradient = allreduce_bytes(job.weight_elements - job.untrained_elements, job.ranks)
+    statistics = allreduce_bytes(job.untrained_elements - job.frozen_elements, job.ranks)
+    return job.local_steps * gradient + statistics
 
 
 def local_sgd_bytes(job: Job) -> float:
-    """Bytes that a rank receives in a round of local SGD: one allreduce of the weights alone."""
-    return allreduce_bytes(job.weight_elements - job.frozen_elements, job.ranks)
+    """Bytes that a rank receives in a round of local SGD: an allreduce of weights and slots.
+
+    Slots only if they are carried.
+    """
+    slots = job.replica_slot_elements + job.shared_slot_elements if job.carry else 0
+    return allreduce_bytes(job.weight_elements - job.frozen_elements + slots, job.ranks)
 
 
 # Operations.

@@ -46,6 +46,7 @@ def job_of(config: Config, model: Model, ranks: int, meta: Meta | None) -> cost.
         seed=config.seed,
         carry=config.optimizer.state == "carry",
         shared_elements=sum(math.prod(spec.shape) for spec in model.shared),
+        untrained_elements=sum(math.prod(spec.shape) for spec in model.shared if not spec.trained),
         frozen_elements=sum(math.prod(spec.shape) for spec in model.shared if not spec.changes),
         shared_slot_elements=sum(math.prod(spec.shape) for spec in shared_slots),
         replica_slot_elements=sum(

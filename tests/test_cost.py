@@ -138,8 +138,10 @@ def test_baselines_send_the_whole_model():
     job = make_job(ONE, ranks=4, local_steps=20)
     count = 31 * 40 + 2 * 40 + 3 * 40
     assert job.weight_elements == count
-    assert cost.local_sgd_bytes(job) == 2 * 3 / 4 * count * 4
-    assert cost.data_parallel_bytes(job) == 20 * cost.local_sgd_bytes(job)
+    alone = replace(job, carry=False)
+    assert cost.local_sgd_bytes(alone) == 2 * 3 / 4 * count * 4
+    assert cost.local_sgd_bytes(job) == 2 * cost.local_sgd_bytes(alone)  # momentum, too
+    assert cost.data_parallel_bytes(job) == 20 * cost.local_sgd_bytes(alone)
 
 
 def test_shared_weights_are_averaged():
