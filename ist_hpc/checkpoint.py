@@ -53,6 +53,11 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 _CHUNK_BYTES = 1 << 20
+# Widths are compared apart, and channels with those that stand for none; a block is a matter of
+# memory and speed; where convolutions came from, and whether they are trained, is another.
+_NOT_OF_THE_MODEL = frozenset(
+    ("inputs", "outputs", "channels", "label_block", "body_from", "freeze_body")
+)
 
 
 @dataclasses.dataclass
@@ -277,9 +282,7 @@ def check_model(opened: OpenCheckpoint, config: Config, data: DataShape) -> None
     pairs = [
         (f"model.{field.name}", getattr(saved.model, field.name), getattr(config.model, field.name))
         for field in dataclasses.fields(config.model)
-        # The widths themselves are compared below; a block is a matter of memory and speed; where
-        # the convolutions came from, and whether they are trained from now on, is another.
-        if field.name not in ("inputs", "outputs", "label_block", "body_from", "freeze_body")
+        if field.name not in _NOT_OF_THE_MODEL
     ]
     pairs += [
         ("data.mean", saved.data.mean, config.data.mean),
@@ -297,6 +300,13 @@ def check_model(opened: OpenCheckpoint, config: Config, data: DataShape) -> None
                 f"{opened.path} is a checkpoint of another model: `{key}` was {was} there and is "
                 f"{now} now; give the run another --name, or the old value"
             )
+    thaws = saved.model.freeze_body and not config.model.freeze_body
+    if thaws and (config.optimizer.kind, config.optimizer.state) == ("adam", "carry"):
+        # Moments that begin at zero would be taken for those of all steps of the run.
+        raise InputError(
+            f"{opened.path}: `model.freeze_body` was true there, and Adam has no moments of the "
+            "convolutions; leave it true, or start another run from these by `model.body_from`"
+        )
 
 
 @dataclasses.dataclass
@@ -328,6 +338,9 @@ def restore(
         return torch.from_numpy(opened.rows(group, key, shape, rows))
 
     def whole(group: str, spec: SharedSpec) -> Tensor:
+        thaws = group == "optimizer" and opened.config.model.freeze_body
+        if thaws and spec.key not in opened.keys(group):
+            return torch.zeros(spec.shape)
         return torch.from_numpy(opened.rows(group, spec.key, spec.shape))
 
     state = {

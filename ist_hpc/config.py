@@ -24,7 +24,8 @@ MOST_TOP = 10_000
 """Of `evaluate.top`: every rank keeps so many labels for each row of a batch."""
 
 _LEAST_SCALE, _MOST_SCALE = 1e-30, 1e30  # of data.mean and data.std, so that float32 holds them
-_CONVOLUTIONS = 8  # of vgg11
+VGG11_CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)
+"""Of the paper that VGG11 is from, configuration A (Simonyan and Zisserman 2015)."""
 _MOST_DEPTH = 20  # of YAML's nesting; a configuration has 3
 
 
@@ -317,6 +318,11 @@ def _let_length_replace(values: Any, given: dict[str, str]) -> None:
             train.pop(other, None)
 
 
+def channels_of(model: ModelConfig) -> tuple[int, ...]:
+    """Channels of the convolutions; none of a model without."""
+    return tuple(model.channels) or (VGG11_CHANNELS if model.kind == "vgg11" else ())
+
+
 def is_folder_name(name: str) -> bool:
     """Whether a run may have this name."""
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None
@@ -410,9 +416,9 @@ def _check_vgg(model: ModelConfig, where: Callable[[str], str]) -> None:
                     f"{where(f'model.{name}')}"
                 )
         return
-    if model.channels and len(model.channels) != _CONVOLUTIONS:
+    if model.channels and len(model.channels) != len(VGG11_CHANNELS):
         raise InputError(
-            f"`model.channels` names those of {_CONVOLUTIONS} convolutions, or none, got "
+            f"`model.channels` names those of {len(VGG11_CHANNELS)} convolutions, or none, got "
             f"{show(model.channels)} {where('model.channels')}"
         )
     if model.loss not in ("auto", "cross_entropy"):

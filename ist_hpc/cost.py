@@ -24,6 +24,7 @@ class Layer:
     dealt_outputs, dealt_inputs  whether these are dealt out, else every rank has all
     kernel                       weights between two units: 9 of a 3 x 3 convolution
     positions, positions_in      values of a unit for one row, on either side: height x width
+    trained                      whether it has a gradient; those that have none come first
     """
 
     outputs: int
@@ -33,6 +34,7 @@ class Layer:
     kernel: int = 1
     positions: int = 1
     positions_in: int = 1
+    trained: bool = True
 
     @property
     def shared(self) -> bool:
@@ -259,13 +261,15 @@ def step_flops(
     """Floating-point operations of one step of one rank: those of its products.
 
     Two a multiply-add, for the output, the gradient of the weight and the gradient of the input;
-    the layer that the data enter has no use for the last one. Element-wise work,
+    the first layer that is trained has no use for the last one, one that is not for the output
+    only. Element-wise work,
     such as batch norm and the optimiser's, is not counted. With `row_entries` non-zeros a row, on
     average, the first layer is multiplied with these only. `ranks` is 1 for a whole model.
     """
-    total = 0.0
+    total, trained = 0.0, False
     for index, layer in enumerate(layers):
-        products = 2 if index == 0 else 3
+        products = 1 + layer.trained + trained
+        trained |= layer.trained
         size: float = layer.own_outputs(ranks, rank) * layer.own_inputs(ranks, rank) * layer.kernel
         if index == 0 and row_entries is not None:
             size *= row_entries / layer.inputs

@@ -126,12 +126,14 @@ def replica_memory(job: Job, averages_gradient: bool) -> Memory:
     Data parallel training averages the gradient, for which it is a whole tensor even under sparse
     rows. Without Horovod's fusion buffer, and without an evaluation, which adds activations.
     """
+    shared, frozen = (n * ELEMENT_BYTES for n in (job.shared_elements, job.frozen_elements))
     whole = job.weight_elements * ELEMENT_BYTES
+    alone = _gradient_bytes(job, ranks=1) + shared
     step = {
         "weights": whole,
         **_rows_kept(job),
-        "slots": job.replica_slot_elements * ELEMENT_BYTES,
-        "gradient": whole if averages_gradient else _gradient_bytes(job, ranks=1),
+        "slots": (job.replica_slot_elements + job.shared_slot_elements) * ELEMENT_BYTES,
+        "gradient": (whole if averages_gradient else alone) - frozen,
         "update": _update_scratch(job, ranks=1),
         "activations": step_activations(job, ranks=1),
     }
@@ -152,9 +154,16 @@ def step_activations(job: Job, ranks: int) -> int:
 
     The batch; two of every layer's width (outputs at all positions), before and after its norm, and
     one more of the output for its softmax; two of the widest layer while gradients pass through it.
-    With labels in blocks, of the output two blocks, and the sums of every block.
+    With labels in blocks, of the output two blocks, and the sums of every block. Of a layer that is
+    not trained nothing stays: before and after its norm, and what came in, one layer at a time.
     """
-    widths = [layer.own_outputs(ranks) * layer.positions for layer in job.layers]
+    widths = [layer.own_outputs(ranks) * layer.positions for layer in job.layers if layer.trained]
+    passing = [
+        layer.own_outputs(ranks) * layer.positions * 2
+        + layer.own_inputs(ranks) * layer.positions_in
+        for layer in job.layers
+        if not layer.trained
+    ]
     if not widths:
         return 0
     entering: float = _row_words(job)
@@ -166,6 +175,7 @@ def step_activations(job: Job, ranks: int) -> int:
         across += widths[-1]
     else:
         across += 2 * min(job.label_block, outputs) + 5 * -(-outputs // job.label_block)
+    across = max(across, entering + max(passing, default=0))
     return round(job.batch_size * across * ELEMENT_BYTES)
 
 
@@ -218,8 +228,10 @@ def _rows_bytes(job: Job, rows: int) -> int:
 
 def _layer_bytes(layer: Layer, rows: int, ranks: int) -> int:
     """Bytes of so many rows through one layer of the full network, beside what came in."""
-    own = int(block_bounds(layer.outputs, ranks)[1]) * layer.positions
     whole = layer.outputs * layer.positions
+    if layer.shared:  # every rank computes all of it, for rows of its own
+        return rows * 2 * whole * ELEMENT_BYTES
+    own = int(block_bounds(layer.outputs, ranks)[1]) * layer.positions
     norming = rows * 2 * own * ELEMENT_BYTES
     gathering = rows * (own + whole) * ELEMENT_BYTES
     gathering += min(rows * whole * ELEMENT_BYTES, _GATHER_BYTES)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 TIMED = ("data", "train", "exchange", "average", "evaluate", "save", "wait")
 KINDS = (*TIMED, "other")
-"""What the seconds of a run are spent on: `wait` is for the slowest rank, before a reading of the
-meters; `other` is what nothing else accounts for."""
+"""What the seconds of a run are spent on: `wait` is for the slowest rank, at the last reading of
+the meters, so of what was read then; `other` is what nothing else accounts for."""
 
 
 def peak_rss_mib() -> float:

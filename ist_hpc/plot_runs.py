@@ -114,23 +114,44 @@ def metric_of(rows: Sequence[Mapping[str, Any]]) -> str:
     return next(iter(first), "accuracy")
 
 
+class RoundSeconds:
+    """Seconds of all rounds up to a row of metrics, with what was waited for at their ends.
+
+    `wait` of a row is what the ranks waited for each other at the end of what the row before is of.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self._after_round = False
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take the next row."""
+        seconds = row.get("seconds") or {}
+        wait_s = seconds.get("wait", 0.0)
+        if self._after_round:
+            self.total += wait_s
+        self._after_round = row["kind"] == "round"
+        if self._after_round:
+            self.total += sum(seconds.values()) - wait_s
+
+
 def evaluations(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Values]:
     """The points of a run (see `Run`) from its rows, a round evaluated twice only once.
 
     Raises `InputError` if a row lacks what it should have.
     """
-    seconds, size = 0.0, 0
+    size, spent = 0, RoundSeconds()
     found: dict[int, tuple[float, ...]] = {}
     for number, row in enumerate(rows, start=1):
         try:
+            spent.add(row)
             if row["kind"] == "round":
-                seconds += sum(row["seconds"].values())
                 size += row["bytes_received"] + row.get("bytes_averaged", 0)
             elif row["kind"] == "evaluation":
                 if metric not in row["test"]:
                     continue  # evaluated under another `evaluate.top`
                 value = float(row["test"][metric])
-                found[row["round"]] = (row["steps"], row["samples"], seconds, size, value)
+                found[row["round"]] = (row["steps"], row["samples"], spent.total, size, value)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(
                 f"metrics.jsonl, row {number}: {type(error).__name__} {error}; was it written by "

@@ -11,7 +11,7 @@ from ist_hpc.bench.study_state import Row, read_rows
 from ist_hpc.bench.study_tables import markdown
 from ist_hpc.errors import InputError
 from ist_hpc.plot_curves import Curve, ranks_told
-from ist_hpc.plot_runs import read_run
+from ist_hpc.plot_runs import Run, read_run
 
 _NEEDED = {scaling.FILE: scaling.NEEDED, convergence.FILE: convergence.NEEDED}
 
@@ -63,7 +63,7 @@ def curves(
     Raises `InputError`.
     """
     rows = rows_of(path, ranks)
-    step_s = scaling.seconds_a_step(seconds_from) if seconds_from is not None else {}
+    steps = scaling.read_steps(seconds_from) if seconds_from is not None else None
     groups = by_method(rows)
     if labels and len(labels) != len(groups):
         raise InputError(
@@ -73,19 +73,17 @@ def curves(
     made = []
     for index, ((method, count), places) in enumerate(groups.items()):
         runs = [read_run(path.parent / "runs" / str(rows[at]["run"]), metric) for at in places]
-        if seconds_from is not None:
-            key = (method.partition("@")[0], count)
-            if key not in step_s:
-                raise InputError(f"{seconds_from} has no seconds of {key[0]} on {count} rank(s)")
-            runs = [
-                dataclasses.replace(
-                    run, points={**run.points, "seconds": run.points["steps"] * step_s[key]}
-                )
-                for run in runs
-            ]
+        if steps is not None:
+            runs = [_with_seconds(run, steps.of(method, count, run.config)) for run in runs]
         label = labels[index] if labels else f"{method}, {ranks_told(count)}"
         made.append(Curve(label, tuple(runs), method))
     return made
+
+
+def _with_seconds(run: Run, step_s: float) -> Run:
+    """The run, its seconds those of its steps."""
+    seconds = run.points["steps"] * step_s
+    return dataclasses.replace(run, points={**run.points, "seconds": seconds})
 
 
 def table(path: Path, ranks: Sequence[int], seconds_from: Path | None) -> str:
@@ -93,6 +91,6 @@ def table(path: Path, ranks: Sequence[int], seconds_from: Path | None) -> str:
     rows = rows_of(path, ranks)
     if is_scaling(path):
         return markdown(scaling.tables(scaling.summary(rows)))
-    step_s = scaling.seconds_a_step(seconds_from) if seconds_from is not None else {}
-    figures = convergence.results(rows, path.parent, (), step_s)
+    steps = scaling.read_steps(seconds_from) if seconds_from is not None else None
+    figures = convergence.results(rows, path.parent, (), steps)
     return convergence.show({**figures, "seconds_from": seconds_from})

@@ -17,7 +17,8 @@ from ist_hpc.errors import InputError
 from ist_hpc.models.base import SharedSpec
 
 _HDF5_SUFFIXES = (".h5", ".hdf5")
-_STATISTICS = {".running_mean": ".mean", ".running_var": ".variance"}
+_VARIANCE = ".running_var"
+_STATISTICS = {".running_mean": ".mean", _VARIANCE: ".variance"}
 
 
 def read_shared(path: Path, specs: Sequence[SharedSpec]) -> dict[str, Tensor]:
@@ -34,8 +35,10 @@ def read_shared(path: Path, specs: Sequence[SharedSpec]) -> dict[str, Tensor]:
         with checkpoint.opened() as opened:
             found = {spec.key: _from_checkpoint(opened, spec) for spec in specs}
     for spec in specs:
-        if not torch.isfinite(found[spec.key]).all():
-            raise InputError(f"`model.body_from` {path}: {spec.key} has NaN or infinity in it")
+        values, is_variance = found[spec.key], spec.key.endswith(_VARIANCE)
+        if not torch.isfinite(values).all() or (is_variance and values.min() < 0):
+            what = "NaN, infinity or a negative variance" if is_variance else "NaN or infinity"
+            raise InputError(f"`model.body_from` {path}: {spec.key} has {what} in it")
     return found
 
 

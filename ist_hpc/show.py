@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__
 from ist_hpc.commandline import Parser
+from ist_hpc.config import ModelConfig, channels_of
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 
 if TYPE_CHECKING:
@@ -145,9 +146,18 @@ def _facts(checkpoint: "Checkpoint", opened: "OpenCheckpoint") -> Iterator[tuple
     )
     yield "best", f"test {opened.metric.replace('_', ' ')} {best}"
     hidden = ", ".join(map(str, opened.config.model.hidden))
-    yield "model", f"{opened.config.model.kind}, hidden [{hidden}]"
+    yield "model", f"{opened.config.model.kind}, hidden [{hidden}]{_channels(opened.config.model)}"
     yield "features", f"{data.features} a row{', sparse' if data.sparse else ''}"
     yield "labels" if data.sparse else "classes", f"{data.outputs}: {classes}{more}"
+
+
+def _channels(model: ModelConfig) -> str:
+    """Of a network with convolutions, what `show` says of them."""
+    if model.kind != "vgg11":
+        return ""
+    held = "dealt out" if model.deal_channels else "frozen" if model.freeze_body else "shared"
+    channels = ", ".join(map(str, channels_of(model)))
+    return f", channels [{channels}], {held}"
 
 
 def _epochs(folder: Path, round_index: int) -> float | None:

@@ -3,6 +3,7 @@
 import io
 import pickle
 import struct
+import sys
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -183,6 +184,7 @@ class TestBadInput:
             ({"fine_labels": [0] * 39 + [-1]}, "(got -1 at row 39)"),
             ({"fine_labels": [0] * 39 + [True]}, "(got bool at row 39)"),
             ({"fine_labels": [0] * 39 + ["bee"]}, "(got bytes at row 39)"),
+            ({"fine_labels": [0] * 39 + [1 << 20_000]}, "(got int at row 39)"),
             ({"fine_labels": [0] * 39}, "got 40 images and 39 `fine_labels`"),
             ({"fine_labels": 7}, "got 40 images and 0 `fine_labels`"),
         ],
@@ -260,6 +262,7 @@ def loaded_ran(*_):
 _ENCODE = b"c_codecs\nencode\nq\x00"
 _ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
 _UINT8 = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+_HUGE = b"\x8b" + struct.pack("<i", 1 << 22) + b"\x11" * (1 << 22)  # a number of 10^7 digits
 _TEXT = b"X\xff\x00\x00\x00" + b"x" * 255 + b"q\x01"
 HOSTILE = {
     "a call": (python3(2)({"data": Runs(loaded_ran)}), "names tests.test_cifar100.loaded_ran"),
@@ -302,6 +305,28 @@ HOSTILE = {
     "a codec": (
         b"\x80\x02" + _ENCODE + b"X\x01\x00\x00\x00aX\x04\x00\x00\x00idna\x86R.",
         "has text in another encoding than latin1",
+    ),
+    "sizes without end": (
+        b"\x80\x02}U\x01d" + _ARRAY + b"(K\x01(" + _HUGE + b"q\x02" + b"h\x02" * 7 + b"t" + _UINT8
+        + b"\x89C\x01xtbs.",
+        "has an array that is not as numpy writes one",
+    ),
+    "keys of one hash": (
+        b"\x80\x02}(" + b"".join(b"I%d\nN" % (k * sys.hash_info.modulus) for k in range(60_000))
+        + b"u.",
+        "not the pickle of a few arrays",
+    ),
+    "keys after a mark that is gone": (
+        b"\x80\x02}(" + b"".join(b"I%d\nN" % (k * sys.hash_info.modulus) for k in range(60_000))
+        + b"(0u.",
+        "not the pickle of a few arrays",
+    ),
+    # In a frame of two bytes a number of four: after it the unpickler is one byte further on than
+    # who goes by the bytes alone, for whom the memo's large index is part of a byte string.
+    "a frame's end passed over": (
+        b"\x80\x04\x95\x02" + bytes(7) + b"JxabcC\x4e"
+        + (b"r" + struct.pack("<I", 30_000_000) + b"0}.").ljust(0x4E, b".") + b"0}.",
+        "not the pickle of a few arrays",
     ),
     "a number without end": (b"I" + b"1" * 5000 + b"\n.", "cut short or damaged"),
 }  # fmt: skip

@@ -227,6 +227,17 @@ def test_memory_is_the_phase_that_holds_most():
     assert (memory.peak_phase, memory.peak, memory.total("a")) == ("b", 4, 3)
 
 
+@pytest.mark.parametrize("averages", [False, True])
+def test_whole_models_have_gradient_and_slots_of_what_is_shared(averages):
+    """All weights have: those with axes and those without; what is frozen has no gradient."""
+    job = make_job(ONE, bias=True, shared_slot_elements=3)
+    step = cost_memory.replica_memory(job, averages).phases["training"]
+    assert step["slots"] == step["gradient"] == step["weights"] == 4 * job.weight_elements
+    frozen = replace(job, shared_slot_elements=0, frozen_elements=3)
+    step = cost_memory.replica_memory(frozen, averages).phases["training"]
+    assert step["slots"] == step["gradient"] == step["weights"] - 4 * 3
+
+
 def test_every_optimiser_has_its_scratch():
     assert set(cost_memory.UPDATE_SCRATCH) == set(optimizer._KINDS)
 

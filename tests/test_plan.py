@@ -81,7 +81,7 @@ def test_json_has_the_numbers_of_all_algorithms(capsys):
         assert list(got[part]) == ["ist", "local_sgd", "data_parallel"]
     assert got["flops_a_step"]["ist"]["a_rank"] < got["flops_a_step"]["local_sgd"]["a_rank"]
     bytes_of = {name: value["expected_a_rank"] for name, value in got["bytes_a_round"].items()}
-    carried = 2  # the weights and their momentum
+    carried = 3  # the weights and the two moments of Adam
     assert carried * bytes_of["data_parallel"] == 5 * bytes_of["local_sgd"]
 
 

@@ -39,6 +39,18 @@ def read(*paths, group=False, labels=()):
     return plot_curves.curves([plot_runs.read_run(path) for path in paths], group, labels)
 
 
+def test_what_is_waited_after_a_round_is_of_the_round():
+    """It is known, and written, only with the next row."""
+    at = {"steps": 1, "samples": 1, "bytes_received": 0, "test": {"accuracy": 0.5}}
+    kinds = ["round", "round", "evaluation", "round", "save", "round", "evaluation"]
+    waits = [100.0, 1.0, 2.0, 400.0, 3.0, 800.0, 4.0]  # before the first, after the first, ...
+    rows = [
+        {"kind": kind, "round": place, **at, "seconds": {"train": 10.0, "wait": wait}}
+        for place, (kind, wait) in enumerate(zip(kinds, waits, strict=True))
+    ]
+    assert plot_runs.evaluations(rows, "accuracy")["seconds"].tolist() == [23, 50]
+
+
 def refused(capsys, *arguments):
     """The one line that a bad command line gives."""
     assert plot.main([str(argument) for argument in arguments]) == 2

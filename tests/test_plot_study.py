@@ -92,7 +92,7 @@ def test_seconds_of_another_study(tmp_path, capsys):
     study = convergence_study(tmp_path / "study")
     times = scaling_study(tmp_path / "times")
     lines = plot_study.curves(study / "convergence.csv", (), (), None, times)
-    step_s = scaling.seconds_a_step(times)["ist:20", 4]
+    step_s = scaling.read_steps(times).of("ist:20", 4, {})
     assert lines[2].runs[0].points["seconds"].tolist() == [20 * step_s, 40 * step_s, 60 * step_s]
     assert plot.main([str(study), "--table", "--seconds-from", str(times)]) == 0
     assert "PRODUCT" in capsys.readouterr().out

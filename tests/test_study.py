@@ -40,6 +40,7 @@ from ist_hpc.bench.study_tables import (
 )
 from ist_hpc.errors import InputError
 from ist_hpc.plot_runs import Run
+from tests.launching import run_python
 
 # Methods and the plan.
 
@@ -238,13 +239,40 @@ def test_speed_ups_are_of_the_same_repeat():
 
 def test_seconds_a_step_of_a_study(tmp_path):
     rows = scaling_rows()
-    rows[1]["method"] = "ist:20@other-rate"  # takes the same time
-    write_rows(tmp_path / "scaling.csv", rows)
-    expected = {("sgd", 1): 0.4, ("ist:20", 2): 0.1}
-    assert scaling.seconds_a_step(tmp_path) == expected
-    assert scaling.seconds_a_step(tmp_path / "scaling.csv") == expected
+    thin = [row | {"method": "ist:20@thin", "step_s": 0.05} for row in rows if row["ranks"] == 2]
+    write_rows(tmp_path / "scaling.csv", [*rows, *thin])
+    steps = scaling.read_steps(tmp_path)
+    assert steps == scaling.read_steps(tmp_path / "scaling.csv")
+    assert steps.of("ist:20", 2, {}) == 0.1
+    assert steps.of("ist:20@other-rate", 2, {}) == 0.1  # of the method without its label
+    assert steps.of("ist:20@thin", 2, {}) == 0.05
+    assert steps.of("sgd", 1, {}) == 0.4
+    with pytest.raises(InputError, match=r"no seconds of ist:20 on 4 rank\(s\)"):
+        steps.of("ist:20", 4, {})
     with pytest.raises(InputError, match="cannot read"):
-        scaling.seconds_a_step(tmp_path / "none.csv")
+        scaling.read_steps(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("section", "now", "message"),
+    [
+        ("data", {"batch_size": 64}, "seconds of ist:20 with `data.batch_size` 128, ist:20@a has"),
+        ("train", {"local_steps": 60}, "with `train.local_steps` 20"),
+        ("train", {"local_steps": 20, "warmup_steps": 9}, "has `train.warmup_steps`"),
+        ("model", {"hidden": [9, 9]}, r"with `model.hidden` \[9\], ist:20@a has \[9, 9\]"),
+    ],
+)
+def test_seconds_of_other_work_are_refused(tmp_path, section, now, message):
+    """A product of one model's steps and another one's seconds would be no one's time."""
+    rows = [row | {"batch_rows": 128, "local_steps": 20} for row in scaling_rows()]
+    write_rows(tmp_path / "scaling.csv", rows)
+    config = {"model": {"kind": "mlp", "hidden": [9]}}
+    State(tmp_path, "scaling", "repeat").take_settings({}, {"ist:20 on 2": config}, {})
+    steps = scaling.read_steps(tmp_path)
+    same = {"data": {"batch_size": 128}, "train": {"local_steps": 20}, "model": {"hidden": [9]}}
+    assert steps.of("ist:20@a", 2, same) == 0.1
+    with pytest.raises(InputError, match=message):
+        steps.of("ist:20@a", 2, same | {section: now})
 
 
 # Levels.
@@ -290,7 +318,7 @@ def test_convergence_tables_with_the_product():
         | {"metric": "accuracy", "train_s": 3.0, "evaluate_s": 1.0, "rounds_s": 3.0}
         for run, (method, ranks, seed) in zip(runs, keys, strict=True)
     ]
-    step_s = {("ist:20", 2): 0.5, ("ddp", 2): 7.0}
+    step_s = {"a": 0.5, "b": 0.5, "c": 7.0}
     figures = convergence.summary(rows, runs, [0.4, 0.6], step_s)
     assert figures["levels"] == [0.4, 0.5, 0.6]
     assert figures["common_level"] == 0.5
@@ -308,7 +336,7 @@ def test_convergence_tables_with_the_product():
     assert "| evaluate |" in text
     ratios = text.split("times the least of as many ranks")[1].splitlines()[4:6]
     assert [line.replace("|", "").split() for line in ratios] == [
-        ["ist:20", "2", "1.00", "1.00", "1.00"],
+        ["ist:20", "2", "1.00", "1.00", "1.00", "[1]"],
         ["ddp", "2", "9.33", "7.00", "14.0"],
     ]
     assert "PRODUCT" not in convergence.show(convergence.summary(rows, runs, [], {}))
@@ -428,6 +456,26 @@ def test_a_signal_while_a_program_starts_ends_it(tmp_path, monkeypatch):
         run_program(["sh", "-c", f"sleep 1; touch {mark}"], tmp_path / "a.log", 1, 20)
     time.sleep(1.2)
     assert not mark.exists()
+
+
+def test_ranks_that_outlive_a_study_keep_its_folder(tmp_path):
+    """A second study would start others that write into the same run folder."""
+    killed = """
+import os, signal, threading
+from pathlib import Path
+from ist_hpc.bench.study_launch import run_program
+from ist_hpc.bench.study_state import opened
+
+with opened(Path("."), "scaling", "repeat") as state:
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    run_program(["sleep", "4"], Path("log"), 1, 60.0, state.lock)
+"""
+    assert run_python(["-c", killed], tmp_path, check=False).returncode == -signal.SIGKILL
+    with (
+        pytest.raises(InputError, match=r"another study is at work in .*, or ranks of one"),
+        opened(tmp_path, "scaling", "repeat"),
+    ):
+        pass
 
 
 def test_the_process_of_a_study_loads_neither_mpi_nor_torch():

@@ -37,27 +37,54 @@ def batch(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(rows, 3 * 32 * 32), torch.randint(CLASSES, (rows,))
 
 
+BODIES = [{}, {"deal_channels": True}, {"freeze_body": True}]
+
+
 @pytest.mark.parametrize("ranks", [1, 3])
-@pytest.mark.parametrize("deal_channels", [False, True])
-def test_operations_are_those_that_torch_counts(ranks, deal_channels):
-    model = VGG11([40, 30], CLASSES, [8, 9, 10, 11, 12, 13, 14, 15], deal_channels=deal_channels)
+@pytest.mark.parametrize("options", BODIES)
+def test_operations_are_those_that_torch_counts(ranks, options):
+    model = VGG11([40, 30], CLASSES, [8, 9, 10, 11, 12, 13, 14, 15], **options)
     with FlopCounterMode(display=False) as counter:
         model.loss_and_gradients(thin_weights(model, ranks), *batch(5), {})
     assert cost.step_flops(model.layers, 5, ranks) == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("deal_channels", [False, True])
-def test_activations_of_a_step_are_about_those_that_are_held(deal_channels):
-    model = VGG11([256, 256], CLASSES, deal_channels=deal_channels)
+@pytest.mark.parametrize("options", BODIES)
+def test_activations_of_a_step_are_about_those_that_are_held(options):
+    model = VGG11([256, 256], CLASSES, **options)
     job = cost.Job(
         weights=model.specs, slots=(), layers=model.layers, axes=model.axes, ranks=2, batch_size=64
     )
     weights = thin_weights(model, 2)
     with LiveBytes() as live:
         model.loss_and_gradients(weights, *batch(64), {})
-    gradient = sum(4 * weight.numel() for weight in weights.values())
+    fixed = {spec.key for spec in model.shared if not spec.changes}
+    gradient = sum(4 * weight.numel() for key, weight in weights.items() if key not in fixed)
     estimate = cost_memory.step_activations(job, 2) + gradient
     assert 0.75 < live.most / estimate < 1.25
+
+
+def test_activations_of_a_shared_body_are_those_of_all_its_channels():
+    """However many ranks: each has rows of its own, which it brings through the whole body."""
+    model = VGG11([16], CLASSES)
+    job = cost.Job(
+        weights=model.specs, slots=(), layers=model.layers, axes=model.axes, ranks=4,
+        calibration_rows=2, evaluation_rows=300,
+    )  # fmt: skip
+    weights = {spec.key: torch.rand(spec.shape) for spec in model.shared}
+    with torch.no_grad(), LiveBytes() as live:
+        model._body.full(weights, {}, torch.rand(300, 3 * 32 * 32), OneOf4(), False)
+    assert 0.9 < live.most / cost_memory.full_activations(job) < 1.1
+
+
+class OneOf4:
+    """Peers of which one is here; it gathers nothing."""
+
+    def share(self, units):
+        return slice(0, units // 4)
+
+    def gather(self, own, units):
+        return own
 
 
 # The configuration.
@@ -185,6 +212,13 @@ def test_convolutions_can_be_loaded_and_frozen(place, tmp_path, source):
     found = tensors(place, f"frozen-{source}", 2)
     assert all(np.array_equal(found[key], values) for key, values in body.items())
     assert not any("conv" in key for key in tensors(place, f"frozen-{source}", 2, "optimizer"))
+    if source == "file":
+        return
+    train(place, "frozen-run", 3, "seed=9", "model.freeze_body=false", ranks=1, resume=True)
+    found = tensors(place, "frozen-run", 3)
+    assert not any(np.array_equal(found[key], values) for key, values in body.items())
+    slots = tensors(place, "frozen-run", 3, "optimizer")
+    assert slots["momentum/conv1.weight"].any()
 
 
 def test_dealt_channels_train_on_three_ranks_and_resume_on_two(place):

@@ -11,15 +11,17 @@ time to a level is then the PRODUCT of steps and seconds a step, evaluations not
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ist_hpc.bench import scaling, study_run
-from ist_hpc.bench.study import Planned, by_method, parse_method
+from ist_hpc.bench.study import Planned, by_method
 from ist_hpc.bench.study_levels import common_level, default_levels, to_levels
 from ist_hpc.bench.study_state import Row
 from ist_hpc.bench.study_tables import (
+    Spread,
     Table,
     markdown,
     number,
@@ -32,7 +34,7 @@ from ist_hpc.bench.study_tables import (
 )
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
-from ist_hpc.plot_runs import Run, read_metrics, read_run
+from ist_hpc.plot_runs import RoundSeconds, Run, read_metrics, read_run
 from ist_hpc.progress import spoken
 
 HELP = "seconds, steps and bytes to levels of accuracy (starts runs itself)"
@@ -40,6 +42,7 @@ FILE = "convergence.csv"
 NEEDED = ("method", "ranks", "seed", "hosts", "run")
 """Columns that whoever reads the file counts on."""
 
+_NOTE = ("* the highest that all runs reach. [n] only n of the runs reach it.",)
 _QUANTITIES = {
     "seconds": ("Seconds of training and exchanging, as the runs took them", 1.0),
     "product_s": ("Seconds as the PRODUCT of steps and the seconds a step of {source}", 1.0),
@@ -81,28 +84,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     bad = [level for level in arguments.levels if not 0 < level <= 1]
     if bad:
         raise InputError(f"--levels are of 1, such as 0.75, got {bad[0]:g}")
-    step_s: dict[tuple[str, int], float] = {}
-    if arguments.seconds_from is not None:
-        step_s = scaling.seconds_a_step(arguments.seconds_from)
-        _refuse_unknown(step_s, arguments)
     kind = study_run.Kind(
         "convergence", "seed", lambda _, __: (), _row_of, resumes=True, keeps=True
     )
+    steps = None
+    if arguments.seconds_from is not None:
+        steps = scaling.read_steps(arguments.seconds_from)
+        # Before hours are spent: what is to be multiplied must be there, and of the same work.
+        for planned, config in study_run.configurations(kind, arguments.seeds[:1], arguments):
+            steps.of(planned.method.name, planned.ranks, asdict(config))
     rows, failed = study_run.conduct(kind, list(dict.fromkeys(arguments.seeds)), arguments)
     source = str(arguments.seconds_from) if arguments.seconds_from else None
-    figures = results(rows, arguments.output, arguments.levels, step_s)
+    figures = results(rows, arguments.output, arguments.levels, steps)
     return {"rows": rows, **figures, "seconds_from": source, "failed": failed}
-
-
-def _refuse_unknown(step_s: Mapping[tuple[str, int], float], arguments: argparse.Namespace) -> None:
-    """Before hours are spent: what is to be multiplied must be there."""
-    for method in map(parse_method, arguments.methods):
-        for ranks in (1,) if method.one_rank else arguments.ranks:
-            if (method.base, ranks) not in step_s:
-                raise InputError(
-                    f"{arguments.seconds_from} has no seconds of {method.base} on {ranks} rank(s); "
-                    "run bench scaling with it, or leave --seconds-from out"
-                )
 
 
 def _row_of(run: Planned, config: Config, folder: Path) -> Row:
@@ -115,7 +109,9 @@ def _row_of(run: Planned, config: Config, folder: Path) -> Row:
         last = [row for row in metrics if row["kind"] == "round"][-1]
         rounds = [row for row in metrics if row["kind"] == "round"]
         seconds: dict[str, float] = {}
+        spent = RoundSeconds()
         for row in metrics:
+            spent.add(row)
             for kind, value in row["seconds"].items():
                 seconds[kind] = seconds.get(kind, 0.0) + value
         return {
@@ -127,7 +123,7 @@ def _row_of(run: Planned, config: Config, folder: Path) -> Row:
             "epochs": last["epoch"],
             "best": float(values.max()),
             "final": float(values[-1]),
-            "rounds_s": round(sum(sum(row["seconds"].values()) for row in rounds), 3),
+            "rounds_s": round(spent.total, 3),
             "received_bytes": sum(row["bytes_received"] for row in rounds),
             "averaged_bytes": sum(row.get("bytes_averaged", 0) for row in rounds),
             **{f"{kind}_s": round(value, 3) for kind, value in seconds.items()},
@@ -146,13 +142,21 @@ def results(
     rows: Sequence[Row],
     folder: Path,
     levels: Sequence[float],
-    step_s: Mapping[tuple[str, int], float],
+    steps: scaling.Steps | None,
 ) -> dict[str, Any]:
     """Levels, when each run reached them, and of each method and number of ranks the spreads.
 
-    folder  of the study, whose run folders have the curves. Raises `InputError`.
+    folder  of the study, whose run folders have the curves
+    steps   of a scaling study, for the product
+    Raises `InputError`.
     """
     runs = [read_run(folder / "runs" / str(row["run"])) for row in rows]
+    step_s = {}
+    if steps is not None:
+        step_s = {
+            run.path.name: steps.of(str(row["method"]), row["ranks"], run.config)
+            for row, run in zip(rows, runs, strict=True)
+        }
     return summary(rows, runs, levels, step_s)
 
 
@@ -160,16 +164,15 @@ def summary(
     rows: Sequence[Row],
     runs: Sequence[Run],
     levels: Sequence[float],
-    step_s: Mapping[tuple[str, int], float],
+    step_s: Mapping[str, float],
 ) -> dict[str, Any]:
-    """What `results` gives, from the rows and the curves of the same runs; pure."""
+    """What `results` gives, from the rows and the curves of the same runs; pure.
+
+    step_s  seconds a step by name of the run folder, where they are known
+    """
     common = common_level(runs)
     wanted = sorted({*(levels or default_levels(runs)), *([] if common is None else [common])})
-    seconds = {
-        str(row["run"]): step_s.get((str(row["method"]).partition("@")[0], row["ranks"]))
-        for row in rows
-    }
-    crossings = to_levels(runs, wanted, seconds)
+    crossings = to_levels(runs, wanted, step_s)
     found = [
         _of_method([rows[place] for place in places], crossings, wanted)
         for places in by_method(rows).values()
@@ -255,19 +258,18 @@ def tables(figures: Mapping[str, Any]) -> list[Table]:
         ]
         source = figures.get("seconds_from") or "a scaling study"
         text = f"{title.format(source=source)} to {metric}: median (lowest to highest)"
-        note = ["* the highest that all runs reach. [n] only n of the runs reach it."]
-        made.append(Table(text, ["method", "ranks", *heads], rows, note))
+        made.append(Table(text, ["method", "ranks", *heads], rows, _NOTE))
     name = "product_s" if figures.get("seconds_from") else "seconds"
     what = "those of the product" if figures.get("seconds_from") else "as the runs took them"
     ratios = [
         [
             *(item["method"], str(item["ranks"])),
-            *(times(at[f"{name}_over_least"]) for at in item["to_level"]),
+            *(times(at[f"{name}_over_least"]) + _few(item, at[name]) for at in item["to_level"]),
         ]
         for item in found
     ]
     text = f"Seconds to {metric} ({what}), times the least of as many ranks: of medians"
-    made.append(Table(text, ["method", "ranks", *heads], ratios))
+    made.append(Table(text, ["method", "ranks", *heads], ratios, _NOTE))
     shares = [(item["method"], item["ranks"], item["shares"]) for item in found]
     made.append(share_table("Where the time of whole runs goes", shares))
     return made
@@ -277,12 +279,15 @@ def _cells(item: Mapping[str, Any], name: str, unit: float) -> list[str]:
     cells = []
     for at in item["to_level"]:
         spread = at[name]
-        few = spread is not None and spread["count"] < item["runs"]
-        cells.append(
-            told(spread, unit, whole=name in ("steps", "samples"))
-            + (f" [{spread['count']:g}]" if few else "")
-        )
+        cells.append(told(spread, unit, whole=name in ("steps", "samples")) + _few(item, spread))
     return cells
+
+
+def _few(item: Mapping[str, Any], spread: Spread | None) -> str:
+    """A mark where not all runs of a method are in a spread."""
+    if spread is None or spread["count"] == item["runs"]:
+        return ""
+    return f" [{spread['count']:g}]"
 
 
 def _told_mean(values: Mapping[str, float]) -> str:

@@ -8,13 +8,14 @@ on where it was stopped. `python -m ist_hpc.plot FOLDER` draws them.
 import argparse
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ist_hpc.bench import study_run
 from ist_hpc.bench.report import count
-from ist_hpc.bench.study import Planned, by_method
-from ist_hpc.bench.study_state import Row, read_rows
+from ist_hpc.bench.study import Planned, by_method, parse_method
+from ist_hpc.bench.study_state import Row, read_configs, read_rows
 from ist_hpc.bench.study_tables import (
     Table,
     markdown,
@@ -233,14 +234,65 @@ def show(figures: dict[str, Any]) -> str:
     return markdown(tables(figures["summary"]))
 
 
-def seconds_a_step(path: Path) -> dict[tuple[str, int], float]:
-    """Median seconds a step by (method without label, ranks), of a scaling.csv or its folder.
+@dataclass(frozen=True)
+class Steps:
+    """What a step takes by a scaling study.
 
-    Raises `InputError`.
+    medians   seconds by (method, ranks)
+    settings  of what decides about these, by (method, ranks): dotted key -> value
     """
-    rows = read_rows(path / FILE if path.is_dir() else path, NEEDED)
+
+    path: Path
+    medians: Mapping[tuple[str, int], float]
+    settings: Mapping[tuple[str, int], Mapping[str, Any]]
+
+    def of(self, method: str, ranks: int, config: Mapping[str, Any]) -> float:
+        """Seconds a step of a method: its own, or those of the method without its label.
+
+        config  of the run whose steps they are to be multiplied with, as a mapping
+        Raises `InputError` if there are none, or they are of another model, batch or round.
+        """
+        base = parse_method(method).base
+        key = next((k for k in ((method, ranks), (base, ranks)) if k in self.medians), None)
+        if key is None:
+            raise InputError(
+                f"{self.path} has no seconds of {base} on {ranks} rank(s); run bench scaling with "
+                "it, or leave --seconds-from out"
+            )
+        for name, value in self.settings[key].items():
+            section, _, last = name.partition(".")
+            now = (config.get(section) or {}).get(last, value)
+            if now != value:
+                raise InputError(
+                    f"{self.path} has seconds of {key[0]} with `{name}` {value}, {method} has "
+                    f"{now}; run bench scaling with that, or leave --seconds-from out"
+                )
+        if (config.get("train") or {}).get("warmup_steps"):
+            raise InputError(
+                f"{method} on {ranks} rank(s) has `train.warmup_steps`, which take longer than the "
+                f"steps in {self.path}; leave them or --seconds-from out"
+            )
+        return self.medians[key]
+
+
+_DECIDING = ("kind", "hidden", "channels", "deal_channels", "freeze_body", "output_norm")
+
+
+def read_steps(path: Path) -> Steps:
+    """What the steps of a study take, of its scaling.csv or its folder. Raises `InputError`."""
+    path = path / FILE if path.is_dir() else path
     groups: dict[tuple[str, int], list[float]] = {}
-    for row in rows:
-        base = str(row["method"]).partition("@")[0]
-        groups.setdefault((base, row["ranks"]), []).append(row["step_s"])
-    return {key: statistics.median(values) for key, values in groups.items()}
+    settings: dict[tuple[str, int], dict[str, Any]] = {}
+    configs = read_configs(path.with_suffix(".json"))
+    for row in read_rows(path, NEEDED):
+        method = parse_method(str(row["method"]))
+        key = (method.name, int(row["ranks"]))
+        groups.setdefault(key, []).append(row["step_s"])
+        of_row = {"data.batch_size": row.get("batch_rows")}
+        if method.has_local_steps and not method.one_rank:
+            of_row["train.local_steps"] = row.get("local_steps")
+        model = configs.get(f"{key[0]} on {key[1]}", {}).get("model", {})
+        of_row |= {f"model.{name}": model.get(name) for name in _DECIDING}
+        known = {name: value for name, value in of_row.items() if value is not None}
+        settings.setdefault(key, {}).update(known)
+    return Steps(path, {key: statistics.median(s) for key, s in groups.items()}, settings)

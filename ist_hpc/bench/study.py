@@ -27,7 +27,7 @@ class Method:
 
     @property
     def base(self) -> str:
-        """The name without its label: methods that differ in it take the same time."""
+        """The name without its label."""
         return self.name.partition("@")[0]
 
     @property

@@ -152,10 +152,14 @@ def choose_place(hosts: str, launcher: str) -> Place:
     return Launcher(launcher) if hosts == "none" else Hosts(hosts)
 
 
-def run_program(command: Sequence[str], log: Path, ranks: int, limit_s: float) -> float:
+def run_program(
+    command: Sequence[str], log: Path, ranks: int, limit_s: float, lock: int | None = None
+) -> float:
     """Run a command to its end, what it prints added to `log`; returns the seconds it took.
 
-    Raises `RunError`. Whatever ends this ends the command and its ranks, too.
+    lock  a file descriptor that the command keeps open, and with it a lock: whatever ends this ends
+          the command and its ranks, too, but for a SIGKILL
+    Raises `RunError`.
     """
     environment = {"OMP_NUM_THREADS": "1"} | os.environ | _for_few_cores(ranks)
     begin = time.monotonic()
@@ -174,6 +178,7 @@ def run_program(command: Sequence[str], log: Path, ranks: int, limit_s: float) -
                     stderr=subprocess.STDOUT,
                     env=environment,
                     start_new_session=True,
+                    pass_fds=() if lock is None else (lock,),
                 )
             code = process.wait(limit_s)
         except subprocess.TimeoutExpired:

@@ -40,7 +40,7 @@ def default_levels(runs: Sequence[Run]) -> list[float]:
 
 
 def to_levels(
-    runs: Sequence[Run], levels: Sequence[float], step_s: Mapping[str, float | None]
+    runs: Sequence[Run], levels: Sequence[float], step_s: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     """For each level and run: {level, run} and, if it was reached, x of `Run.points` and product_s.
 

@@ -100,9 +100,9 @@ def conduct(
     stop_on_sigterm()
     if arguments.time_limit <= 0:
         raise InputError(f"--time-limit must be above 0 seconds, got {arguments.time_limit:g}")
-    runs = plan_runs(parse_methods(arguments.methods), arguments.ranks, numbers)
+    planned = configurations(kind, numbers, arguments)
+    runs, configs = [run for run, _ in planned], {run.key: config for run, config in planned}
     settings = {run.key: _settings(kind, run, arguments) for run in runs}
-    configs = {key: configuration.load(arguments.config, own) for key, own in settings.items()}
     done = State(arguments.output, kind.name, kind.number_column).done()
     missing = [run for run in runs if run.key not in done]
     where = choose_place(arguments.hosts, arguments.launcher) if missing else None
@@ -114,7 +114,13 @@ def conduct(
                 for left, run in zip(range(len(missing) - 1, -1, -1), missing, strict=True):
                     try:
                         row = _make(
-                            kind, run, configs[run.key], settings[run.key], arguments, where
+                            kind,
+                            run,
+                            configs[run.key],
+                            settings[run.key],
+                            arguments,
+                            where,
+                            state.lock,
                         )
                     except RunError as failure:
                         if failure.code == EXIT_BAD_INPUT and len(state.rows) == len(done):
@@ -127,6 +133,16 @@ def conduct(
         places = {run.key: number for number, run in enumerate(runs)}
         rows = [row for row in state.rows if state.key(row) in places]
         return sorted(rows, key=lambda row: places[state.key(row)]), failed
+
+
+def configurations(
+    kind: Kind, numbers: Sequence[int], arguments: argparse.Namespace
+) -> list[tuple[Planned, Config]]:
+    """The runs of the study in their order, each with its configuration. Raises `InputError`."""
+    runs = plan_runs(parse_methods(arguments.methods), arguments.ranks, numbers)
+    return [
+        (run, configuration.load(arguments.config, _settings(kind, run, arguments))) for run in runs
+    ]
 
 
 def _say(text: str) -> None:
@@ -176,6 +192,7 @@ def _make(
     settings: Sequence[str],
     arguments: argparse.Namespace,
     where: Place,
+    lock: int | None,
 ) -> Row:
     """Make one run; its row. Raises `RunError`, or `InputError` if its folder cannot be read."""
     runs, logs = arguments.output / "runs", arguments.output / "logs"
@@ -186,7 +203,8 @@ def _make(
     program = train_command(arguments.config, settings, runs, run.folder, kind.resumes)
     before = where.received_bytes(run.ranks)
     log = logs / f"{run.folder}.log"
-    launch_s = run_program(where.command(run.ranks, program), log, run.ranks, arguments.time_limit)
+    command = where.command(run.ranks, program)
+    launch_s = run_program(command, log, run.ranks, arguments.time_limit, lock)
     after = where.received_bytes(run.ranks)
     if not kind.keeps:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

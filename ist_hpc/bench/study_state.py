@@ -62,12 +62,35 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     write_text(path, text.getvalue())
 
 
+def read_configs(path: Path) -> dict[str, dict[str, Any]]:
+    """The configurations of a study, by "METHOD on RANKS"; none if the file is not there.
+
+    Raises `InputError` if it cannot be read.
+    """
+    if not path.exists():
+        return {}
+    return dict(_read_settings(path)["methods"])
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found["common"], dict) and isinstance(found["methods"], dict):
+            return dict(found)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"{path} cannot be read as the settings of a study")
+
+
 class State:
     """The rows of one study in its folder; only one process may have it (see `opened`).
 
     kind     names its files: `scaling.csv` and `scaling.json`
     numbers  the column that tells the runs of one method and number of ranks apart
+    lock     the file descriptor by which this process has the folder; None: it does not
     """
+
+    lock: int | None = None
 
     def __init__(self, folder: Path, kind: str, number_column: str) -> None:
         self.folder, self.kind = folder, kind
@@ -106,7 +129,7 @@ class State:
         # As they will be read.
         common, methods, defaults = json.loads(json.dumps([common, methods, defaults]))
         if self.settings_path.exists():
-            before = self._read_settings()
+            before = _read_settings(self.settings_path)
             differing = _first_difference(before["common"], common) or _first_difference(
                 {
                     name: _completed(before["methods"].get(name, methods[name]), defaults)
@@ -123,15 +146,6 @@ class State:
             methods = before["methods"] | methods
         text = json.dumps({"common": common, "methods": methods}, indent=1)
         write_text(self.settings_path, text + "\n")
-
-    def _read_settings(self) -> dict[str, Any]:
-        try:
-            found = json.loads(self.settings_path.read_text(encoding="utf-8"))
-            if isinstance(found["common"], dict) and isinstance(found["methods"], dict):
-                return dict(found)
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        raise InputError(f"{self.settings_path} cannot be read as the settings of a study")
 
 
 def _completed(settings: Any, defaults: Any) -> Any:
@@ -173,5 +187,9 @@ def opened(folder: Path, kind: str, number_column: str) -> Iterator[State]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(f"another study is at work in {folder}") from None
-        yield State(folder, kind, number_column)
+            raise InputError(
+                f"another study is at work in {folder}, or ranks of one that was killed"
+            ) from None
+        state = State(folder, kind, number_column)
+        state.lock = lock.fileno()
+        yield state

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ist_hpc.config import ModelConfig
+from ist_hpc.config import ModelConfig, channels_of
 from ist_hpc.errors import InputError
 from ist_hpc.models.base import Model
-from ist_hpc.models.convolutions import CHANNELS, IMAGE
+from ist_hpc.models.convolutions import IMAGE
 from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.models.vgg import VGG11
 
@@ -52,7 +52,7 @@ def _vgg11(config: ModelConfig, inputs: int, outputs: int, sparse: bool) -> Mode
     return VGG11(
         hidden=config.hidden,
         outputs=outputs,
-        channels=config.channels or CHANNELS,
+        channels=channels_of(config),
         output_norm=config.output_norm == "batch",
         output_bias=config.output_bias,
         deal_channels=config.deal_channels,

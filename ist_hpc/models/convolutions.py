@@ -31,8 +31,6 @@ from ist_hpc.placement import TensorSpec
 
 IMAGE = (3, 32, 32)
 """Channels, height and width of what goes in."""
-CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)
-"""Of the paper that VGG11 is from, configuration A (Simonyan and Zisserman 2015)."""
 BODY_PREFIX = "conv"
 """What the keys of all its tensors begin with."""
 _POOLED = (True, True, False, True, False, True, False, True)
@@ -68,7 +66,7 @@ class Convolutions:
     """
 
     def __init__(self, channels: Sequence[int], dealt: bool, frozen: bool) -> None:
-        assert len(channels) == len(CHANNELS)
+        assert len(channels) == len(_POOLED)
         assert not (dealt and frozen)
         self._dealt, self._frozen = dealt, frozen
         layers: list[_Convolution] = []
@@ -129,6 +127,7 @@ class Convolutions:
                 _KERNEL**2,
                 layer.size**2,
                 layer.size**2,
+                trained=not self._frozen,
             )
             for index, layer in enumerate(self._layers)
         )
@@ -207,7 +206,11 @@ class Convolutions:
         """Features of some rows, each rank computing the channels whose home it is. Collective."""
         values = rows.view(-1, *IMAGE)
         for layer in self._layers:
-            own = F.conv2d(values, weights[layer.weight], padding=_KERNEL // 2)
+            weight = weights[layer.weight]
+            if len(weight):
+                own = F.conv2d(values, weight, padding=_KERNEL // 2)
+            else:  # more ranks than channels
+                own = values.new_empty(len(values), 0, layer.size, layer.size)
             scale, shift = weights[f"{layer.norm}.weight"], weights[f"{layer.norm}.bias"]
             own = full_norm(own, layer.norm, statistics, scale, shift, calibrate)
             values = peers.gather(_after_norm(layer, own), layer.outputs)
@@ -251,4 +254,8 @@ class Convolutions:
 
 def _after_norm(layer: _Convolution, values: Tensor) -> Tensor:
     values = F.relu(values, inplace=True)
-    return F.max_pool2d(values, 2) if layer.pooled else values
+    if not layer.pooled:
+        return values
+    if not values.shape[1]:  # of a rank without channels; torch pools no fewer than one
+        return values[:, :, ::2, ::2]
+    return F.max_pool2d(values, 2)

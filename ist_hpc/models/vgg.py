@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ist_hpc.config import VGG11_CHANNELS
 from ist_hpc.cost import Layer
 from ist_hpc.models.base import (
     ExportEntry,
@@ -22,7 +23,7 @@ from ist_hpc.models.base import (
     Statistics,
     Tensors,
 )
-from ist_hpc.models.convolutions import CHANNELS, IMAGE, Convolutions
+from ist_hpc.models.convolutions import IMAGE, Convolutions
 from ist_hpc.models.initial import initial_rows
 from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.placement import TensorSpec
@@ -48,7 +49,7 @@ class VGG11(Model):
         self,
         hidden: Sequence[int],
         outputs: int,
-        channels: Sequence[int] = CHANNELS,
+        channels: Sequence[int] = VGG11_CHANNELS,
         output_norm: bool = True,
         output_bias: bool = False,
         deal_channels: bool = False,

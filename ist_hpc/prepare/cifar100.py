@@ -36,6 +36,7 @@ _ROW_BYTES = 3 * 32 * 32
 _MOST_BYTES = 512 * 1024 * 1024  # of a pickle; the official train file has 155 MB
 _TRAIN_SHARDS_PER_TEST_SHARD = 4
 _ROWS_AT_ONCE = 4096  # that are put in order beside all the others
+_SHOWN_BITS = 64  # of a label that is wrong
 _DIGITS = 4  # of means and deviations that are printed
 _WHERE = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 
@@ -129,10 +130,11 @@ def read_images(path: Path, labels_key: str, classes: int) -> Images:
         )
     for row, label in enumerate(labels):
         if type(label) is not int or not 0 <= label < classes:
-            got = label if type(label) is int else type(label).__name__
+            short = type(label) is int and label.bit_length() < _SHOWN_BITS
+            got = label if short else type(label).__name__
             raise InputError(
                 f"{path}: `{labels_key}` must be whole numbers from 0 to {classes - 1}, as `meta` "
-                f"has {classes} names (got {str(got)[:20]} at row {row})"
+                f"has {classes} names (got {got} at row {row})"
             )
     return Images(images, np.array(labels, dtype=np.int64))
 

@@ -11,6 +11,7 @@ import math
 import pickle
 import pickletools
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,8 +33,13 @@ _USUAL = frozenset(
     )
 )
 _PUTS = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
+_OF_A_MARK = frozenset(
+    code.name for code in pickletools.opcodes if pickletools.markobject in code.stack_before
+)
+_OF_KEYS = frozenset(("DICT", "SETITEMS", "FROZENSET", "ADDITEMS"))
 _ARRAY_STATE_LENGTH = 5
 _MOST_DIMENSIONS = 8
+_FRAME_BYTES = 9  # of the instruction that begins one
 _MOST_MESSAGE = 150  # characters of what a pickle says, in an error
 
 
@@ -77,13 +83,29 @@ def _content(path: Path, most_bytes: int) -> bytes:
 
 def _look_over(path: Path, content: bytes) -> None:
     """Raise `InputError` for what is cut short or would take memory out of all proportion."""
-    instructions = unusual = 0
+    instructions = unusual = frame_end = 0
+    since_mark = [0]  # instructions, for each mark that is open
     try:
-        for instruction, argument, _ in pickletools.genops(content):
+        for instruction, argument, at in pickletools.genops(content):
+            name, place = instruction.name, at or 0
             instructions += 1
-            unusual += instruction.name not in _USUAL
-            too_far = instruction.name in _PUTS and int(argument or 0) > instructions
-            if instructions > _MOST_INSTRUCTIONS or unusual > _MOST_UNUSUAL or too_far:
+            since_mark[-1] += 1
+            unusual += name not in _USUAL
+            if name == "MARK":
+                since_mark.append(0)
+            elif name in _OF_A_MARK and len(since_mark) > 1:
+                within = since_mark.pop()
+                if name in _OF_KEYS:  # many keys of one hash would take hours
+                    unusual += within
+            odd = name == "POP"  # it may take a mark away unseen; of use for what holds itself
+            odd |= name in _PUTS and int(argument or 0) > instructions
+            # Across the end of a frame the unpickler would not read the program that is read here.
+            odd |= place > frame_end > 0 or (name == "FRAME" and place < frame_end)
+            if place >= frame_end:
+                frame_end = 0
+            if name == "FRAME":
+                frame_end = place + _FRAME_BYTES + int(argument or 0)
+            if odd or instructions > _MOST_INSTRUCTIONS or unusual > _MOST_UNUSUAL:
                 raise InputError(f"{path}: not the pickle of a few arrays and lists; it is refused")
     except (ValueError, ArithmeticError, LookupError) as error:
         raise _damaged(path, error) from None
@@ -217,7 +239,10 @@ def _values(content: Any, dtype: Any, shape: Any, order: Any) -> npt.NDArray[np.
         raise _not_numpy()
     if type(shape) is not tuple or not 1 <= len(shape) <= _MOST_DIMENSIONS:
         raise _not_numpy()
-    if any(type(size) is not int or size < 0 for size in shape) or order not in ("C", "F"):
+    # No size that numpy has not: a pickle has numbers whose product takes days.
+    if any(type(size) is not int or not 0 <= size <= sys.maxsize for size in shape):
+        raise _not_numpy()
+    if order not in ("C", "F"):
         raise _not_numpy()
     if math.prod(shape) != len(content):
         raise _Refused(f"has an array of shape {_short(str(shape))} with {len(content)} bytes")

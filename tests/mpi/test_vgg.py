@@ -15,6 +15,7 @@ from tests.oracle import Oracle
 
 CHANNELS, HIDDEN, CLASSES = [5, 4, 6, 4, 7, 5, 4, 6], [9, 7], 5
 BODIES = {"shared": {}, "dealt out": {"deal_channels": True}}
+NARROW = {"deal_channels": True, "channels": [2, 1, 3, 2, 2, 1, 2, 2]}  # ranks without a channel
 
 
 def images(rank: int, step: int, rows: int = 6) -> tuple[Tensor, Tensor]:
@@ -25,7 +26,7 @@ def images(rank: int, step: int, rows: int = 6) -> tuple[Tensor, Tensor]:
 
 
 def network(**options) -> VGG11:
-    return VGG11(HIDDEN, CLASSES, CHANNELS, **options)
+    return VGG11(HIDDEN, CLASSES, **{"channels": CHANNELS, **options})
 
 
 @pytest.mark.parametrize("options", BODIES.values(), ids=BODIES.keys())
@@ -62,7 +63,7 @@ def test_a_frozen_body_stays_as_it_is_and_the_rest_learns(world, hvd):
     assert all(not torch.equal(whole[spec.key], start[spec.key]) for spec in model.specs)
 
 
-@pytest.mark.parametrize("options", BODIES.values(), ids=BODIES.keys())
+@pytest.mark.parametrize("options", [*BODIES.values(), NARROW], ids=[*BODIES, "narrow"])
 @pytest.mark.parametrize("rows", [70, 3], ids=["more rows than go at once", "few rows"])
 def test_the_full_network_is_the_exported_module(world, options, rows):
     """Calibrated layer by layer, as a module in training mode does; a shared body is not."""
