@@ -20,6 +20,7 @@ LAYERS = [
         "ist_hpc",
         "configtypes",
         "config",
+        "config_yaml",
         "cost",
         "cost_memory",
         "csr",
