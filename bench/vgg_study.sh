@@ -13,5 +13,5 @@ read -ra seeds <<<"${SEEDS:-0 1 2}"
 python -m ist_hpc.bench convergence --config configs/vgg11_cifar100.yaml \
     --methods sgd ist:20 ist:5 ist:20@thin local_sgd:20 data_parallel --ranks 2 4 --seeds "${seeds[@]}" \
     --set "model.channels=[16,32,64,64,128,128,128,128]" "model.hidden=[512,512]" data.batch_size=64 \
-    train.epochs=20 optimizer.lr=0.01 "optimizer.decay_epochs=[14]" evaluate.every_epochs=4 evaluate.calibration_rows=512 \
-    checkpoint.keep=1 --set-for ist:20@thin model.deal_channels=true --output "$folder" --time-limit 7200
+    train.epochs=20 optimizer.lr=0.01 "optimizer.decay_epochs=[14]" evaluate.every_epochs=4 \
+    evaluate.calibration_rows=512 checkpoint.keep=1 --set-for ist:20@thin model.deal_channels=true --output "$folder" --time-limit 7200
