@@ -140,8 +140,8 @@ class TestConversion:
             assert rows_in(tmp_path / "x", split) == rows_in(made, split)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["train.txt", "x"]
 
-    # In a process of its own, where nothing else allocates; twice, so that what is imported on the way
-    # is not counted.
+    # In a process of its own, where nothing else allocates; twice, so that what is imported on the
+    # way is not counted.
     TRACED = """
 import sys, tracemalloc
 from ist_hpc.prepare import xmc_shuffle, xmc_source
