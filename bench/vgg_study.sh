@@ -42,8 +42,8 @@ case $stage in
             --set-for ist:20@long train.epochs=80 "optimizer.decay_epochs=[56]" \
             --set-for ist:20@thin model.deal_channels=true \
             --set-for ist:100@thin model.deal_channels=true \
-            --set-for ist:20@thin-long model.deal_channels=true train.epochs=320 \
-            "optimizer.decay_epochs=[224]" evaluate.every_epochs=32 \
+            --set-for ist:20@thin-long model.deal_channels=true train.epochs=80 \
+            "optimizer.decay_epochs=[56]" \
             --output "$folder/thin"
         ;;
     *)
