@@ -17,6 +17,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,18 +40,23 @@ from ist_hpc.checkpoint_read import (
     Progress,
     log,
     newest_first,
+    rank_file,
     round_folder,
 )
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
 from ist_hpc.files import flush_to_disk, sha256_of
+from ist_hpc.hdf5_writing import written
 from ist_hpc.held import Held, State
 from ist_hpc.models.base import Model, SharedSpec, Statistics
 from ist_hpc.placement import TensorSpec, block_bounds
-from ist_hpc.runtime import AgreedInputError, on_root, together
+from ist_hpc.runtime import AgreedInputError, AgreedRunError, attempt, on_root, together
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+_Entry = tuple[str, dict[str, object]]
+"""A file of the manifest: its name, its bytes and SHA-256."""
 
 _CHUNK_BYTES = 1 << 20
 # Widths are compared apart, and channels with those that stand for none; a block is a matter of
@@ -94,56 +100,110 @@ def save(comm: "MPI.Comm", checkpoints: Path, contents: Contents, keep: int) -> 
     """Write a checkpoint, then remove all but the newest `keep`; returns its folder. Collective.
 
     Everything is written beside, flushed to disk and checked before the folder gets its name.
+    Raises `AgreedRunError` if it cannot be written, and before anything is if there are numbers
+    that are not finite.
     """
+    blocks = _blocks(contents)
+    _refuse_infinite(comm, blocks, contents)
     final = round_folder(checkpoints, contents.progress.round)
     partial = final.with_name(f".{final.name}.partial")
-    if comm.Get_rank() == 0:
-        for left_by_a_killed_run in checkpoints.glob(".round-*"):
-            shutil.rmtree(left_by_a_killed_run)
-        partial.mkdir(parents=True)
-    comm.Barrier()
-    blocks = _blocks(contents)
-    path = partial / _rank_file(comm.Get_rank())
-    _write_rank_file(path, blocks)
-    entries = comm.gather(_manifest_entry(path), root=0)
-    if comm.Get_rank() == 0:
-        assert entries is not None
-        _write_main_file(partial / MAIN_FILE, contents, blocks, comm.Get_size())
-        files = dict([*entries, _manifest_entry(partial / MAIN_FILE)])
-        manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "files": files}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        flush_to_disk(partial / MANIFEST)
-        flush_to_disk(partial)
-        _check_readable(partial, contents)
-        _publish(partial, final)
-        for old in newest_first(checkpoints)[keep:]:
-            shutil.rmtree(old)
-    comm.Barrier()
+    at_root = comm.Get_rank() == 0
+    what = f"the checkpoint of round {contents.progress.round} cannot be saved"
+    try:
+        attempt(comm, what, lambda: _make_folder(partial) if at_root else None)
+        part = {
+            "rank": comm.Get_rank(),
+            "ranks": comm.Get_size(),
+            "round": contents.progress.round,
+        }
+        entry = attempt(comm, what, lambda: _write_rank_file(partial, part, blocks))
+        entries = comm.gather(entry, root=0)
+        attempt(
+            comm, what, lambda: _complete(partial, contents, blocks, entries) if entries else None
+        )
+    except AgreedRunError:
+        if at_root:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    attempt(comm, what, lambda: _publish(partial, final, keep) if at_root else None)
     return final
 
 
-def _publish(partial: Path, final: Path) -> None:
-    """Give a finished checkpoint its name; one of the same round is replaced.
+def _make_folder(partial: Path) -> None:
+    """The folder to write into; what a killed run left beside it goes."""
+    for left in partial.parent.glob(".round-*"):
+        _remove(left)
+    partial.mkdir(parents=True)
 
-    A resume from an older checkpoint can come to a round whose own checkpoint was found damaged.
+
+def _complete(
+    partial: Path, contents: Contents, blocks: Sequence[_Block], entries: Sequence[_Entry]
+) -> None:
+    """Write what rank 0 writes, and see whether it can be read."""
+    main = _write_main_file(partial / MAIN_FILE, contents, blocks, len(entries))
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "files": dict([*entries, main]),
+    }
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    flush_to_disk(partial / MANIFEST)
+    flush_to_disk(partial)
+    _check_readable(partial, contents)
+
+
+def _refuse_infinite(comm: "MPI.Comm", blocks: Sequence[_Block], contents: Contents) -> None:
+    """Raise `AgreedRunError` if a rank has a number that is not finite. Collective."""
+    tensors = {block.name: block.values for block in blocks}
+    tensors |= {f"parameters/{key}": tensor for key, tensor in contents.shared.items()}
+    tensors |= {f"optimizer/{key}": tensor for key, tensor in contents.shared_slots.items()}
+    names = (name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all()))
+    found = comm.allgather(next(names, None))
+    for rank, name in enumerate(found):
+        if name is not None:
+            raise AgreedRunError(
+                f"after round {contents.progress.round} {name} of rank {rank} has numbers that are "
+                "not finite; it is not saved. A lower optimizer.lr usually helps"
+            )
+
+
+def _publish(partial: Path, final: Path, keep: int) -> None:
+    """Give a finished checkpoint its name, then remove all but the newest `keep`.
+
+    One of the same round is replaced.
     """
-    if final.exists():
-        aside = final.with_name(f".{final.name}.replaced")
-        shutil.rmtree(aside, ignore_errors=True)
-        final.rename(aside)
-        partial.rename(final)
-        shutil.rmtree(aside)
-    else:
-        partial.rename(final)
+    replaced = _put_aside(final) if final.exists() else None
+    partial.rename(final)
     flush_to_disk(final.parent)
+    if replaced is not None:
+        _remove(replaced)
+    for old in newest_first(final.parent)[keep:]:
+        _remove(_put_aside(old))
 
 
-def _rank_file(rank: int) -> str:
-    return f"rank-{rank:04d}.h5"
+def _put_aside(folder: Path) -> Path:
+    """Take a checkpoint its name, so that one that is half removed is not taken for one."""
+    return folder.rename(folder.with_name(f".{folder.name}.old"))
 
 
-def _manifest_entry(path: Path) -> tuple[str, dict[str, object]]:
-    return path.name, {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+def _remove(folder: Path) -> None:
+    """Remove what is no checkpoint any more; if that fails, the next save tries again.
+
+    It does on NFS as long as somebody reads one of the files.
+    """
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        log.warning("%s cannot be removed yet: %s", folder, error.strerror)
+
+
+def _flushed_entry(path: Path) -> _Entry:
+    """Flush a written file to disk, and what the manifest has of it; the two at the same time."""
+    with ThreadPoolExecutor(1) as other:
+        flushed = other.submit(flush_to_disk, path)
+        entry = path.name, {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        flushed.result()
+    return entry
 
 
 def _blocks(contents: Contents) -> list[_Block]:
@@ -174,8 +234,11 @@ def _about(spec: TensorSpec) -> str:
     return "dimensions: " + ", ".join(axis or "not dealt" for axis in spec.axes)
 
 
-def _write_rank_file(path: Path, blocks: Sequence[_Block]) -> None:
-    with h5py.File(path, "w", libver=("v110", "v110")) as file:
+def _write_rank_file(partial: Path, part: Mapping[str, int], blocks: Sequence[_Block]) -> _Entry:
+    """Write this rank's blocks; `part` are the attributes that say whose they are."""
+    path = partial / rank_file(part["rank"])
+    with written(path) as file:
+        file.attrs.update(part)
         for block in blocks:
             options = {}
             if block.values.numel():
@@ -183,11 +246,13 @@ def _write_rank_file(path: Path, blocks: Sequence[_Block]) -> None:
                 chunk_rows = min(len(block.values), max(1, _CHUNK_BYTES // row_bytes))
                 options = {"chunks": (chunk_rows, *block.shape[1:]), "fletcher32": True}
             file.create_dataset(block.name, data=_array(block.values), **options)
-    flush_to_disk(path)
+    return _flushed_entry(path)
 
 
-def _write_main_file(path: Path, contents: Contents, blocks: Sequence[_Block], ranks: int) -> None:
-    with h5py.File(path, "w", libver=("v110", "v110")) as file:
+def _write_main_file(
+    path: Path, contents: Contents, blocks: Sequence[_Block], ranks: int
+) -> _Entry:
+    with written(path) as file:
         for block in blocks:
             bounds = block_bounds(block.shape[0], ranks)
             layout = h5py.VirtualLayout(block.shape, dtype=np.float32)
@@ -195,7 +260,7 @@ def _write_main_file(path: Path, contents: Contents, blocks: Sequence[_Block], r
                 start, stop = int(bounds[rank]), int(bounds[rank + 1])
                 if start < stop:
                     shape = (stop - start, *block.shape[1:])
-                    source = h5py.VirtualSource(_rank_file(rank), block.name, shape=shape)
+                    source = h5py.VirtualSource(rank_file(rank), block.name, shape=shape)
                     layout[start:stop] = source
             # HDF5 reads a missing file as the fill value: NaN shows, zeros would not.
             dataset = file.create_virtual_dataset(block.name, layout, fillvalue=np.nan)
@@ -221,7 +286,7 @@ def _write_main_file(path: Path, contents: Contents, blocks: Sequence[_Block], r
             }
         )
         file.attrs["classes"] = json.dumps(list(contents.data.classes))
-    flush_to_disk(path)
+    return _flushed_entry(path)
 
 
 def _check_readable(folder: Path, contents: Contents) -> None:
@@ -240,6 +305,7 @@ def check(comm: "MPI.Comm", folder: Path) -> Checkpoint:
     checkpoint = together(comm, lambda: Checkpoint(folder))
     names = sorted(checkpoint.files)[comm.Get_rank() :: comm.Get_size()]
     together(comm, lambda: checkpoint.check_files(names))
+    together(comm, lambda: checkpoint.check_parts(names))
     return checkpoint
 
 

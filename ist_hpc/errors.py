@@ -5,7 +5,9 @@ the likely fix, in one line. The entry points print it once for the whole job an
 exit code 2; anything else that is raised is a fault of the program and ends with a traceback.
 """
 
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
+EXIT_GO_ON = 75  # EX_TEMPFAIL of sysexits.h: stopped in order and saved; the same command goes on
 
 
 class InputError(Exception):

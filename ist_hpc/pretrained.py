@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ist_hpc.checkpoint_read import Checkpoint, OpenCheckpoint, reporting, resolve
+from ist_hpc.checkpoint_read import Checkpoint, OpenCheckpoint, resolve
 from ist_hpc.errors import InputError
+from ist_hpc.hdf5_reading import reporting
 from ist_hpc.models.base import SharedSpec
 
 _HDF5_SUFFIXES = (".h5", ".hdf5")

@@ -39,6 +39,8 @@ LAYERS = [
         "checkpoint_read",
         "exchange",
         "devices",
+        "hdf5_reading",
+        "hdf5_writing",
         "held",
         "images",
         "label_counts",
@@ -57,6 +59,8 @@ LAYERS = [
         "shared",
         "sparse",
         "staging",
+        "stopping",
+        "watchdog",
         "windows",
     ],
     # the networks and what is applied to them
@@ -119,6 +123,7 @@ LAYERS = [
         "bench.plan",
         "bench.products",
         "bench.report",
+        "bench.save",
         "bench.scaling",
         "bench.step",
         "bench.study",
@@ -139,6 +144,7 @@ LAYERS = [
         "plot_study",
         "prepare.__main__",
         "show",
+        "show_run",
         "train",
     ],
 ]
