@@ -142,6 +142,13 @@ class TrainConfig:
         "fp16: data_parallel sends gradients as half precision numbers; none",
         choices=("none", "fp16"),
     )
+    on_nan: str = key(
+        "stop",
+        "when a loss is not finite or above 1e9, on any rank: stop the run before anything is "
+        "saved, or skip_round, which gives the round up on all ranks, also for a weight that is "
+        "not finite (and keeps a copy of what a round trains)",
+        choices=("stop", "skip_round"),
+    )
     epochs: float | None = key(None, "length: passes over the training rows, by all ranks", above=0)
     rounds: int | None = key(None, "length: rounds, instead of epochs", low=1)
 
@@ -223,7 +230,16 @@ class RuntimeConfig:
         above=0,
     )
     silence_s: float = key(
-        600.0, "seconds after which Horovod, or gloo, gives up on a rank it waits for", above=0
+        600.0,
+        "seconds after which a rank that comes to no end of something ends the run: it waits for "
+        "the slowest rank, so more than the longest round, evaluation batch or checkpoint of any",
+        above=0,
+    )
+    lead_time_s: float = key(
+        0.0,
+        "seconds from the batch system's warning signal to the kill; a round and a checkpoint that "
+        "take longer are warned about. 0: not known",
+        low=0,
     )
 
 

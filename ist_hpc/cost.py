@@ -75,6 +75,7 @@ class Job:
     weights, slots   partitioned weights, in the order of the forward pass, and their slots
     layers           first to last; by default the matrices among the weights
     carry            whether slots travel with their weights, else they are begun anew each round
+    keeps_rounds     whether a round's weights and carried slots are kept, so as to give it up
     axes             size of each axis
     shared_elements, shared_slot_elements
                      elements of the weights without an axis, and of their slots
@@ -100,6 +101,7 @@ class Job:
     ranks: int
     seed: int = 0
     carry: bool = True
+    keeps_rounds: bool = False
     shared_elements: int = 0
     shared_slot_elements: int = 0
     untrained_elements: int = 0

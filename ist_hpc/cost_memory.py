@@ -101,6 +101,7 @@ def subnet_memory(job: Job) -> Memory:
     phases = {
         "training": {
             "slots": slots,
+            **_kept_round(job, weights + shared + (slots if job.carry else 0)),
             "gradient": _gradient_bytes(job, job.ranks) + shared - frozen,
             "update": _update_scratch(job, job.ranks),
             "activations": step_activations(job, job.ranks),
@@ -129,15 +130,21 @@ def replica_memory(job: Job, averages_gradient: bool) -> Memory:
     shared, frozen = (n * ELEMENT_BYTES for n in (job.shared_elements, job.frozen_elements))
     whole = job.weight_elements * ELEMENT_BYTES
     alone = _gradient_bytes(job, ranks=1) + shared
+    slots = (job.replica_slot_elements + job.shared_slot_elements) * ELEMENT_BYTES
     step = {
         "weights": whole,
         **_rows_kept(job),
-        "slots": (job.replica_slot_elements + job.shared_slot_elements) * ELEMENT_BYTES,
+        "slots": slots,
+        **_kept_round(job, whole + (slots if job.carry else 0)),
         "gradient": (whole if averages_gradient else alone) - frozen,
         "update": _update_scratch(job, ranks=1),
         "activations": step_activations(job, ranks=1),
     }
     return Memory({"training": step})
+
+
+def _kept_round(job: Job, changing_bytes: int) -> dict[str, int]:
+    return {"kept_round": changing_bytes} if job.keeps_rounds else {}
 
 
 def _gradient_bytes(job: Job, ranks: int) -> int:

@@ -8,7 +8,7 @@ are evaluated.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -134,10 +134,20 @@ class HomeNetwork:
                     {"logits": logits, "labels": labels, "predicted": predicted},
                 )
 
-    def evaluate(self, rows: CommonRows, batch_rows: int, metrics: Metrics) -> dict[str, float]:
-        """The metrics of a whole split; the same on all ranks. Collective."""
+    def evaluate(
+        self,
+        rows: CommonRows,
+        batch_rows: int,
+        metrics: Metrics,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> dict[str, float]:
+        """The metrics of a whole split; the same on all ranks. Collective.
+
+        Empty if `given_up`, which is asked after each batch, says so on all ranks.
+        """
         for _ in self.predict(rows, batch_rows, metrics):
-            pass
+            if given_up():
+                return {}
         return metrics.result()
 
     def _all_own(self) -> slice:

@@ -19,9 +19,17 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 TIMED = ("data", "train", "exchange", "average", "evaluate", "save", "wait")
+START = "start"
 KINDS = (*TIMED, "other")
 """What the seconds of a run are spent on: `wait` is for the slowest rank, at the last reading of
 the meters, so of what was read then; `other` is what nothing else accounts for."""
+
+_DIVERGED_LOSS = 1e9  # the sum over 670,091 labels that know nothing is 464,000
+
+
+def has_diverged(loss: float) -> bool:
+    """Whether a mean loss is not finite, or larger than any of a network that learns."""
+    return not abs(loss) < _DIVERGED_LOSS
 
 
 def peak_rss_mib() -> float:
@@ -33,7 +41,9 @@ class Meter:
     """What one rank, computing on `device`, used since the meter was last read."""
 
     def __init__(self, device: torch.device = CPU) -> None:
-        self._device = device
+        self.device = device
+        self.doing, self.changed_s = START, time.perf_counter()
+        """The kind of what is being timed, and since when: for a watchdog in another thread."""
         self._clear()
 
     def _clear(self) -> None:
@@ -46,12 +56,18 @@ class Meter:
     @contextmanager
     def timing(self, kind: str) -> Iterator[None]:
         """Add the seconds of the block to `kind`, without those of blocks timed within it."""
-        begin, outer_s = time.perf_counter(), self._inner_s
+        begin, outer_s, outer = time.perf_counter(), self._inner_s, self.doing
         self._inner_s = 0.0
+        self.doing, self.changed_s = kind, begin
         yield
+        self.doing, self.changed_s = outer, time.perf_counter()
         spent = time.perf_counter() - begin
         self._seconds[kind] += spent - self._inner_s
         self._inner_s = outer_s + spent
+
+    def beat(self) -> None:
+        """Say that what is being timed goes on: it is long, and a batch or a part of it is done."""
+        self.changed_s = time.perf_counter()
 
     def count_exchange(self, report: ExchangeReport) -> None:
         """Add the bytes of an exchange."""
@@ -67,15 +83,19 @@ class Meter:
         self._loss_sum += sum(losses)
         self._steps += len(losses)
 
-    def read(self, comm: "MPI.Comm") -> "Reading":
-        """The meters of all ranks, the same on all; begins anew. Collective (a few numbers)."""
+    def read(self, comm: "MPI.Comm", flag: int = 0) -> "Reading":
+        """The meters of all ranks, the same on all; begins anew. Collective (a few numbers).
+
+        `flag` travels with them: what a rank has to tell the others, if it is not 0.
+        """
         begin = time.perf_counter()
+        self.doing, self.changed_s = "wait", begin
         other_s = begin - self._since - sum(self._seconds.values())
         own = np.array(
             [
                 *(*self._seconds.values(), other_s, self._loss_sum, self._steps),
                 *(self._bytes_sent, self._bytes_received, self._bytes_averaged),
-                *(peak_rss_mib(), peak_gpu_mib(self._device), time.monotonic()),
+                *(peak_rss_mib(), peak_gpu_mib(self.device), time.monotonic(), flag),
             ]
         )
         table = np.empty((comm.Get_size(), len(own)))
@@ -83,6 +103,7 @@ class Meter:
         self._clear()
         self._since = begin
         self._seconds["wait"] = time.perf_counter() - begin  # of the next reading
+        self.doing, self.changed_s = "other", time.perf_counter()
         return Reading(table)
 
 
@@ -94,9 +115,14 @@ class Reading:
         means = columns[: len(KINDS)].mean(axis=1)
         self.seconds = {kind: round(float(s), 6) for kind, s in zip(KINDS, means, strict=True)}
         """Of each kind, the mean over ranks."""
-        losses, steps, sent, received, averaged, rss, gpu, clocks = columns[len(KINDS) :]
+        losses, steps, sent, received, averaged, rss, gpu, clocks, flags = columns[len(KINDS) :]
         self.loss = float(losses.sum() / max(1.0, steps.sum()))
         """Mean loss of the local steps of all ranks."""
+        means_of_ranks = losses / np.maximum(steps, 1.0)
+        self.diverged = [rank for rank, loss in enumerate(means_of_ranks) if has_diverged(loss)]
+        """Ranks whose loss is not finite, or beyond all bounds."""
+        self.flag = int(flags.max())
+        """The largest of the ranks' flags."""
         self.bytes_sent = int(sent.sum())
         self.bytes_received = int(received.sum())
         self.bytes_averaged = round(float(averaged.sum()))

@@ -67,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
         help="memory a rank may have, in GB (10^9 bytes): say what fits, and from how many ranks",
     )
     parser.add_argument(
+        "--check",
+        action="store_true",
+        help="exit code 2 if a run would be refused: it does not fit into --memory-gb, or ranks "
+        "would be left without shards (data.assign: files)",
+    )
+    parser.add_argument(
         "--set",
         nargs="+",
         action="extend",
@@ -108,7 +114,32 @@ def _plan(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str
     config = configuration.load(arguments.config, arguments.set)
     rounds = _ROUNDS if arguments.rounds is None else arguments.rounds
     report = plan(config, arguments.ranks, rounds, arguments.memory_gb)
+    if arguments.check:
+        _refuse(config, report)
     return json.dumps(report, indent=1) if arguments.json else table(report)
+
+
+def _refuse(config: Config, report: Mapping[str, Any]) -> None:
+    """Raise `InputError` for what the plan says cannot be."""
+    algorithm, ranks = config.train.algorithm, report["ranks"]
+    if "fits" in report:
+        # DDP keeps the weights and gradients that Horovod's data parallel training does.
+        fit = report["fits"]["data_parallel" if algorithm == "ddp" else algorithm]
+        if not fit["fits"]:
+            raise InputError(
+                f"{algorithm} on {ranks} ranks does not fit: a rank needs "
+                f"{fit['needs_bytes'] / 1e9:.2f} GB and may have "
+                f"{report['fits']['memory_bytes'] / 1e9:.2f} GB; take more ranks, fewer on a node, "
+                "or nodes with more memory"
+            )
+    path = Path(config.data.path)
+    if config.data.assign == "files" and (path / META_FILE).exists():
+        count = len(load_meta(path).shards.get("train", ()))
+        if count < ranks:
+            raise InputError(
+                f"{path}: {count} train shards are too few for {ranks} ranks under `data.assign: "
+                "files`; take `data.assign: rows`, or prepare the data with more shards"
+            )
 
 
 def _figure2(arguments: argparse.Namespace) -> str:

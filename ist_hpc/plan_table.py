@@ -6,6 +6,7 @@ from typing import Any
 ITEMS = {
     "weights": "weights",
     "slots": "optimiser slots",
+    "kept_round": "the round's copy (skip_round)",
     "gradient": "gradient",
     "update": "temporaries of the update",
     "activations": "activations (estimate)",

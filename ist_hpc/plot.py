@@ -29,6 +29,8 @@ examples:
       only the table
   {_PROGRAM} runs/scaling --output speed-up.png --table
       a study of `bench scaling`: speed-up over ranks, and its tables
+  {_PROGRAM} runs/scaling/ranks-* --table
+      scaling studies of several jobs as one
   {_PROGRAM} runs/convergence --ranks 4 --x seconds bytes --log --output curves.png \\
       --seconds-from runs/scaling/scaling.csv
       a study of `bench convergence`: a curve a method; seconds are steps times the seconds a step
@@ -105,10 +107,15 @@ def _run(arguments: argparse.Namespace) -> None:
     if output is not None and output.suffix.lower() not in _FORMATS:
         raise InputError(f"--output must end with {', '.join(_FORMATS)}, got {output}")
     studies = [found for path in arguments.runs if (found := plot_study.find(path))]
-    if studies and len(arguments.runs) > 1:
-        raise InputError(f"a study is plotted alone; got {len(arguments.runs)} folders")
+    of_scaling = [plot_study.is_scaling(study) for study in studies]
+    together = len(studies) == len(arguments.runs) and all(of_scaling)
+    if studies and len(arguments.runs) > 1 and not together:
+        raise InputError(
+            "a study is plotted alone, or scaling studies together as one; got "
+            f"{len(arguments.runs)} folders"
+        )
     if studies:
-        _of_study(studies[0], arguments)
+        _of_study(studies, arguments)
     else:
         _of_runs(arguments)
 
@@ -128,14 +135,14 @@ def _of_runs(arguments: argparse.Namespace) -> None:
         print(table(lines))
 
 
-def _of_study(study: Path, arguments: argparse.Namespace) -> None:
-    scaling = plot_study.is_scaling(study)
+def _of_study(studies: Sequence[Path], arguments: argparse.Namespace) -> None:
+    study, scaling = studies[0], plot_study.is_scaling(studies[0])
     of_curves = ("x", "log", "label", "metric", "seconds_from")
     for name in ("group", *(of_curves if scaling else ())):
         if getattr(arguments, name):
             raise InputError(f"--{name.replace('_', '-')} is not for {study}; leave it out")
     if arguments.output is not None and scaling:
-        _save(draw_scaling(plot_study.scaling_summary(study, arguments.ranks)), arguments.output)
+        _save(draw_scaling(plot_study.scaling_summary(studies, arguments.ranks)), arguments.output)
     elif arguments.output is not None:
         lines = plot_study.curves(
             study, arguments.ranks, arguments.label, arguments.metric, arguments.seconds_from
@@ -144,7 +151,7 @@ def _of_study(study: Path, arguments: argparse.Namespace) -> None:
         time = "steps x seconds a step, measured apart" if arguments.seconds_from else ""
         _save(draw(lines, arguments.x or ["steps"], arguments.log, time), arguments.output)
     if arguments.table:
-        print(plot_study.table(study, arguments.ranks, arguments.seconds_from))
+        print(plot_study.table(studies, arguments.ranks, arguments.seconds_from))
 
 
 def _refuse_mixed(runs: Sequence[Run]) -> None:

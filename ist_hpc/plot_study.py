@@ -43,9 +43,10 @@ def is_scaling(path: Path) -> bool:
     return path.name == scaling.FILE
 
 
-def scaling_summary(path: Path, ranks: Sequence[int]) -> list[dict[str, Any]]:
-    """What `plot_draw.draw_scaling` and the tables show."""
-    return scaling.summary(rows_of(path, ranks))
+def scaling_summary(paths: Sequence[Path], ranks: Sequence[int]) -> list[dict[str, Any]]:
+    """What `plot_draw.draw_scaling` and the tables show, of studies put together."""
+    found = [row for path in paths for row in rows_of(path, () if len(paths) > 1 else ranks)]
+    return scaling.summary([row for row in found if not ranks or row["ranks"] in (*ranks, 1)])
 
 
 def curves(
@@ -86,11 +87,15 @@ def _with_seconds(run: Run, step_s: float) -> Run:
     return dataclasses.replace(run, points={**run.points, "seconds": seconds})
 
 
-def table(path: Path, ranks: Sequence[int], seconds_from: Path | None) -> str:
-    """The tables of a study, as `bench` prints them at its end. Raises `InputError`."""
-    rows = rows_of(path, ranks)
+def table(paths: Sequence[Path], ranks: Sequence[int], seconds_from: Path | None) -> str:
+    """The tables of a study, as `bench` prints them at its end. Raises `InputError`.
+
+    Of several only if they are of scaling.
+    """
+    path = paths[0]
     if is_scaling(path):
-        return markdown(scaling.tables(scaling.summary(rows)))
+        return markdown(scaling.tables(scaling_summary(paths, ranks)))
+    rows = rows_of(path, ranks)
     steps = scaling.read_steps(seconds_from) if seconds_from is not None else None
     figures = convergence.results(rows, path.parent, (), steps)
     return convergence.show({**figures, "seconds_from": seconds_from})

@@ -45,6 +45,7 @@ def job_of(config: Config, model: Model, ranks: int, meta: Meta | None) -> cost.
         ranks=ranks,
         seed=config.seed,
         carry=config.optimizer.state == "carry",
+        keeps_rounds=config.train.on_nan == "skip_round",
         shared_elements=sum(math.prod(spec.shape) for spec in model.shared),
         untrained_elements=sum(math.prod(spec.shape) for spec in model.shared if not spec.trained),
         frozen_elements=sum(math.prod(spec.shape) for spec in model.shared if not spec.changes),

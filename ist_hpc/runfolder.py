@@ -5,10 +5,13 @@ run.json       versions, MPI, host, git, command; one entry a start
 metrics.jsonl  a row a round and a row an evaluation, flushed
 summary.json   at the end
 STATUS         running | finished | stopped: by what | failed: why
+.lock          held by rank 0 as long as the run goes on; says who that is
 checkpoints/   round-00000040/ ...
 """
 
+import fcntl
 import json
+import logging
 import math
 import os
 import platform
@@ -17,14 +20,40 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ist_hpc import __version__, config
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
 from ist_hpc.files import write_text
 from ist_hpc.meters import KINDS
+
+log = logging.getLogger("ist_hpc")
+# Of Slurm's variables those that say what the job was; others may have secrets of the site.
+_SLURM = (
+    "SLURM_JOB_ID",
+    "SLURM_JOB_NAME",
+    "SLURM_JOB_PARTITION",
+    "SLURM_JOB_NODELIST",
+    "SLURM_JOB_NUM_NODES",
+    "SLURM_NTASKS",
+    "SLURM_CPUS_PER_TASK",
+    "SLURM_MEM_PER_NODE",
+    "SLURM_RESTART_COUNT",
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_STEP_ID",
+    "SLURM_CLUSTER_NAME",
+)
+UNSAID_END = "ended without a word: killed, out of memory, or its host was lost"
+"""Of a run whose STATUS says that it runs, which it does not."""
+
+_LOCK_WAIT_S = 10.0
+_LOST_HOST_WAIT_S = 900.0  # until its rank 0 has ended itself, or the file system gives the lock up
+_LOCK_LOOK_S = 0.2
 
 
 class RunFolder:
@@ -34,6 +63,19 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self._lock: TextIO | None = None
+        self._says_rows_are_missing = False
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Raise an `InputError` for what cannot be written into the folder."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"cannot write into the run folder {self.path}: {error.strerror}; --runs names the "
+                "place of run folders"
+            ) from None
 
     def create(self, resume: bool) -> None:
         """Make the folder; raises `InputError` if it is there and this is no resume."""
@@ -44,6 +86,75 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"cannot make the run folder {self.path}: {error.strerror}") from None
         self.checkpoints.mkdir(exist_ok=True)
+
+    def lock(self) -> None:
+        """Keep other runs out of the folder for as long as this process lives.
+
+        Raises `InputError` that says who is in it. Waits a little first: a job that is ended may be
+        ending still as its successor starts; and longer for the same Slurm job's earlier start,
+        which is on a host that was lost.
+        """
+        if self._lock is not None:
+            return
+        file = (self.path / ".lock").open("a+", encoding="utf-8")
+        begin_s, wait_s = time.monotonic(), _LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                waited_s = time.monotonic() - begin_s
+                if waited_s < wait_s:
+                    time.sleep(_LOCK_LOOK_S)
+                    continue
+                file.seek(0)
+                owner = file.read().strip() or "unknown"
+                if wait_s == _LOCK_WAIT_S and _is_of_this_job(owner):
+                    wait_s = _LOST_HOST_WAIT_S
+                    log.warning(
+                        "this job's earlier start still has %s (%s); waiting for up to %.0f s",
+                        *(self.path, owner, wait_s),
+                    )
+                    continue
+                file.close()
+                raise InputError(
+                    f"another run is writing into {self.path} ({owner}); wait for its end, or give "
+                    "this one another --name"
+                ) from None
+            except OSError as error:  # of a file system without locks
+                log.warning("%s cannot be locked: %s", self.path, error.strerror)
+            break
+        file.truncate(0)
+        file.write(f"{owner_facts()}\n")
+        file.flush()
+        self._lock = file  # closing it would give the lock up
+
+    def owner(self) -> str | None:
+        """Who holds the folder's lock, as far as this host can see; None if nobody does."""
+        try:
+            with (self.path / ".lock").open("r", encoding="utf-8") as file:
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError):
+                    return file.read().strip() or "unknown"
+                except OSError:
+                    return f"perhaps {file.read().strip()}"  # a file system without locks
+        except OSError:
+            pass
+        return None
+
+    def first_to_fail(self) -> bool:
+        """Whether this rank is the first of this start to say why the run fails."""
+        try:
+            os.close(os.open(self.path / ".failing", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            return False
+        except OSError:
+            return True  # said more than once, rather than not at all
+        return True
+
+    def forget_failure(self) -> None:
+        """Forget who failed in an earlier start."""
+        (self.path / ".failing").unlink(missing_ok=True)
 
     def exists_error(self) -> InputError:
         """The answer to a run that would write into the folder of another."""
@@ -94,14 +205,43 @@ class RunFolder:
         return {"seconds": seconds, "bytes": sizes}
 
     def add_metrics(self, row: dict[str, Any]) -> None:
-        """Append a row; numbers that are not finite, which JSON does not have, become null."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
+        """Append a row; numbers that are not finite, which JSON does not have, become null.
+
+        A row that cannot be written is left out: training goes on, and it is said once.
+        """
+        line = json.dumps(_finite(row), allow_nan=False) + "\n"
+        whole_bytes = None
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                whole_bytes = file.tell()
+                file.write(line)
+        except OSError as error:
+            if whole_bytes is not None:  # the row may have been written in part
+                with suppress(OSError):
+                    os.truncate(self.metrics, whole_bytes)
+            if not self._says_rows_are_missing:
+                log.warning("rows are missing in %s: %s", self.metrics, error.strerror)
+            self._says_rows_are_missing = True
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         text = json.dumps(_finite(summary), indent=1, allow_nan=False)
         write_text(self.path / "summary.json", text + "\n")
+
+
+def owner_facts() -> str:
+    """Who a run is, for others that would write into its folder: host, process, job, since when."""
+    job = os.environ.get("SLURM_JOB_ID")
+    of_job = f", Slurm job {job}" if job else ""
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return f"process {os.getpid()} on {socket.gethostname()}{of_job}, since {since}"
+
+
+def _is_of_this_job(owner: str) -> bool:
+    """Whether the owner of a lock is an earlier start of this Slurm job."""
+    job = os.environ.get("SLURM_JOB_ID")
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return job is not None and restarts != "0" and f", Slurm job {job}," in owner
 
 
 def _finite(value: Any) -> Any:
@@ -130,6 +270,7 @@ def facts_of_start(ranks: int, threads: int, mpi_library: str) -> dict[str, Any]
         "ranks": ranks,
         "threads_a_rank": threads,
         "mpi": mpi_library.split("\n")[0].strip("\x00 "),
+        "slurm": {name: os.environ[name] for name in _SLURM if name in os.environ},
         "versions": versions,
         "git": _git_state(),
     }

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ist_hpc.commandline import rank_of_launcher
-from ist_hpc.errors import EXIT_BAD_INPUT, InputError
+from ist_hpc.errors import EXIT_BAD_INPUT, EXIT_FAILED, InputError
 from ist_hpc.files import refuse_vds_prefix
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ class Stopped(KeyboardInterrupt):
 
 class AgreedInputError(InputError):
     """An `InputError` that every rank raises: the job ends in order, without an abort."""
+
+
+class AgreedRunError(Exception):
+    """What every rank finds wrong as it runs: the job ends in order, with exit code 1.
+
+    The message is one line: what, where, and what may help.
+    """
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,10 @@ def launch(
         if rank == 0:
             print(f"{program}: error: {error}", file=sys.stderr, flush=True)
         return EXIT_BAD_INPUT
+    except AgreedRunError as failure:
+        if rank == 0:
+            say(f"{program}: failed: {failure}")
+        return EXIT_FAILED
     except InputError as error:
         place = f" (rank {rank} of {ranks} on {socket.gethostname()})" if ranks > 1 else ""
         print(f"{program}: error: {error}{place}", file=sys.stderr, flush=True)
@@ -92,14 +104,14 @@ def launch(
     except KeyboardInterrupt as stopped:
         if rank == 0:
             reason = str(stopped) or "interrupted"
-            print(f"{program}: stopped: {reason}", file=sys.stderr, flush=True)
+            say(f"{program}: stopped: {reason}")
         return _end_all(comm, 130)
     except BaseException:
         report = io.StringIO()
         traceback.print_exc(file=report)
         header = f"{program}: rank {rank} of {ranks} on {socket.gethostname()} failed:\n"
-        print(header + report.getvalue(), file=sys.stderr, flush=True)
-        return _end_all(comm, 1)
+        say(header + report.getvalue())
+        return _end_all(comm, EXIT_FAILED)
 
 
 def _end_all(comm: "MPI.Comm", code: int) -> int:
@@ -127,6 +139,31 @@ def together(comm: "MPI.Comm", action: Callable[[], Result]) -> Result:
     if messages:
         raise AgreedInputError(messages[0])
     return result  # type: ignore[return-value]
+
+
+def attempt(comm: "MPI.Comm", what: str, action: Callable[[], Result]) -> Result:
+    """Run a local `action` that writes files on every rank. Collective.
+
+    If any rank cannot (a full disk, a folder it may not write to), all raise `AgreedRunError`,
+    which begins with `what` and has the reason of the lowest such rank.
+    """
+    result: Result | None = None
+    message = None
+    try:
+        result = action()
+    except OSError as error:
+        message = _reason(error)
+    messages = comm.allgather(message)
+    for rank, found in enumerate(messages):
+        if found is not None:
+            raise AgreedRunError(f"{what}: {found} (rank {rank})")
+    return result  # type: ignore[return-value]
+
+
+def _reason(error: OSError) -> str:
+    """What the system says and of which file; HDF5's own words for it are longer."""
+    reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
+    return f"{reason}: {error.filename}" if error.filename else reason
 
 
 def on_root(comm: "MPI.Comm", action: Callable[[], Result]) -> Result:
@@ -240,12 +277,22 @@ def set_threads(comm: "MPI.Comm", threads: int) -> int:
     return torch.get_num_threads()
 
 
+def say(text: str) -> None:
+    """Write what ended a run to stderr, with the time. Local."""
+    print(f"{time.strftime(_time_format())} {text}", file=sys.stderr, flush=True)
+
+
+def _time_format() -> str:
+    """A log is appended to for days; who watches knows the day."""
+    return "%H:%M:%S" if sys.stderr.isatty() else "%Y-%m-%d %H:%M:%S"
+
+
 class _Formatter(logging.Formatter):
     """Time and message; off rank 0 the rank, too."""
 
     def __init__(self, rank: int, ranks: int) -> None:
         place = "" if rank == 0 else f"[rank {rank}/{ranks}@{socket.gethostname()}] "
-        super().__init__(f"%(asctime)s {place}%(message)s", datefmt="%H:%M:%S")
+        super().__init__(f"%(asctime)s {place}%(message)s", datefmt=_time_format())
 
 
 def _start_log(rank: int, ranks: int) -> None:

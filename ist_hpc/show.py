@@ -28,15 +28,16 @@ if TYPE_CHECKING:
 
 _PROGRAM = "python -m ist_hpc.show"
 _DESCRIPTION = """\
-Show what is in a checkpoint: what it is, every tensor with its shape and statistics, its files and
-its configuration. CKPT is a checkpoint's folder, the checkpoint.h5 in it, or a run's folder, which
-means its newest checkpoint. Needs no MPI, and memory for a few MiB of rows, whatever the model.
+Show how a run stands, or what is in a checkpoint. Of a run's folder: why it stopped or that it goes
+on, its progress, rates, metrics, checkpoints and starts. Of a checkpoint (its folder, or the
+checkpoint.h5 in it): what it is, every tensor with its shape and statistics, its files and its
+configuration. Needs no MPI, and memory for a few MiB of rows, whatever the model.
 """
 _EPILOG = f"""\
 examples:
-  {_PROGRAM} runs/a                                     the newest checkpoint of a run
-  {_PROGRAM} runs/a/checkpoints/round-00000040
-  {_PROGRAM} runs/a --verify                            is every byte as it was written?
+  {_PROGRAM} runs/a                                     how the run stands
+  {_PROGRAM} runs/a/checkpoints/round-00000040          what is in a checkpoint
+  {_PROGRAM} runs/a --verify                            its newest: is every byte as it was?
   {_PROGRAM} runs/a --export model.pt                   for PyTorch, without this package
 
 exit code 2, and one line that names the file, for a checkpoint that is damaged or not there.
@@ -60,7 +61,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="check the SHA-256 of every file, read every tensor, refuse NaN and infinity",
+        help="check the SHA-256 of every file, read every tensor, refuse NaN and infinity; of a "
+        "run's folder the newest checkpoint",
     )
     parser.add_argument(
         "--export",
@@ -93,7 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _show(arguments: argparse.Namespace) -> None:
     from ist_hpc.checkpoint_read import Checkpoint, resolve
+    from ist_hpc.show_run import describe_run, is_run
 
+    if not arguments.verify and not arguments.export and is_run(arguments.checkpoint):
+        print("\n".join(describe_run(arguments.checkpoint)))
+        return
     if arguments.export:
         _refuse_target(arguments.export, arguments.overwrite)
     checkpoint = Checkpoint(resolve(arguments.checkpoint))

@@ -11,25 +11,33 @@ from ist_hpc.checkpoint_read import Checkpoint, DataShape, Progress
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
 from ist_hpc.evaluation import main_metric, metrics_for
+from ist_hpc.meters import Meter
 from ist_hpc.models.base import Model
 from ist_hpc.models.convolutions import BODY_PREFIX
 from ist_hpc.pretrained import read_shared
 from ist_hpc.rows import rank_segments, refuse_uncountable
-from ist_hpc.runfolder import RunFolder, facts_of_start
+from ist_hpc.runfolder import UNSAID_END, RunFolder, facts_of_start
 from ist_hpc.runtime import AgreedInputError, Runtime, log, on_root, together
 from ist_hpc.shard_meta import load_meta
 from ist_hpc.shards import Dataset
+from ist_hpc.stopping import StopRequest
 from ist_hpc.training import Trainer
 
 
-def start_run(runtime: Runtime, config: Config, folder: RunFolder, resume: bool) -> Trainer:
+def start_run(
+    runtime: Runtime,
+    config: Config,
+    folder: RunFolder,
+    resume: bool,
+    stop: StopRequest,
+    meter: Meter,
+) -> Trainer:
     """Check everything, then make or enter the run folder and build the trainer. Collective.
 
     Raises `AgreedInputError` before anything is written if something cannot be used.
     """
     comm = runtime.comm
-    if not resume:
-        on_root(comm, lambda: _refuse_existing(folder))
+    on_root(comm, lambda: _come_in(folder, resume))
     dataset, model = together(comm, lambda: _open(config, runtime.ranks))
     device = devices.choose(comm, config.device)  # before shards are read
     sharing, grants = devices.ranks_on_gpu(comm, device), prediction.grants_of_node(comm)
@@ -41,7 +49,9 @@ def start_run(runtime: Runtime, config: Config, folder: RunFolder, resume: bool)
         comm,
         lambda: rank_segments(dataset, "train", config.data.assign, runtime.rank, runtime.ranks),
     )
+    meter.beat()
     saved = checkpoint.newest_valid(comm, folder.checkpoints) if resume else None
+    meter.beat()
     if saved is not None:
         together(comm, lambda: _check_saved(saved, config, dataset))
     given = together(comm, lambda: _given(config, model)) if saved is None else None
@@ -63,7 +73,12 @@ def start_run(runtime: Runtime, config: Config, folder: RunFolder, resume: bool)
     threads = f"{runtime.threads} thread(s) each"
     log.info("%s: %d rank(s), %s%s", folder.path, runtime.ranks, threads, went_on)
     at = saved.folder if saved is not None else None
-    return Trainer(comm, config, dataset, model, algorithm, folder, segments, progress, at)
+    return Trainer(
+        *(comm, config, dataset, model, algorithm, folder, segments, progress),
+        saved=at,
+        stop=stop,
+        meter=meter,
+    )
 
 
 def _see(folder: RunFolder) -> None:
@@ -75,9 +90,14 @@ def _see(folder: RunFolder) -> None:
         )
 
 
-def _refuse_existing(folder: RunFolder) -> None:
-    if folder.path.exists():
+def _come_in(folder: RunFolder, resume: bool) -> None:
+    """Make sure that no other run is in the folder, before anything in it is looked at."""
+    if not folder.path.exists():
+        return
+    if not resume:
         raise folder.exists_error()
+    with folder.changing():
+        folder.lock()
 
 
 def _open(config: Config, ranks: int) -> tuple[Dataset, Model]:
@@ -174,7 +194,15 @@ def _enter(
 ) -> None:
     from mpi4py import MPI
 
-    folder.create(resume)
-    folder.rewind_metrics(progress.round)
     facts = facts_of_start(runtime.ranks, runtime.threads, MPI.Get_library_version())
-    folder.record_start(config, facts)
+    with folder.changing():
+        folder.create(resume)
+        folder.lock()
+        folder.forget_failure()
+        folder.rewind_metrics(progress.round)
+        before = folder.status()
+        if before == "running":
+            before = UNSAID_END
+        if before.startswith(("failed", "ended")):
+            log.info("the run before this one %s", before)
+        folder.record_start(config, facts | ({"before": before} if before else {}))

@@ -13,18 +13,21 @@ from ist_hpc import __version__
 from ist_hpc import config as configuration
 from ist_hpc.commandline import Parser
 from ist_hpc.config import QUICKSTART, Config
-from ist_hpc.errors import InputError
+from ist_hpc.errors import EXIT_GO_ON, InputError
 from ist_hpc.runtime import (
     AgreedInputError,
+    AgreedRunError,
     Runtime,
     launch,
     log,
     on_root,
+    say,
     set_threads,
-    stop_on_sigterm,
 )
+from ist_hpc.stopping import StopRequest, name_of
 
 if TYPE_CHECKING:
+    from ist_hpc.meters import Meter
     from ist_hpc.runfolder import RunFolder
 
 _EXAMPLES = """\
@@ -74,9 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
+    from ist_hpc.meters import Meter
     from ist_hpc.progress import spoken
     from ist_hpc.runfolder import RunFolder
     from ist_hpc.starting import start_run
+    from ist_hpc.watchdog import Watchdog
 
     comm = runtime.comm
     # Rank 0 decides for all: files that only some nodes have must not make ranks differ.
@@ -87,16 +92,24 @@ def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
     folder = RunFolder(arguments.runs / name)
     if config.runtime.threads:
         runtime = replace(runtime, threads=set_threads(comm, config.runtime.threads))
-    trainer = start_run(runtime, config, folder, arguments.resume)
-    stop_on_sigterm()
-    try:
-        if runtime.rank == 0:
-            folder.set_status("running")
-        summary = trainer.run()
-    except BaseException as error:
-        with suppress(OSError):  # of a full disk, say, which may be what went wrong
-            _record_failure(folder, runtime, error)
-        raise
+    stop, meter = StopRequest(), Meter()
+    stop.listen()
+    with Watchdog(comm, meter, config.runtime.silence_s, lambda why: _lost(folder, meter, why)):
+        trainer = start_run(runtime, config, folder, arguments.resume, stop, meter)
+        try:
+            if runtime.rank == 0:
+                folder.set_status("running")
+            summary = trainer.run()
+        except BaseException as error:
+            with suppress(OSError):  # of a full disk, say, which may be what went wrong
+                _record_failure(folder, runtime, error)
+            raise
+        if summary is None:
+            stop.leave()
+            if runtime.rank == 0:
+                _say_stopped(folder, trainer.stopped_by, trainer.progress.round)
+            comm.Barrier()  # the first to leave would make launchers end the others
+            return EXIT_GO_ON
     if runtime.rank == 0:
         folder.set_status("finished")
         saved = summary["checkpoint"]
@@ -109,10 +122,30 @@ def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _say_stopped(folder: "RunFolder", number: int, rounds: int) -> None:
+    """Say that the run stopped in order."""
+    status = f"stopped: {name_of(number)}, saved after round {rounds}"
+    with suppress(OSError):  # it is saved all the same
+        folder.set_status(status)
+    say(f"train: {status}; the same command with --resume goes on")
+
+
+def _lost(folder: "RunFolder", meter: "Meter", reason: str) -> None:
+    """Say why a run ends in which nothing goes on: the first rank that finds it does so."""
+    from ist_hpc.meters import START
+
+    if meter.doing == START:  # the folder may be another run's still
+        say(f"train: failed: {reason}")
+    elif folder.first_to_fail():
+        say(f"train: failed: {reason}")
+        with suppress(OSError):
+            folder.set_status(f"failed: {reason}")
+
+
 def _record_failure(folder: "RunFolder", runtime: Runtime, error: BaseException) -> None:
     """Write why the run ends. An error of all ranks is written by rank 0."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, AgreedInputError | KeyboardInterrupt):
+    if isinstance(error, AgreedInputError | AgreedRunError | KeyboardInterrupt):
         stopped = isinstance(error, KeyboardInterrupt)
         # A rank that fails ends the others by a signal, which is not the reason to keep.
         if runtime.rank == 0 and not (stopped and folder.status().startswith("failed")):

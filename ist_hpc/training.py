@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,27 +11,33 @@ import torch
 
 from ist_hpc import checkpoint
 from ist_hpc.algorithms.base import Algorithm
-from ist_hpc.checkpoint_read import DataShape, Progress
+from ist_hpc.checkpoint_read import DataShape, Progress, round_folder
 from ist_hpc.config import Config
 from ist_hpc.devices import moved
 from ist_hpc.evaluation import HomeNetwork, main_metric, metrics_for
 from ist_hpc.images import augmentation_of, scaling_of
-from ist_hpc.meters import KINDS, Meter, Reading
+from ist_hpc.meters import KINDS, Meter, Reading, has_diverged
 from ist_hpc.models.base import Model
 from ist_hpc.optimizer import learning_rate
 from ist_hpc.progress import Narrator
 from ist_hpc.rows import BatchStream, CommonRows
 from ist_hpc.runfolder import RunFolder
-from ist_hpc.runtime import log
+from ist_hpc.runtime import AgreedRunError, log
 from ist_hpc.shards import Dataset
 from ist_hpc.sparse import Rows
+from ist_hpc.stopping import StopRequest
+from ist_hpc.transfer import ELEMENT_BYTES
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+_MOST_SKIPPED = 10  # rounds in a row
+_MOST_NAMED = 8  # ranks
+_ASSUMED_SAVING = 50e6  # bytes a second and rank, where many write to one file system
+
 
 class Trainer:
-    """Trains a model with an algorithm until the configured length is reached.
+    """Trains a model with an algorithm until the configured length is reached, or `stop` says so.
 
     Every public method is collective. The position of the run is `progress`, from which everything
     else that a resume needs follows.
@@ -47,6 +54,8 @@ class Trainer:
         segments: list[tuple[int, int]],
         progress: Progress,
         saved: Path | None = None,
+        stop: StopRequest | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self.comm, self.rank, self.ranks = comm, comm.Get_rank(), comm.Get_size()
         self.config, self.dataset, self.model = config, dataset, model
@@ -72,12 +81,19 @@ class Trainer:
         self.test = CommonRows(comm, dataset, "test", config.data.assign, self._scaling)
         self._calibration: Rows | None = None
         self._metric = main_metric(dataset.sparse, config.evaluate)
-        self._meter = algorithm.meter = Meter(algorithm.device)
+        self.meter = algorithm.meter = meter or Meter()
+        self.meter.device = algorithm.device
         self._totals = comm.bcast(folder.totals() if self.rank == 0 else None)
         self._result: dict[str, float] = {}
         self._lr = 0.0  # of the last step
-        self._diverged = False
-        self._saved = saved
+        self._skipped = 0  # rounds given up in a row
+        specs = (*model.specs, *algorithm.slot_specs)
+        saved_bytes = ELEMENT_BYTES * sum(math.prod(spec.shape) for spec in specs) / self.ranks
+        # until the first has been saved
+        self._longest_s = {"round": 0.0, "checkpoint": saved_bytes / _ASSUMED_SAVING}
+        self._warned = False
+        self._saved, self._stop = saved, stop or StopRequest()
+        self.stopped_by = 0  # the signal on which all ranks agreed
 
     # How long: rounds and steps.
 
@@ -98,48 +114,75 @@ class Trainer:
 
     # The loop.
 
-    def run(self) -> dict[str, Any]:
-        """Train to the end; returns the summary, the same on all ranks. Collective."""
+    def run(self) -> dict[str, Any] | None:
+        """Train to the end; returns the summary, the same on all ranks. Collective.
+
+        None if the run was asked to stop, which it did after a round, and saved. Raises
+        `AgreedRunError` if a loss or a weight is not finite and the round cannot be given up.
+        """
         started = time.monotonic()
-        last_save_s = self._meter.read(self.comm).clock_s  # what came before is no part of the run
+        last_save_s = self.meter.read(self.comm).clock_s  # what came before is no part of the run
         steps_done = self.progress.steps
         narrator = Narrator(self.rank, steps_done, steps_done + self.steps_left(), self._metric)
         try:
+            if self.progress.owes_evaluation and self._visit(evaluate=True, save=False):
+                return None
             while (left := self.steps_left()) > 0:
                 epoch_before = self.epoch
-                self._train_round(min(left, self.config.train.local_steps))
+                unfit = self._train_round(min(left, self.config.train.local_steps))
                 reading = self._read_meter()
-                row = self._add_round_row(reading)
-                finished = self.steps_left() == 0
-                evaluate = finished or self._evaluation_due(epoch_before)
-                save = finished or self._save_due(reading.clock_s - last_save_s)
+                row = self._add_round_row(reading, unfit)
+                self.stopped_by = reading.flag
+                stopped, finished = self.stopped_by != 0, self.steps_left() == 0
+                due = finished or self._evaluation_due(epoch_before)
+                evaluate, self.progress.owes_evaluation = due and not stopped, due and stopped
+                save = stopped or finished or self._save_due(reading.clock_s - last_save_s)
                 if save:
                     last_save_s = reading.clock_s
                 if evaluate or save:
-                    self._visit_home(evaluate, save)
-                    self._add_visit_row(self._read_meter(), evaluate)
+                    stopped |= self._visit(evaluate, save)
                 narrator.after_round(row, self._result if evaluate else None)
+                if stopped:
+                    return None
         finally:
             narrator.close()
         if not self._result:  # a resume of a finished run
-            self._visit_home(evaluate=True, save=False)
+            self.visit_home(evaluate=True, save=False)
         summary = self._summary(self._read_meter(), time.monotonic() - started)
         if self.rank == 0:
             self.folder.write_summary(summary)
         return summary
 
-    def _train_round(self, steps: int) -> None:
-        meter, progress = self._meter, self.progress
+    def _train_round(self, steps: int) -> list[int]:
+        """Train a round; the ranks for which it was given up, if it was. Collective."""
+        meter, progress = self.meter, self.progress
+        begin_s, may_skip = time.monotonic(), self.config.train.on_nan == "skip_round"
         with meter.timing("exchange"):
             meter.count_exchange(self.algorithm.begin_round(progress.round))
-        self.local_steps(steps)
-        with meter.timing("average"):
-            self.algorithm.end_round()
+            if may_skip:
+                self.algorithm.keep_round()
+        diverged, unfit = self.local_steps(steps), []
+        if may_skip:
+            fit = not diverged and self.algorithm.is_finite()
+            with meter.timing("wait"):
+                unfit = [rank for rank, is_fit in enumerate(self.comm.allgather(fit)) if not is_fit]
+        if unfit:  # nothing is averaged: a mean of equal numbers may differ in the last bit
+            self.algorithm.undo_round()
+            progress.steps -= steps
+        else:
+            self.algorithm.forget_kept()
+            with meter.timing("average"):
+                self.algorithm.end_round()
         progress.round += 1
+        self._took("round", time.monotonic() - begin_s)
+        return unfit
 
-    def local_steps(self, steps: int) -> None:
-        """Train for so many steps. Local, unless the algorithm averages gradients."""
-        meter, progress = self._meter, self.progress
+    def local_steps(self, steps: int) -> bool:
+        """Train for so many steps. Local, unless the algorithm averages gradients.
+
+        Returns whether the losses of this rank have diverged.
+        """
+        meter, progress = self.meter, self.progress
         device = self.algorithm.device
         losses = []
         for _ in range(steps):
@@ -152,7 +195,9 @@ class Trainer:
             progress.samples += self.ranks * self.config.data.batch_size
         progress.stream_rows = self.stream.position_rows
         with meter.timing("train"):  # a GPU is still at work: this waits for it, once a round
-            meter.count_losses(torch.stack(losses).tolist())
+            numbers = torch.stack(losses).tolist()
+        meter.count_losses(numbers)
+        return any(has_diverged(loss) for loss in numbers)
 
     def _evaluation_due(self, epoch_before: float) -> bool:
         evaluate = self.config.evaluate
@@ -169,8 +214,29 @@ class Trainer:
 
     # Visits home: evaluation and checkpoint.
 
-    def _visit_home(self, evaluate: bool, save: bool) -> None:
-        meter = self._meter
+    def _visit(self, evaluate: bool, save: bool) -> bool:
+        """Evaluate and save as asked; whether the run was asked to stop meanwhile. Collective.
+
+        An evaluation is given up then, and the run saved if that was not done.
+        """
+        self.visit_home(evaluate, save)
+        given_up = evaluate and not self._result
+        if given_up and self.rank == 0:
+            log.info("the evaluation was given up: the run was asked to stop")
+        self._add_visit_row(self._read_meter(), evaluate and not given_up)
+        if given_up and not save and not self._is_saved():
+            self.visit_home(evaluate=False, save=True)
+            self._add_visit_row(self._read_meter(), evaluated=False)
+        return given_up
+
+    def _is_saved(self) -> bool:
+        """Whether the newest checkpoint is of this round: it owes the same evaluation."""
+        newest = round_folder(self.folder.checkpoints, self.progress.round)
+        return self._saved is not None and self._saved.name == newest.name
+
+    def visit_home(self, evaluate: bool, save: bool) -> None:
+        """Bring the weights home, evaluate and save as asked. Collective."""
+        meter, begin_s, evaluated_s = self.meter, time.monotonic(), 0.0
         with meter.timing("exchange"):
             meter.count_exchange(self.algorithm.visit_home(with_slots=save))
         with meter.timing("evaluate"):
@@ -180,14 +246,23 @@ class Trainer:
             network = HomeNetwork(self.comm, self.model, weights | self.algorithm.shared)
             network.calibrate(self._calibration_features())
             if evaluate:
+                evaluated_s = -time.monotonic()
                 metrics = metrics_for(self.dataset, self.config.evaluate)
                 batch_rows = self.config.evaluate.batch_rows
-                self._result = network.evaluate(self.test, batch_rows, metrics)
-                self.progress.best = max(self.progress.best, self._result[self._metric])
+                self._result = network.evaluate(self.test, batch_rows, metrics, self._asked_to_stop)
+                self.progress.best = max(self.progress.best, self._result.get(self._metric, -1.0))
+                self.progress.owes_evaluation = not self._result
+                evaluated_s += time.monotonic()
         if save:
             with meter.timing("save"):
                 self._saved = self._save(network)
+            self._took("checkpoint", time.monotonic() - begin_s - evaluated_s)
         self.algorithm.leave_home()
+
+    def _asked_to_stop(self) -> bool:
+        self.meter.beat()
+        self.stopped_by = self._stop.agreed(self.comm)
+        return self.stopped_by != 0
 
     def _calibration_features(self) -> Rows:
         if self._calibration is None:
@@ -219,7 +294,7 @@ class Trainer:
 
     def _read_meter(self) -> Reading:
         """What all ranks used since the last reading, added to the totals. Collective."""
-        reading = self._meter.read(self.comm)
+        reading = self.meter.read(self.comm, self._stop.number)
         for kind in KINDS:
             self._totals["seconds"][kind] += reading.seconds[kind]
         self._totals["bytes"]["sent"] += reading.bytes_sent
@@ -236,7 +311,7 @@ class Trainer:
             "epoch": round(self.epoch, 4),
         }
 
-    def _add_round_row(self, reading: Reading) -> dict[str, Any]:
+    def _add_round_row(self, reading: Reading, unfit: Sequence[int]) -> dict[str, Any]:
         row = {
             "kind": "round",
             **self._position(),
@@ -247,12 +322,45 @@ class Trainer:
             "bytes_received": reading.bytes_received,
             "bytes_averaged": reading.bytes_averaged,
         }
+        if unfit:
+            row["skipped"] = True
         if self.rank == 0:
             self.folder.add_metrics(row)
-        if not math.isfinite(reading.loss) and not self._diverged and self.rank == 0:
-            self._diverged = True
-            log.warning("the loss of round %d is not finite", self.progress.round)
+        self._skipped = self._skipped + 1 if unfit else 0
+        if reading.diverged or unfit:
+            what = "the loss" if reading.diverged else "a weight"
+            self._answer_divergence(what, reading.diverged or unfit)
         return row
+
+    def _answer_divergence(self, what: str, ranks: Sequence[int]) -> None:
+        """Raise `AgreedRunError`, unless the round was given up and others may go better."""
+        of = ", ".join(map(str, ranks[:_MOST_NAMED])) + (", ..." if ranks[_MOST_NAMED:] else "")
+        where = f"{what} of round {self.progress.round} is not finite or above 1e9 (rank {of})"
+        if 0 < self._skipped < _MOST_SKIPPED:
+            if self.rank == 0:
+                log.warning("%s; the round is given up", where)
+            return
+        saved = f"the newest checkpoint is {self._saved}" if self._saved else "nothing was saved"
+        many = f", as were those of {self._skipped} rounds in a row" if self._skipped else ""
+        raise AgreedRunError(
+            f"{where}{many}; {saved}. A lower optimizer.lr usually helps, and train.on_nan: "
+            "skip_round gives single rounds up"
+        )
+
+    def _took(self, what: str, seconds: float) -> None:
+        """Take note of how long something takes that cannot be stopped; warn if it is too long."""
+        self._longest_s[what] = max(self._longest_s[what], seconds)
+        needed_s, lead_time_s = sum(self._longest_s.values()), self.config.runtime.lead_time_s
+        if 0 < lead_time_s < needed_s and not self._warned and self.rank == 0:
+            self._warned = True
+            log.warning(
+                "a round takes %.0f s and a checkpoint about %.0f s, but the warning comes only "
+                "%.0f s before the kill (runtime.lead_time_s): ask for an earlier one (sbatch "
+                "--signal; LEAD_TIME_S in slurm/env.sh), or take fewer train.local_steps",
+                self._longest_s["round"],
+                self._longest_s["checkpoint"],
+                lead_time_s,
+            )
 
     def _add_visit_row(self, reading: Reading, evaluated: bool) -> None:
         row = {

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +39,23 @@ def run_ranks(
     return _run([*mpirun, sys.executable, *args], cwd, timeout_s, env, check)
 
 
+@contextlib.contextmanager
+def started(
+    ranks: int, args: Sequence[str | os.PathLike[str]], cwd: Path
+) -> Iterator[subprocess.Popen[str]]:
+    """`python ARGS` on so many ranks under mpirun, going on while the context lasts.
+
+    The process is mpirun, the leader of the session of all ranks; whatever is left of them is
+    killed at the end.
+    """
+    mpirun = [ROOT / "tools" / "mpirun.sh", "--quiet", "-np", str(ranks)]
+    process = _popen([os.fspath(word) for word in [*mpirun, sys.executable, *args]], cwd, {})
+    try:
+        yield process
+    finally:
+        _end_session(process)
+
+
 def run_python(
     args: Sequence[str | os.PathLike[str]],
     cwd: Path,
@@ -66,17 +83,7 @@ def _run(
     check: bool,
 ) -> Text:
     words = [os.fspath(word) for word in command]
-    process = subprocess.Popen(
-        words,
-        cwd=cwd,
-        env=_environment(env or {}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    process = _popen(words, cwd, env or {})
     late = False
     try:
         stdout, stderr = process.communicate(timeout=timeout_s)
@@ -92,6 +99,20 @@ def _run(
     if check and done.returncode != 0:
         raise AssertionError(_report(words, f"exit code {done.returncode}", done))
     return done
+
+
+def _popen(words: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        words,
+        cwd=cwd,
+        env=_environment(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:

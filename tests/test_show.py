@@ -107,7 +107,7 @@ DAMAGES = [truncate, flip_main, flip_rank, remove, cut_manifest]
 
 
 def test_shows_every_tensor_and_its_statistics(trained, capsys):
-    assert show.main([str(trained.folder)]) == 0
+    assert show.main([str(trained.checkpoint)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == str(trained.checkpoint)
     with h5py.File(trained.checkpoint / "checkpoint.h5") as file:

@@ -1,7 +1,7 @@
 """What the round loop needs of an algorithm."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class Algorithm(ABC):
     shared_slots: dict[str, Tensor]
     slot_specs: Sequence[TensorSpec]
     shared_slot_specs: Sequence[SharedSpec]
+    _kept: Sequence[Tensor] = ()
 
     @abstractmethod
     def start_new(self, seed: int, given: Mapping[str, Tensor] | None = None) -> None:
@@ -60,6 +61,32 @@ class Algorithm(ABC):
     @abstractmethod
     def end_round(self) -> None:
         """Bring the shared weights together. Collective."""
+
+    @abstractmethod
+    def changing(self) -> Iterator[Tensor]:
+        """What this rank's steps, and `end_round`, change. Local."""
+
+    def keep_round(self) -> None:
+        """Copy what the round that has begun will change, so that it can be undone. Local.
+
+        `undo_round` or `forget_kept` frees the copy.
+        """
+        self._kept = [tensor.detach().clone() for tensor in self.changing()]
+
+    def is_finite(self) -> bool:
+        """Whether everything that a round changes is finite on this rank. Local."""
+        return all(bool(torch.isfinite(tensor).all()) for tensor in self.changing())
+
+    @torch.no_grad()
+    def undo_round(self) -> None:
+        """Give up what was trained since `keep_round`. Local; all ranks must do it."""
+        for tensor, kept in zip(self.changing(), self._kept, strict=True):
+            tensor.copy_(kept)
+        self.forget_kept()
+
+    def forget_kept(self) -> None:
+        """Free the copy that `keep_round` made. Local."""
+        self._kept = ()
 
     @abstractmethod
     def visit_home(self, with_slots: bool) -> ExchangeReport:

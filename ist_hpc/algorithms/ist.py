@@ -1,6 +1,6 @@
 """Independent subnet training: deal, train alone, deal again (paper, sections 3 and 4)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -158,6 +158,13 @@ class IndependentSubnets(Algorithm):
             averaged = [*changed, *self.shared_slots.values()]
             self.sharing.average(averaged)
             self.meter.count_average(sum(tensor.numel() for tensor in averaged), self.ranks)
+
+    def changing(self) -> Iterator[Tensor]:
+        """The subnet, its slots, and what is shared. Local."""
+        yield from self._weights.values()
+        if self.carry:
+            for slots in self._slots.values():
+                yield from slots.values()
 
     def visit_home(self, with_slots: bool) -> ExchangeReport:
         """Exchange home, keeping the subnets. Collective."""

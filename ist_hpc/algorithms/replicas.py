@@ -5,7 +5,7 @@ rank has its rows of it, as under independent subnets, so evaluation and checkpo
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -220,6 +220,19 @@ class Replicas(Algorithm):
         """Shared tensors that a step changes without a gradient."""
         specs = [spec for spec in self.model.shared if spec.changes and not spec.trained]
         return [self.shared[spec.key] for spec in specs]
+
+    def changing(self) -> Iterator[Tensor]:
+        """The whole model and its slots. Local."""
+        yield from self._weights.values()
+        if self.carry:
+            for slots in self._slots.values():
+                yield from slots.values()
+
+    def undo_round(self) -> None:
+        """Give up what was trained since `keep_round`. Local; all ranks must do it."""
+        super().undo_round()
+        self._updates = {key: n - self._steps_in_round for key, n in self._updates.items()}
+        self._steps_in_round = 0
 
     # Visits home.
 

@@ -48,9 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _of_ranks() -> dict[str, ModuleType]:
     """The benchmarks that are started under MPI."""
-    from ist_hpc.bench import exchange, plan, products, step
+    from ist_hpc.bench import exchange, plan, products, save, step
 
-    return {"exchange": exchange, "plan": plan, "products": products, "step": step}
+    return {
+        "exchange": exchange,
+        "plan": plan,
+        "products": products,
+        "save": save,
+        "step": step,
+    }
 
 
 def _arguments(argv: Sequence[str], modules: Mapping[str, ModuleType]) -> argparse.Namespace:

@@ -1,0 +1,82 @@
+"""Ending a run in which nothing goes on: a host, a link or a rank is lost, or hangs.
+
+MPI waits for ever for a rank whose host has gone. A thread of each rank looks at when the rank last
+went on to something else, and ends the job when that was too long ago.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from ist_hpc.errors import EXIT_FAILED
+from ist_hpc.meters import START, Meter
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_ABORT_S = 10.0  # for MPI to end the job; what still runs then ends itself
+_LOOKS = 20  # in the time of silence
+_LONGEST_LOOK_S = 5.0
+_START_FACTOR = 6  # a start reads and checks whole files, and no rank knows how far others are
+_SUSPENDED_FACTOR = 3  # of the time between two looks
+
+
+class Watchdog:
+    """Watches this rank's meter while the context lasts.
+
+    silence_s  that a rank may spend on one thing, most of it waiting for the slowest rank: a round,
+               a checkpoint; six times that at the start
+    report     is given the reason, one line, before the job ends; it must not communicate
+    """
+
+    def __init__(
+        self, comm: "MPI.Comm", meter: Meter, silence_s: float, report: Callable[[str], None]
+    ) -> None:
+        self._comm, self._meter = comm, meter
+        self._silence_s, self._report = silence_s, report
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        look_s = min(_LONGEST_LOOK_S, self._silence_s / _LOOKS)
+        looked_s = awake_since_s = time.perf_counter()
+        while not self._done.wait(look_s):
+            now_s = time.perf_counter()
+            if now_s - looked_s > _SUSPENDED_FACTOR * look_s:
+                awake_since_s = now_s  # the process was suspended, which is no silence
+            looked_s = now_s
+            silent_s = now_s - max(self._meter.changed_s, awake_since_s)
+            factor = _START_FACTOR if self._meter.doing == START else 1
+            if silent_s > factor * self._silence_s:
+                self._end(silent_s)
+
+    def _end(self, silent_s: float) -> None:
+        rank, ranks = self._comm.Get_rank(), self._comm.Get_size()
+        # MPI may wait for the lost host, too
+        last_resort = threading.Timer(_ABORT_S, os._exit, (EXIT_FAILED,))
+        last_resort.daemon = True
+        last_resort.start()
+        self._report(
+            f"rank {rank} of {ranks} on {socket.gethostname()} has come to no end of "
+            f"`{self._meter.doing}` for {silent_s:.0f} s (runtime.silence_s: {self._silence_s:g}): "
+            "a rank, a host or a link is lost, or hangs"
+        )
+        self._comm.Abort(EXIT_FAILED)
+        os._exit(EXIT_FAILED)
