@@ -8,21 +8,31 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+import wave
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.checkpoints import newest, same_tensors
 from tests.launching import ROOT
 
 HOSTS = str(ROOT / "bench" / "hosts.sh")
-AMAZON, VGG11 = (ROOT / "slurm" / name for name in ("amazon670k.sbatch", "vgg11.sbatch"))
+AMAZON, AMAZON_CPU, VGG11, SPEECH, SCALING = (
+    ROOT / "slurm" / f"{name}.sbatch"
+    for name in ("amazon670k", "amazon670k_cpu", "vgg11", "speech", "scaling")
+)
 TEMPLATES = sorted((ROOT / "slurm").glob("*.sbatch"))
+NODES = 4
+
 _DAEMONS = ("slurmctld", "slurmd", "munged", "ip", "tc")
 _LIMIT_S = 120.0
-_ON_TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0"]
-_SMALL = "model.inputs=null model.outputs=null model.hidden=[32] data.batch_size=32 data.verify=no"
+_GPUS_LEFT_OUT = ["--gpus-per-node=0"]
+_ONE_A_NODE = ["--ntasks-per-node=1", "--cpus-per-task=1", "--mem=1500M"]
+_SMALL = ["model.inputs=null", "model.outputs=null", "model.hidden=[32]"]
+_SMALL += ["data.batch_size=32", "data.verify=no"]
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
@@ -35,7 +45,9 @@ def test_the_options_are_ahead_of_the_first_command(template):
     words = [lines[i].split() for i in options]
     assert all(len(line) == 2 and re.fullmatch(r"--[a-z-]+(=\S+)?", line[1]) for line in words)
     names = {line[1].partition("=")[0] for line in words}
-    assert {"--nodes", "--ntasks-per-node", "--requeue", "--time"} <= names
+    assert {"--nodes", "--ntasks-per-node", "--requeue", "--time", "--open-mode"} <= names
+    # a study that is ended goes on with the runs that are missing; a run must be warned
+    assert ("--signal" in names) == (template != SCALING)
     assert not names & {"--account", "--partition", "--qos"}  # of one site only
 
 
@@ -48,20 +60,24 @@ def test_bash_accepts_the_template(template):
 
 
 @pytest.mark.parametrize(
-    ("template", "variable", "file", "address"),
+    ("template", "variable", "address"),
     [
-        (AMAZON, "TEXT", "train.txt", "http://manikvarma.org/downloads/XC/XMLRepository.html"),
-        (VGG11, "IMAGES", "train", "https://www.cs.toronto.edu/~kriz/cifar.html"),
+        (AMAZON, "TEXT", "http://manikvarma.org/downloads/XC/XMLRepository.html"),
+        (AMAZON_CPU, "TEXT", "http://manikvarma.org/downloads/XC/XMLRepository.html"),
+        (VGG11, "IMAGES", "https://www.cs.toronto.edu/~kriz/cifar.html"),
+        (SPEECH, "RECORDINGS", "http://download.tensorflow.org/data/speech_commands_v0.02"),
+        (SCALING, "", "slurm/speech.sbatch prepares them"),
     ],
-    ids=["amazon670k", "vgg11"],
+    ids=["amazon670k", "amazon670k_cpu", "vgg11", "speech", "scaling"],
 )
-def test_without_data_it_says_where_to_get_them(tmp_path, template, variable, file, address):
-    settings = {variable: str(tmp_path / "source"), "DATA": str(tmp_path / "data")}
+def test_without_data_it_says_where_to_get_them(tmp_path, template, variable, address):
+    source = str(tmp_path / "source")
+    settings = {"DATA": str(tmp_path / "data"), **({variable: source} if variable else {})}
     done = _in_bash(template, settings)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2
     assert line.startswith(f"{template.stem}: error: ")
-    assert str(tmp_path / "source" / file) in line
+    assert not variable or source in line
     assert address in line
     assert list(tmp_path.iterdir()) == []
 
@@ -76,11 +92,17 @@ def test_without_an_environment_it_says_so(tmp_path, template):
 
 def _in_bash(template: Path, settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """A template in a plain shell, as far as it comes before it needs Slurm."""
-    environment = {**os.environ, "VENV": sys.prefix, **settings}
+    ours = {
+        "VENV": sys.prefix,
+        "LAUNCHER": "mpirun",
+        "SLURM_JOB_NAME": template.stem,
+        "SLURM_NTASKS": "2",
+        "SLURM_ARRAY_TASK_ID": "2",
+    }
     return subprocess.run(
         ["bash", template],
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, **ours, **settings},
         capture_output=True,
         text=True,
         timeout=60,
@@ -90,14 +112,14 @@ def _in_bash(template: Path, settings: Mapping[str, str]) -> subprocess.Complete
 
 @pytest.fixture(scope="module")
 def cluster(hosts_to_itself: None) -> Iterator[None]:
-    """Two nodes, h1 and h2, of a Slurm cluster of their own."""
+    """Four nodes, h1 to h4, of a Slurm cluster of their own."""
     missing = [name for name in _DAEMONS if not shutil.which(name)]
     if os.geteuid() != 0 or missing:
         pytest.skip(
             "a Slurm cluster needs root, iproute2 (ip, tc), slurm-wlm, munge and libpmix-dev; "
             f"missing: {', '.join(missing) or 'root'}"
         )
-    subprocess.run([HOSTS, "up", "2", "1gbit"], check=True, timeout=60)
+    subprocess.run([HOSTS, "up", str(NODES), "1gbit"], check=True, timeout=60)
     try:
         subprocess.run([HOSTS, "slurm"], check=True, timeout=60)
         yield
@@ -105,7 +127,16 @@ def cluster(hosts_to_itself: None) -> Iterator[None]:
         subprocess.run([HOSTS, "down"], check=True, timeout=90)
 
 
-def _on_h1(*command: str, **settings: str) -> str:
+@pytest.fixture
+def healed(cluster: None) -> Iterator[None]:
+    """The cluster, whose nodes are brought back after the test."""
+    yield
+    for number in range(1, NODES + 1):
+        subprocess.run([HOSTS, "heal", f"h{number}"], check=True, timeout=20)
+    _wait_until(lambda: "down" not in _on_h1("sinfo", "-h", "-N", "-o", "%t"), _LIMIT_S)
+
+
+def _on_h1(*command: str, check: bool = True, **settings: str) -> str:
     # PMIX_MCA_psec: Open MPI's wheel has no munge in its PMIx, and would say so on every rank
     environment = {**os.environ, "PMIX_MCA_psec": "native", "VENV": sys.prefix, **settings}
     done = subprocess.run(
@@ -117,18 +148,24 @@ def _on_h1(*command: str, **settings: str) -> str:
         timeout=60,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == 0 or not check, done.stderr
+    return done.stdout + (done.stderr if not check else "")
 
 
-def _wait_until(is_so: Callable[[], bool], limit_s: float) -> None:
+def _wait_until(is_so: Callable[[], object], limit_s: float) -> None:
     end_s = time.monotonic() + limit_s
     while not is_so():
         assert time.monotonic() < end_s, f"not within {limit_s:g} s"
         time.sleep(0.2)
 
 
-def _submit(template: Path, folder: Path, **settings: str) -> str:
+def _submit(
+    template: Path,
+    folder: Path,
+    *arguments: str,
+    options: Sequence[str] = (*_ONE_A_NODE, f"--nodes={NODES}"),
+    **settings: str,
+) -> str:
     """Submit a template with its data and runs in `folder`; the job's number."""
     ours = {
         "DEVICE": "cpu",
@@ -136,16 +173,9 @@ def _submit(template: Path, folder: Path, **settings: str) -> str:
         "RUNS": str(folder / "runs"),
         "NAME": "small",
     }
-    options = [*_ON_TWO_NODES, "--cpus-per-task=1", "--mem=3G", f"--output={folder}/%j.out"]
-    return _on_h1("sbatch", "--parsable", *options, str(template), **ours, **settings).strip()
-
-
-def _finish(folder: Path, job: str) -> str:
-    """Wait for a job and return what it printed; fails the test unless its exit code is 0."""
-    _wait_until(lambda: _state(job) not in ("PENDING", "RUNNING", "COMPLETING"), _LIMIT_S)
-    printed = (folder / f"{job}.out").read_text(encoding="utf-8")
-    assert _state(job) == "COMPLETED", printed
-    return printed
+    gpus = _GPUS_LEFT_OUT if "--gpus" in template.read_text(encoding="utf-8") else []
+    words = [*gpus, *options, f"--output={folder}/%j.out", str(template), *arguments]
+    return _on_h1("sbatch", "--parsable", *words, **{**ours, **settings}).strip()
 
 
 def _state(job: str) -> str:
@@ -154,56 +184,117 @@ def _state(job: str) -> str:
     return found[1]
 
 
-def _write_text(path: Path, rows: int, seed: int) -> None:
-    """Rows in the repository's format whose labels can be read off their features."""
-    random = np.random.default_rng(seed)
-    lines = [f"{rows} 90 40"]
-    for _ in range(rows):
-        labels = sorted(random.choice(40, 2, replace=False).tolist())
-        features = [*labels, *(label + 40 for label in labels)]
-        values = random.uniform(0.5, 1, len(features))
-        pairs = sorted(zip(features, values, strict=True))
-        lines.append(",".join(map(str, labels)) + " " + " ".join(f"{f}:{v:.4f}" for f, v in pairs))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _starts(folder: Path) -> int:
-    return len(json.loads((folder / "runs/small/run.json").read_text(encoding="utf-8"))["starts"])
+def _end(folder: Path, job: str, state: str = "COMPLETED") -> str:
+    """Wait for the end of a job, which must be in this state; what it printed."""
+    _wait_until(lambda: _state(job) not in ("PENDING", "RUNNING", "COMPLETING"), _LIMIT_S)
+    printed = (folder / f"{job}.out").read_text(encoding="utf-8")
+    assert _state(job) == state, printed
+    return printed
 
 
 def _rounds(folder: Path) -> list[int]:
-    lines = (folder / "runs/small/metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    return [row["round"] for row in rows if row["kind"] == "round"]
+    path = folder / "runs/small/metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [row["round"] for row in map(json.loads, lines) if row["kind"] == "round"]
 
 
-def test_slurm_runs_the_template_from_text_to_a_finished_run_and_goes_on(cluster, tmp_path):
-    text = str(tmp_path / "text")
-    (tmp_path / "text").mkdir()
-    _write_text(tmp_path / "text" / "train.txt", 2000, seed=1)
-    _write_text(tmp_path / "text" / "test.txt", 200, seed=2)
+def _starts(folder: Path) -> list[dict[str, object]]:
+    run = folder / "runs/small/run.json"
+    starts: list[dict[str, object]] = json.loads(run.read_text(encoding="utf-8"))["starts"]
+    return starts
 
-    printed = _finish(
-        tmp_path, _submit(AMAZON, tmp_path, TEXT=text, EXTRA=f"{_SMALL} train.rounds=2")
+
+def _status(folder: Path) -> str:
+    return (folder / "runs/small/STATUS").read_text(encoding="utf-8").strip()
+
+
+def _write_text(folder: Path) -> str:
+    """Rows in the repository's format whose labels can be read off their features."""
+    folder.mkdir()
+    for split, rows, seed in (("train", 2000, 1), ("test", 200, 2)):
+        random = np.random.default_rng(seed)
+        lines = [f"{rows} 90 40"]
+        for _ in range(rows):
+            labels = sorted(random.choice(40, 2, replace=False).tolist())
+            features = [*labels, *(label + 40 for label in labels)]
+            values = random.uniform(0.5, 1, len(features))
+            pairs = sorted(zip(features, values, strict=True))
+            words = " ".join(f"{f}:{v:.4f}" for f, v in pairs)
+            lines.append(f"{','.join(map(str, labels))} {words}")
+        (folder / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def shards(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made data of Amazon-670k's kind, as shards."""
+    folder = tmp_path_factory.mktemp("slurm")
+    text = _write_text(folder / "text")
+    words = ["prepare", "xmc", "--train", f"{text}/train.txt", "--test", f"{text}/test.txt"]
+    words[0] = "ist_hpc.prepare"
+    subprocess.run(
+        [sys.executable, "-m", *words, "--output", folder / "data"],
+        check=True,
+        timeout=60,
+        capture_output=True,
     )
+    return folder / "data"
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
+def test_slurm_would_take_the_template(cluster, template):
+    gpus = _GPUS_LEFT_OUT if "--gpus" in template.read_text(encoding="utf-8") else []
+    small = [*gpus, f"--nodes={NODES}", "--cpus-per-task=1", "--mem=4G"]
+    assert "to start at" in _on_h1("sbatch", "--test-only", *small, str(template), check=False)
+    too_many = [*gpus, f"--nodes={NODES + 1}"]
+    assert "not available" in _on_h1("sbatch", "--test-only", *too_many, str(template), check=False)
+
+
+def test_submit_checks_and_queues(cluster, shards, tmp_path):
+    words = ["--nodes=2", *_ONE_A_NODE, f"--output={tmp_path}/%j.out", "--parsable", "--"]
+    ours = {"DATA": str(shards), "RUNS": str(tmp_path / "runs"), "NAME": "small"}
+    printed = _on_h1(
+        *("slurm/submit.sh", "--template", "slurm/amazon670k_cpu.sbatch"),
+        *("configs/amazon670k.yaml", *words, "--set", *_SMALL, "train.rounds=1"),
+        **ours,
+    )
+    assert "2 ranks" in printed
+    assert "2 rank(s)" in _end(tmp_path, printed.split()[-1])
+
+
+def test_from_text_to_a_finished_run_over_all_nodes_and_on(cluster, tmp_path):
+    text = _write_text(tmp_path / "text")
+    options = [*_ONE_A_NODE, f"--nodes={NODES}"]
+    job = _submit(
+        *(AMAZON_CPU, tmp_path, "--set", *_SMALL, "train.rounds=2"), TEXT=text, options=options
+    )
+    printed = _end(tmp_path, job)
     assert "2000 train and 200 test rows" in printed  # of the conversion
     assert "memory of a rank at its peak" in printed  # of the plan
-    assert "2 rank(s)" in printed
-    assert (tmp_path / "runs/small/STATUS").read_text(encoding="utf-8") == "finished\n"
-    assert (tmp_path / "runs/small/checkpoints/round-00000002").is_dir()
+    assert f"{NODES} rank(s)" in printed
+    assert "ist_hpc " in printed  # of the versions
+    assert _status(tmp_path) == "finished"
+    assert newest(tmp_path / "runs/small").name == "round-00000002"
+    assert _starts(tmp_path)[0]["slurm"]["SLURM_JOB_ID"] == job
 
     shutil.rmtree(tmp_path / "text")  # the shards are there: no text is needed any more
-    printed = _finish(
-        tmp_path, _submit(AMAZON, tmp_path, TEXT=text, EXTRA=f"{_SMALL} train.rounds=4")
-    )
-    assert "from round 2" in printed
-    assert _starts(tmp_path) == 2
-    assert (tmp_path / "runs/small/checkpoints/round-00000004").is_dir()
-    rounds = _rounds(tmp_path)
-    assert len(rounds) == len(set(rounds)) == 4
+    job = _submit(AMAZON_CPU, tmp_path, "--set", *_SMALL, "train.rounds=4", options=options)
+    assert "from round 2" in _end(tmp_path, job)
+    assert len(_starts(tmp_path)) == 2
+    assert _rounds(tmp_path) == [1, 2, 3, 4]
 
 
-def test_slurm_runs_vgg11_from_images_to_a_finished_run(cluster, tmp_path):
+@pytest.mark.parametrize("launcher", ["srun", "mpirun"])
+def test_the_gpu_template_on_nodes_without(cluster, shards, tmp_path, launcher):
+    options = ["--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", "--mem=3G"]
+    words = ["--set", *_SMALL, "train.rounds=2"]
+    ours = {"DATA": str(shards), "LAUNCHER": launcher}
+    job = _submit(AMAZON, tmp_path, *words, options=options, **ours)
+    assert "4 rank(s)" in _end(tmp_path, job)
+    assert _status(tmp_path) == "finished"
+
+
+def test_vgg11_from_images_to_a_finished_run(cluster, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -214,11 +305,184 @@ def test_slurm_runs_vgg11_from_images_to_a_finished_run(cluster, tmp_path):
         (folder / split).write_bytes(pickle.dumps(content, protocol=2))
     names = {"fine_label_names": ["a", "b", "c"], "coarse_label_names": ["a", "b", "c"]}
     (folder / "meta").write_bytes(pickle.dumps(names, protocol=2))
-    small = "model.outputs=null model.channels=[4,4,4,4,4,4,4,4] model.hidden=[8] data.batch_size=8"
-    extra = f"{small} train.rounds=2 train.local_steps=2"
-    printed = _finish(tmp_path, _submit(VGG11, tmp_path, IMAGES=str(folder), EXTRA=extra))
+    small = ["model.outputs=null", "model.channels=[4,4,4,4,4,4,4,4]", "model.hidden=[8]"]
+    small += ["data.batch_size=8", "train.rounds=2", "train.local_steps=2"]
+    options = [*_ONE_A_NODE, "--nodes=2"]
+    job = _submit(VGG11, tmp_path, "--set", *small, options=options, IMAGES=str(folder))
+    printed = _end(tmp_path, job)
     assert "60 train and 20 test images" in printed
     assert "to average shared weights" in printed  # of the plan
-    assert (tmp_path / "runs/small/STATUS").read_text(encoding="utf-8") == "finished\n"
+    assert _status(tmp_path) == "finished"
     summary = json.loads((tmp_path / "runs/small/summary.json").read_text(encoding="utf-8"))
     assert summary["bytes"]["averaged"] > 0
+
+
+def test_speech_from_recordings_and_the_scaling_study_after_it(cluster, tmp_path):
+    random = np.random.default_rng(0)
+    for word in ("yes", "no"):
+        (tmp_path / "recordings" / word).mkdir(parents=True)
+        for speaker in range(40):
+            path = tmp_path / "recordings" / word / f"{speaker:08x}_nohash_0.wav"
+            with wave.open(str(path), "wb") as file:
+                file.setparams((1, 2, 16000, 16000, "NONE", "not compressed"))
+                file.writeframes(random.integers(-999, 999, 16000, dtype=np.int16).tobytes())
+    small = ["model.outputs=null", "model.hidden=[16,16]", "data.batch_size=8"]
+    options = [*_ONE_A_NODE, "--nodes=2"]
+    words = ["--set", *small, "train.epochs=null", "train.rounds=2"]
+    ours = {"RECORDINGS": str(tmp_path / "recordings")}
+    assert "2 rank(s)" in _end(tmp_path, _submit(SPEECH, tmp_path, *words, options=options, **ours))
+    assert _status(tmp_path) == "finished"
+
+    words = ["--set", *small, "--steps", "5", "--repeats", "1"]
+    ours = {"METHODS": "ist:5 local_sgd:5"}
+    for ranks in (1, 2):
+        options = [*_ONE_A_NODE, f"--nodes={ranks}", f"--array={ranks}"]
+        job = _submit(SCALING, tmp_path, *words, options=options, **ours)
+        _end(tmp_path, job)
+        found = tmp_path / f"runs/scaling/ranks-{ranks}/scaling.csv"
+        assert len(found.read_text(encoding="utf-8").splitlines()) == 1 + ranks
+    folders = [str(tmp_path / f"runs/scaling/ranks-{ranks}") for ranks in (1, 2)]
+    done = subprocess.run(
+        [sys.executable, "-m", "ist_hpc.plot", *folders, "--table"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert re.search(r"\| ist:5 +\| +2 \|", done.stdout)
+
+
+@contextmanager
+def _within(bound_s: float, case: str) -> Iterator[None]:
+    """Fail unless the block takes less; FAULT_TIMES names a file that gets a line of each."""
+    begin_s = time.monotonic()
+    yield
+    took_s = time.monotonic() - begin_s
+    if times := os.environ.get("FAULT_TIMES"):
+        with Path(times).open("a", encoding="utf-8") as file:
+            file.write(f"{case}: {took_s:.1f} s, bound {bound_s:g} s\n")
+    assert took_s < bound_s, case
+
+
+class TestFaults:
+    """Each ends or goes on as docs/reliability.md says, within its bound."""
+
+    LONG = (
+        *("--set", *_SMALL, "train.epochs=null", "train.rounds=100000", "train.local_steps=5"),
+        *("evaluate.every_epochs=0", "checkpoint.every_rounds=10"),
+    )
+
+    def whole(self, shards: Path, folder: Path, rounds: int) -> Path:
+        """The newest checkpoint of a run of so many rounds that nothing interrupts."""
+        folder.mkdir()
+        job = _submit(AMAZON_CPU, folder, *self.LONG, f"train.rounds={rounds}", DATA=str(shards))
+        _end(folder, job)
+        return newest(folder / "runs/small")
+
+    def started(
+        self,
+        shards: Path,
+        folder: Path,
+        *more: str,
+        options: Sequence[str] = (*_ONE_A_NODE, f"--nodes={NODES}"),
+    ) -> str:
+        """A job that has trained some rounds."""
+        job = _submit(
+            AMAZON_CPU, folder, *self.LONG, *more, DATA=str(shards), options=list(options)
+        )
+        _wait_until(lambda: len(_rounds(folder)) > 15, _LIMIT_S)
+        return job
+
+    def goes_on_as_if_never_ended(self, shards: Path, folder: Path) -> None:
+        """Another job brings the run to an end, which is that of a run without an interruption."""
+        goal = int(newest(folder / "runs/small").name.removeprefix("round-")) + 10
+        job = _submit(AMAZON_CPU, folder, *self.LONG, f"train.rounds={goal}", DATA=str(shards))
+        _end(folder, job)
+        assert same_tensors(
+            newest(folder / "runs/small"), self.whole(shards, folder / "whole", goal)
+        )
+
+    def test_the_warning_before_the_end_of_time(self, healed, shards, tmp_path):
+        """Slurm's own. The job queues itself again and goes on."""
+        limited = [*_ONE_A_NODE, f"--nodes={NODES}", "--time=1", "--signal=B:USR1@45"]
+        job = self.started(shards, tmp_path, options=limited)
+        printed = tmp_path / f"{job}.out"
+        with _within(60, "the time limit (1 minute): saved and queued again"):
+            _wait_until(lambda: "the time is over and the run saved" in printed.read_text(), 60)
+        _wait_until(lambda: len(_starts(tmp_path)) == 2, _LIMIT_S)
+        assert str(_starts(tmp_path)[1]["before"]).startswith("stopped: SIGUSR1, saved after round")
+        assert _starts(tmp_path)[1]["slurm"]["SLURM_RESTART_COUNT"] == "1"
+        _wait_until(lambda: _status(tmp_path) == "running", 60)
+        _on_h1("scancel", job)
+        _end(tmp_path, job, "CANCELLED")
+        self.goes_on_as_if_never_ended(shards, tmp_path)
+
+    def test_it_is_queued_again_a_bounded_number_of_times(self, healed, shards, tmp_path):
+        job = _submit(AMAZON_CPU, tmp_path, *self.LONG, DATA=str(shards), MAX_REQUEUES="0")
+        _wait_until(lambda: len(_rounds(tmp_path)) > 5, _LIMIT_S)
+        _on_h1("scancel", "--batch", "--signal=USR1", job)
+        assert "queued again 0 times already" in _end(tmp_path, job, "FAILED")
+        assert _status(tmp_path).startswith("stopped: SIGUSR1")
+
+    def test_scancel_leaves_a_saved_run(self, healed, shards, tmp_path):
+        job = self.started(shards, tmp_path)
+        with _within(60, "scancel: saved and ended"):
+            _on_h1("scancel", job)
+            _end(tmp_path, job, "CANCELLED")
+        assert _status(tmp_path).startswith("stopped: SIGTERM, saved after round")
+        self.goes_on_as_if_never_ended(shards, tmp_path)
+
+    def test_a_rank_killed_in_training(self, healed, shards, tmp_path):
+        job = self.started(shards, tmp_path)
+        with _within(60, "a rank killed in training: job ended"):
+            subprocess.run(["kill", "-9", _rank_process(tmp_path, 2)], check=True)
+            _end(tmp_path, job, "FAILED")
+        assert _status(tmp_path) == "running"
+        self.goes_on_as_if_never_ended(shards, tmp_path)
+        assert "ended without a word" in str(_starts(tmp_path)[-1]["before"])
+
+    @pytest.mark.parametrize("moment", ["exchange", "save"])
+    def test_a_rank_killed_in(self, healed, shards, tmp_path, moment):
+        site = tmp_path / "site"
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(
+            "from tests.killing import in_a_slurm_step\nin_a_slurm_step()\n", encoding="utf-8"
+        )
+        ours = {"PYTHONPATH": f"{site}:{ROOT}", "KILL_RANK": "2", "KILL_IN": moment}
+        job = _submit(AMAZON_CPU, tmp_path, *self.LONG, DATA=str(shards), **ours)
+        _wait_until(lambda: len(_rounds(tmp_path)) > 10, _LIMIT_S)
+        with _within(60, f"a rank killed in {moment}: job ended"):
+            _end(tmp_path, job, "FAILED")
+        assert "Killed" in (tmp_path / f"{job}.out").read_text(encoding="utf-8")
+        # the second save is that of round 20; the first rounds have exchanges of their own
+        assert len(_rounds(tmp_path)) in (range(11, 20) if moment == "exchange" else (20,))
+        assert newest(tmp_path / "runs/small").name == "round-00000010"
+        self.goes_on_as_if_never_ended(shards, tmp_path)
+
+    def test_a_node_that_is_cut_off(self, healed, shards, tmp_path):
+        """Slurm hears of it later (SlurmdTimeout): the survivors end after the time of silence."""
+        job = self.started(shards, tmp_path, "runtime.silence_s=8")
+        with _within(30, "a node cut off, silence_s 8: survivors ended"):
+            subprocess.run([HOSTS, "cut", "h3"], check=True, timeout=20)
+            _wait_until(lambda: _status(tmp_path).startswith("failed: rank"), 40)
+        subprocess.run([HOSTS, "heal", "h3"], check=True, timeout=20)
+        _wait_until(lambda: _state(job) not in ("RUNNING", "COMPLETING"), _LIMIT_S)
+        _on_h1("scancel", job, check=False)  # Slurm may have queued it again itself
+        _wait_until(lambda: "idle" in _on_h1("sinfo", "-h", "-o", "%t"), _LIMIT_S)
+        self.goes_on_as_if_never_ended(shards, tmp_path)
+
+
+def _rank_process(folder: Path, rank: int) -> str:
+    """The process of a rank of the run in `folder`."""
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            words = environ.read_bytes().split(b"\0")
+            command = (environ.parent / "cmdline").read_bytes()
+        except OSError:
+            continue
+        of_rank = f"SLURM_PROCID={rank}".encode() in words
+        if of_rank and str(folder).encode() in command and b"ist_hpc.train" in command:
+            name = (environ.parent / "comm").read_text().strip()
+            if name.startswith("python"):
+                return environ.parent.name
+    raise AssertionError(f"no process of rank {rank}")

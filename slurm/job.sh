@@ -1,0 +1,210 @@
+# shellcheck shell=bash
+# What the templates have in common; they source it, and so does submit.sh. Settings come from
+# slurm/env.sh, made from env.sh.example, or from the environment, or are these:
+if [[ -e slurm/env.sh ]]; then
+    set +u # `module load` and conda read variables that are not set
+    # shellcheck disable=SC1091  # every site has its own
+    source slurm/env.sh
+    set -u
+fi
+VENV=${VENV:-.venv} DATA_ROOT=${DATA_ROOT:-data} RUNS=${RUNS:-runs}
+LAUNCHER=${LAUNCHER:-srun} MAX_REQUEUES=${MAX_REQUEUES:-20}
+LEAD_TIME_S=${LEAD_TIME_S:-120} # of #SBATCH --signal in the templates
+GO_ON=75                        # the exit code of a run that was asked to stop and is saved
+BY_USR1=138                     # that of one which USR1 ended before it listened for it
+warned='' training=''           # whether Slurm's warning came; the process of the launcher
+
+error() {
+    echo "${SLURM_JOB_NAME:-slurm}: error: $*" >&2
+    exit 2
+}
+
+# use_environment: the one that `make setup` made on PATH.
+use_environment() {
+    [[ -x $VENV/bin/python ]] || error "no $VENV/bin/python in $PWD; sbatch from the repository's" \
+        "folder after \`make setup\`, or set VENV in slurm/env.sh"
+    PATH=$(realpath "$VENV")/bin:$PATH
+    export PATH
+}
+
+# begin: Slurm's warning, the environment, threads, file locking; prints versions.
+begin() {
+    # From now on, as the warning would end this shell while data are prepared. SIGTERM is not caught:
+    # it comes with the end of the job (scancel, time over), after which nothing is to be queued again.
+    trap on_warning USR1
+    use_environment
+    launcher_words 1 >/dev/null # an error now, not after the data were prepared
+    [[ $MAX_REQUEUES =~ ^[0-9]+$ ]] || error "MAX_REQUEUES is $MAX_REQUEUES; it may be a whole number" \
+        "from 0 on, such as 20"
+    export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
+    export SRUN_CPUS_PER_TASK=$OMP_NUM_THREADS # srun does not take it from sbatch since Slurm 22.05
+    export HDF5_USE_FILE_LOCKING=BEST_EFFORT   # some parallel file systems have no locks
+    # By the ring that Slurm 22.05 takes by default some ranks leave MPI's start before others came, and
+    # one start in ten ends in a segmentation fault where ranks start at different times.
+    export SLURM_PMIX_FENCE=${SLURM_PMIX_FENCE:-tree}
+    echo "$(date '+%F %T') job ${SLURM_JOB_ID:-none}, start $((${SLURM_RESTART_COUNT:-0} + 1))," \
+        "$SLURM_NTASKS ranks on ${SLURM_JOB_NODELIST:-$(hostname)}, $OMP_NUM_THREADS thread(s) each"
+    python -m ist_hpc.train --version
+    "$LAUNCHER" --version | head -n 1
+}
+
+# on_warning: takes note and tells the ranks, if there are any yet. bash comes here when the command in
+# the foreground has ended, so a preparation is not cut short.
+on_warning() {
+    warned=1
+    [[ -z $training ]] || kill -USR1 "$training" 2>/dev/null || true # it may have ended just now
+}
+
+# launcher_words RANKS [NODES]: what starts that many ranks, on so many nodes of the job. mpirun takes
+# as many nodes as it needs.
+launcher_words() {
+    case $LAUNCHER in
+        srun) echo srun --mpi=pmix --kill-on-bad-exit=1 ${2:+--nodes="$2"} --ntasks="$1" ;;
+        mpirun)
+            echo mpirun -np "$1" --bind-to none \
+                -x PATH -x OMP_NUM_THREADS -x HDF5_USE_FILE_LOCKING
+            ;;
+        *) error "LAUNCHER is $LAUNCHER; it may be srun or mpirun" ;;
+    esac
+}
+
+# settings_of ARGS...: what stands after --set in arguments of the training command, a line each.
+settings_of() {
+    local word taking=
+    for word; do
+        case $word in
+            --set) taking=1 ;;
+            --set=*)
+                printf '%s\n' "${word#--set=}"
+                taking=
+                ;;
+            -*) taking= ;;
+            *) [[ -z $taking ]] || printf '%s\n' "$word" ;;
+        esac
+    done
+}
+
+# last_of OPTION ARGS...: the value of an option in arguments of the training command: the last one.
+last_of() {
+    local option=$1 word value='' taking=''
+    shift
+    for word; do
+        if [[ $taking ]]; then
+            value=$word taking=
+        elif [[ $word == "$option" ]]; then
+            taking=1
+        elif [[ $word == "$option="* ]]; then
+            value=${word#*=}
+        fi
+    done
+    printf '%s\n' "$value"
+}
+
+READ_DATA_PATH='
+import sys
+from pathlib import Path
+from ist_hpc import config
+from ist_hpc.errors import InputError
+try:
+    print(config.load(Path(sys.argv[1]), sys.argv[2:]).data.path)
+except InputError as error:
+    print(f"config: error: {error}", file=sys.stderr)
+    sys.exit(2)'
+
+# data_folder CONFIG ARGS...: the folder of the shards. It is what the arguments of the training command
+# set, else DATA, else the data.path of the configuration, whose data/ stands for DATA_ROOT.
+data_folder() {
+    local config=$1 path=${DATA:-} setting settings
+    shift
+    mapfile -t settings < <(settings_of "$@")
+    for setting in "${settings[@]}"; do
+        [[ $setting != data.path=* ]] || path=${setting#*=}
+    done
+    if [[ -z $path ]]; then
+        path=$(python -c "$READ_DATA_PATH" "$config" "${settings[@]}") || exit
+        [[ $path != data/* ]] || path=$DATA_ROOT/${path#data/}
+    fi
+    printf '%s\n' "$path"
+}
+
+# to_prepare CONFIG FOLDER NAMES: whether the configuration's shards are missing. A template makes only
+# those of configurations of these names (a pattern): it knows no source of other data.
+to_prepare() {
+    local config=$1 folder=$2 names=$3
+    [[ ! -e $folder/meta.json ]] || return 1
+    # shellcheck disable=SC2053  # a pattern
+    [[ $(basename "$config" .yaml) == $names ]] || error "no shards in $folder, the data of $config, and" \
+        "this template makes only those of configurations named $names.yaml; make them by \`python -m" \
+        "ist_hpc.prepare\`, or set DATA, or DATA_ROOT in slurm/env.sh, to where they are"
+}
+
+# plan ARGS...: prints what the run will need; ARGS are those of the training command.
+plan() {
+    local config=$1 settings
+    shift
+    mapfile -t settings < <(settings_of "$@")
+    python -m ist_hpc.plan --config "$config" --ranks "$RANKS" --set "${settings[@]}"
+}
+
+# train ARGS...: all ranks. The warning before the time is over reaches them; a run that is saved then
+# is queued again. A rank that fails ends the others.
+train() {
+    local words launch code folder
+    folder=$(last_of --runs "$@")/$(last_of --name "$@")
+    if [[ $warned ]]; then # too little time is left to train
+        queue_again "$folder" "the time is over before training began"
+        return "$GO_ON"
+    fi
+    words=$(launcher_words "$RANKS")
+    read -ra launch <<<"$words"
+    # the user's own settings come later and win
+    "${launch[@]}" python -m ist_hpc.train --set "runtime.lead_time_s=$LEAD_TIME_S" "$@" &
+    training=$!
+    [[ -z $warned ]] || kill -USR1 "$training" 2>/dev/null || true # it came in between
+    # A `wait` that a signal interrupts may lose the exit code: it is asked for when there is one.
+    while kill -0 "$training" 2>/dev/null; do sleep 1 || true; done
+    code=0
+    wait "$training" || code=$?
+    training=''
+    case $code in
+        0) rm -f "$folder/requeues" ;;
+        "$GO_ON") queue_again "$folder" "the time is over and the run saved" ;;
+        "$BY_USR1") queue_again "$folder" "the time is over before training began" ;;
+    esac
+    return "$code"
+}
+
+# queue_again FOLDER WHY: requeues a job that Slurm warned or preempted. The run in this folder counts
+# how often its time was over, which has a limit; preemptions and lost nodes are not counted.
+queue_again() {
+    local folder=$1 why=$2 job='' times=0
+    if preempted; then
+        why="the job was preempted"
+    elif [[ -z $warned ]]; then
+        return # somebody asked the ranks to stop
+    else
+        # another job's count is over: the same sbatch line begins anew
+        [[ ! -e $folder/requeues ]] || read -r job times <"$folder/requeues" || true
+        [[ $job == "$SLURM_JOB_ID" && $times =~ ^[0-9]+$ ]] || times=0
+        if ((times >= MAX_REQUEUES)); then
+            echo "$SLURM_JOB_NAME: queued again $times times already (MAX_REQUEUES); the same sbatch" \
+                "line goes on" >&2
+            return
+        fi
+        mkdir -p "$folder"
+        echo "$SLURM_JOB_ID $((times + 1))" >"$folder/requeues.new"
+        mv "$folder/requeues.new" "$folder/requeues"
+    fi
+    echo "$(date '+%F %T') $why; queued again"
+    # Incomplete: Slurm would start even a job again that was cancelled in the meantime
+    scontrol requeue Incomplete "$SLURM_JOB_ID" ||
+        echo "$SLURM_JOB_NAME: it could not be queued again; the same sbatch line goes on" >&2
+}
+
+# preempted: whether the job is to make room for another. Its ranks then get SIGTERM, as they do from
+# scancel, but it still runs. A time before this start would be that of an earlier one.
+preempted() {
+    local shown times='[[:space:]]StartTime=([0-9T:-]+).*[[:space:]]PreemptTime=([0-9T:-]+)'
+    shown=$(SLURM_TIME_FORMAT=standard scontrol show job "$SLURM_JOB_ID" 2>/dev/null) || return 1
+    [[ $shown =~ JobState=RUNNING.*$times && ! ${BASH_REMATCH[2]} < ${BASH_REMATCH[1]} ]]
+}
