@@ -4,15 +4,18 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup ready train test test-serial check fuzz lint format clean distclean
+.PHONY: help setup ready train test test-serial test-mpi2 check fuzz lint format clean distclean
 
-VENV := $(CURDIR)/.venv
+export SETUP_VENV ?= .venv
+VENV := $(CURDIR)/$(SETUP_VENV)
 REPORTS := $(CURDIR)/.cache/reports
 NP ?= 4
 ARGS ?=
 RANKS := 1 2 3 4
 CASES ?= 1000000
+FILES ?= 10000
 SEED ?= 0
+MPI2 ?= mpich
 # seconds, after which a hanging run is stopped, and killed if it does not stop
 SERIAL_TIMEOUT ?= 900
 MPI_TIMEOUT ?= 600
@@ -70,6 +73,10 @@ test-%: ready ## the tests of tests/mpi on so many ranks: test-1 ... test-4
 		tools/mpirun.sh --quiet -np $* tools/rank_pytest.sh tests/mpi -rs || rc=$$?; \
 	if ((rc)); then tools/rank_pytest.sh --failed $(REPORTS)/mpi-$*; fi; exit $$rc
 
+test-mpi2: ## the tests of several ranks with Debian's MPICH, in .venv-mpi2: MPI2=mpich (or openmpi)
+	@tools/with_mpi.sh $(MPI2) env SETUP_VENV=.venv-mpi2 $(MAKE) --no-print-directory \
+		setup MPI=path check $(RANKS:%=test-%) REPORTS=$(CURDIR)/.cache/reports-mpi2
+
 check: ready ## do Horovod, MPI and HDF5 work together here? ends with "check: ok"
 	@mkdir -p .cache/logs; rc=0; \
 	OMP_NUM_THREADS=1 tools/limit.sh $(CHECK_TIMEOUT) \
@@ -78,7 +85,8 @@ check: ready ## do Horovod, MPI and HDF5 work together here? ends with "check: o
 		echo "check: no answer (exit code $$rc): mpirun or MPI does not start; its words are above"; rc=1; \
 	fi; exit $$rc
 
-fuzz: ready ## hostile text for the reader of `prepare xmc`: CASES=1000000 SEED=0
+fuzz: ready ## hostile text for `prepare xmc`, hostile checkpoints and shards: CASES=1000000 FILES=10000 SEED=0
+	python tests/fuzz_files.py --cases $(FILES) --seed $(SEED)
 	python tests/fuzz_xmc.py --cases $(CASES) --seed $(SEED)
 
 lint: ready ## ruff, mypy, shellcheck
@@ -98,4 +106,4 @@ clean: ## remove what runs of the tools left; keep .venv and the built wheels
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv and the built wheels too
-	rm -rf .venv .cache
+	rm -rf .venv .venv-mpi2 .cache

@@ -6,7 +6,8 @@
 # it included. A step whose stamp fits is not done again, so an interrupted set-up goes on where it
 # stopped. The stamp `ready` is written last and removed first.
 #
-# Variables: PYTHON, TORCH_VERSION, TORCH_INDEX, SETUP_MPI (path | wheel), and Horovod's own build variables
+# Variables: PYTHON, TORCH_VERSION, TORCH_INDEX, SETUP_MPI (path | wheel), SETUP_VENV (another folder in the
+# checkout instead of .venv: a second environment beside it), and Horovod's own build variables
 # (HOROVOD_GPU_OPERATIONS, HOROVOD_NCCL_HOME, ...). What was given once is remembered in
 # .venv/.setup/choices, so that a later `make train` does not undo it.
 set -euo pipefail
@@ -14,7 +15,7 @@ shopt -s nullglob
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cd "$root"
-venv=$root/.venv
+venv=$root/${SETUP_VENV:-.venv}
 state=$venv/.setup
 cache=$root/.cache
 logs=$cache/logs
