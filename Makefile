@@ -22,7 +22,7 @@ MPI_TIMEOUT ?= 600
 CHECK_TIMEOUT ?= 120
 
 # Of the serial tests, module by module: much of a launch is waiting.
-TWO_AT_A_TIME := -n 2 --dist loadscope
+THREE_AT_A_TIME := -n 3 --dist loadscope
 
 # One environment for everything below: .venv first, and what Open MPI needs in a container or on a
 # machine with fewer cores than ranks, where a rank that spins takes the core another one needs.
@@ -65,7 +65,7 @@ test: ready ## set up, then all tests: serially, then on 1, 2, 3 and 4 ranks
 test-serial: ready ## the tests that need one process only
 	@echo "---- tests of one process"; mkdir -p $(REPORTS); rm -f $(REPORTS)/serial.xml; \
 	$(TEST_ENV) tools/limit.sh $(SERIAL_TIMEOUT) \
-		python -m pytest tests --ignore=tests/mpi $(TWO_AT_A_TIME) -rs --junitxml=$(REPORTS)/serial.xml
+		python -m pytest tests --ignore=tests/mpi $(THREE_AT_A_TIME) -rs --junitxml=$(REPORTS)/serial.xml
 
 test-%: ready ## the tests of tests/mpi on so many ranks: test-1 ... test-4
 	@echo "---- tests of $* ranks"; mkdir -p $(REPORTS); rm -f $(REPORTS)/mpi-$*-rank*; rc=0; \

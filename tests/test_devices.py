@@ -185,7 +185,7 @@ def test_the_pretended_gpu_notices_what_a_gpu_would():
 def test_the_cpu_is_always_there():
     assert devices.choose(ThreadRanks(1), "cpu") == torch.device("cpu")
     assert devices.peak_gpu_mib(devices.CPU) == 0
-    assert Meter()._device == devices.CPU
+    assert Meter().device == devices.CPU
 
 
 @needs_no_gpu

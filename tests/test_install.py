@@ -18,5 +18,6 @@ def test_pip_install_brings_all_that_a_run_needs(tmp_path):
     assert run_python(["-c", code], place, env=env).stdout == str(target / "ist_hpc/__init__.py")
     arguments = ["-m", "ist_hpc.train", "--name", "a", "--set", "train.epochs=1"]
     assert "test accuracy" in run_python(arguments, place, env=env).stdout
-    shown = run_python(["-m", "ist_hpc.show", "runs/a"], place, env=env).stdout
-    assert "fc1.weight" in shown
+    assert "finished" in run_python(["-m", "ist_hpc.show", "runs/a"], place, env=env).stdout
+    (saved,) = (place / "runs/a/checkpoints").iterdir()
+    assert "fc1.weight" in run_python(["-m", "ist_hpc.show", saved], place, env=env).stdout

@@ -50,7 +50,7 @@ def test_speed_up_over_ranks(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "| ist:20 |     4 |" in text
     assert "8.00 |" in text
-    figure = plot_draw.draw_scaling(plot_study.scaling_summary(study / "scaling.csv", ()))
+    figure = plot_draw.draw_scaling(plot_study.scaling_summary([study / "scaling.csv"], ()))
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     np.testing.assert_allclose(lines["ist:20"].get_xydata(), [[2, 4], [4, 8]])
     np.testing.assert_allclose(lines["ddp"].get_xydata(), [[2, 1], [4, 1]])
@@ -61,7 +61,7 @@ def test_speed_up_over_ranks(tmp_path, capsys):
 def test_without_one_rank_seconds_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     study = scaling_study(tmp_path / "study", methods=("ist:20",))
-    figure = plot_draw.draw_scaling(plot_study.scaling_summary(study / "scaling.csv", ()))
+    figure = plot_draw.draw_scaling(plot_study.scaling_summary([study / "scaling.csv"], ()))
     assert figure.axes[0].get_ylabel() == "seconds an epoch"
     np.testing.assert_allclose(figure.axes[0].lines[-1].get_ydata(), [7.5, 3.75])
 

@@ -372,12 +372,23 @@ class TestFaults:
         *("evaluate.every_epochs=0", "checkpoint.every_rounds=10"),
     )
 
-    def whole(self, shards: Path, folder: Path, rounds: int) -> Path:
-        """The newest checkpoint of a run of so many rounds that nothing interrupts."""
-        folder.mkdir()
-        job = _submit(AMAZON_CPU, folder, *self.LONG, f"train.rounds={rounds}", DATA=str(shards))
-        _end(folder, job)
-        return newest(folder / "runs/small")
+    @pytest.fixture(scope="class")
+    def whole(
+        self, cluster: None, shards: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> Callable[[int], Path]:
+        """The checkpoints of a run that nothing interrupts, by their rounds."""
+        folder = tmp_path_factory.mktemp("whole")
+        done = 0
+
+        def at(rounds: int) -> Path:
+            nonlocal done
+            if rounds > done:
+                done = max(rounds, 600)
+                words = [f"train.rounds={done}", "checkpoint.keep=1000"]
+                _end(folder, _submit(AMAZON_CPU, folder, *self.LONG, *words, DATA=str(shards)))
+            return folder / f"runs/small/checkpoints/round-{rounds:08d}"
+
+        return at
 
     def started(
         self,
@@ -393,16 +404,16 @@ class TestFaults:
         _wait_until(lambda: len(_rounds(folder)) > 15, _LIMIT_S)
         return job
 
-    def goes_on_as_if_never_ended(self, shards: Path, folder: Path) -> None:
+    def goes_on_as_if_never_ended(
+        self, shards: Path, folder: Path, whole: Callable[[int], Path]
+    ) -> None:
         """Another job brings the run to an end, which is that of a run without an interruption."""
-        goal = int(newest(folder / "runs/small").name.removeprefix("round-")) + 10
+        goal = int(newest(folder / "runs/small").name.removeprefix("round-")) // 10 * 10 + 10
         job = _submit(AMAZON_CPU, folder, *self.LONG, f"train.rounds={goal}", DATA=str(shards))
         _end(folder, job)
-        assert same_tensors(
-            newest(folder / "runs/small"), self.whole(shards, folder / "whole", goal)
-        )
+        assert same_tensors(newest(folder / "runs/small"), whole(goal))
 
-    def test_the_warning_before_the_end_of_time(self, healed, shards, tmp_path):
+    def test_the_warning_before_the_end_of_time(self, healed, shards, whole, tmp_path):
         """Slurm's own. The job queues itself again and goes on."""
         limited = [*_ONE_A_NODE, f"--nodes={NODES}", "--time=1", "--signal=B:USR1@45"]
         job = self.started(shards, tmp_path, options=limited)
@@ -415,7 +426,7 @@ class TestFaults:
         _wait_until(lambda: _status(tmp_path) == "running", 60)
         _on_h1("scancel", job)
         _end(tmp_path, job, "CANCELLED")
-        self.goes_on_as_if_never_ended(shards, tmp_path)
+        self.goes_on_as_if_never_ended(shards, tmp_path, whole)
 
     def test_it_is_queued_again_a_bounded_number_of_times(self, healed, shards, tmp_path):
         job = _submit(AMAZON_CPU, tmp_path, *self.LONG, DATA=str(shards), MAX_REQUEUES="0")
@@ -424,25 +435,25 @@ class TestFaults:
         assert "queued again 0 times already" in _end(tmp_path, job, "FAILED")
         assert _status(tmp_path).startswith("stopped: SIGUSR1")
 
-    def test_scancel_leaves_a_saved_run(self, healed, shards, tmp_path):
+    def test_scancel_leaves_a_saved_run(self, healed, shards, whole, tmp_path):
         job = self.started(shards, tmp_path)
         with _within(60, "scancel: saved and ended"):
             _on_h1("scancel", job)
             _end(tmp_path, job, "CANCELLED")
         assert _status(tmp_path).startswith("stopped: SIGTERM, saved after round")
-        self.goes_on_as_if_never_ended(shards, tmp_path)
+        self.goes_on_as_if_never_ended(shards, tmp_path, whole)
 
-    def test_a_rank_killed_in_training(self, healed, shards, tmp_path):
+    def test_a_rank_killed_in_training(self, healed, shards, whole, tmp_path):
         job = self.started(shards, tmp_path)
         with _within(60, "a rank killed in training: job ended"):
             subprocess.run(["kill", "-9", _rank_process(tmp_path, 2)], check=True)
             _end(tmp_path, job, "FAILED")
         assert _status(tmp_path) == "running"
-        self.goes_on_as_if_never_ended(shards, tmp_path)
+        self.goes_on_as_if_never_ended(shards, tmp_path, whole)
         assert "ended without a word" in str(_starts(tmp_path)[-1]["before"])
 
     @pytest.mark.parametrize("moment", ["exchange", "save"])
-    def test_a_rank_killed_in(self, healed, shards, tmp_path, moment):
+    def test_a_rank_killed_in(self, healed, shards, whole, tmp_path, moment):
         site = tmp_path / "site"
         site.mkdir()
         (site / "sitecustomize.py").write_text(
@@ -457,9 +468,9 @@ class TestFaults:
         # the second save is that of round 20; the first rounds have exchanges of their own
         assert len(_rounds(tmp_path)) in (range(11, 20) if moment == "exchange" else (20,))
         assert newest(tmp_path / "runs/small").name == "round-00000010"
-        self.goes_on_as_if_never_ended(shards, tmp_path)
+        self.goes_on_as_if_never_ended(shards, tmp_path, whole)
 
-    def test_a_node_that_is_cut_off(self, healed, shards, tmp_path):
+    def test_a_node_that_is_cut_off(self, healed, shards, whole, tmp_path):
         """Slurm hears of it later (SlurmdTimeout): the survivors end after the time of silence."""
         job = self.started(shards, tmp_path, "runtime.silence_s=8")
         with _within(30, "a node cut off, silence_s 8: survivors ended"):
@@ -469,7 +480,7 @@ class TestFaults:
         _wait_until(lambda: _state(job) not in ("RUNNING", "COMPLETING"), _LIMIT_S)
         _on_h1("scancel", job, check=False)  # Slurm may have queued it again itself
         _wait_until(lambda: "idle" in _on_h1("sinfo", "-h", "-o", "%t"), _LIMIT_S)
-        self.goes_on_as_if_never_ended(shards, tmp_path)
+        self.goes_on_as_if_never_ended(shards, tmp_path, whole)
 
 
 def _rank_process(folder: Path, rank: int) -> str:
