@@ -79,6 +79,8 @@ class TestAskedToStop:
         assert status == f"stopped: {signal.Signals(number).name}, saved after round {done}\n"
         assert stderr.count(status.strip()) == 1
 
+        if number != signal.SIGUSR1:
+            return  # what is saved does not depend on the signal
         more = f"train.rounds={done + 3}"
         run_ranks(2, command("s", *LONG, more, resume=True), place)
         run_ranks(2, command("whole", *LONG, more), place)
