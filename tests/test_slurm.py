@@ -373,8 +373,9 @@ class TestFaults:
     )
 
     @pytest.fixture(scope="class")
+    @classmethod
     def whole(
-        self, cluster: None, shards: Path, tmp_path_factory: pytest.TempPathFactory
+        cls, cluster: None, shards: Path, tmp_path_factory: pytest.TempPathFactory
     ) -> Callable[[int], Path]:
         """The checkpoints of a run that nothing interrupts, by their rounds."""
         folder = tmp_path_factory.mktemp("whole")
@@ -385,7 +386,7 @@ class TestFaults:
             if rounds > done:
                 done = max(rounds, 600)
                 words = [f"train.rounds={done}", "checkpoint.keep=1000"]
-                _end(folder, _submit(AMAZON_CPU, folder, *self.LONG, *words, DATA=str(shards)))
+                _end(folder, _submit(AMAZON_CPU, folder, *cls.LONG, *words, DATA=str(shards)))
             return folder / f"runs/small/checkpoints/round-{rounds:08d}"
 
         return at
