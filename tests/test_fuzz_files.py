@@ -14,7 +14,7 @@ import pytest
 from ist_hpc import checkpoint_read
 from ist_hpc.checkpoint_read import Checkpoint, OpenCheckpoint
 from ist_hpc.errors import InputError
-from tests import fuzz_files
+from tests import fuzz_files, mutations
 
 MAIN, RANK = "checkpoint.h5", "rank-0001.h5"
 SEEN = 3  # an exit code
@@ -40,7 +40,7 @@ def copy(made, tmp_path):
 
 def refusal(made, folder):
     """What a resume from the folder says, its checksums made to fit."""
-    fuzz_files.fit_manifest(folder)
+    mutations.fit_manifest(folder)
     with pytest.raises(InputError) as caught:
         fuzz_files.read_checkpoint(folder, made)
     assert str(folder) in str(caught.value)
@@ -60,11 +60,11 @@ def test_an_attribute_of_any_value_is_refused_or_read_as_it_is(made, whole, copy
     with h5py.File(copy / name) as file:
         keys = sorted(file.attrs)
     for key in keys:
-        for value in fuzz_files.ODD:
+        for value in mutations.ODD:
             shutil.copy(made / "checkpoint" / name, copy)
             with h5py.File(copy / name, "r+") as file:
                 file.attrs[key] = value
-            fuzz_files.fit_manifest(copy)
+            mutations.fit_manifest(copy)
             try:
                 outcomes.append(fuzz_files.judge(CHECKPOINT, copy, made, whole, fitted=True))
             except BaseException as error:
@@ -112,7 +112,7 @@ def test_a_part_is_checked_before_it_is_read_by_whoever_checks_none(copy, swappe
     else:
         with h5py.File(copy / RANK, "r+") as file:
             of_itself(file)
-    fuzz_files.fit_manifest(copy)
+    mutations.fit_manifest(copy)
     with Checkpoint(copy).opened() as opened, pytest.raises(InputError, match="rank-000"):
         opened.rows("parameters", "fc1.weight", (9, 5))
 
@@ -170,7 +170,7 @@ def test_more_than_the_files_can_hold_is_refused_before_it_is_read(made, copy, r
             file.create_dataset(name, (9, 2**40), "f4")
         else:
             file.create_virtual_dataset(name, layout)
-    fuzz_files.fit_manifest(copy)
+    mutations.fit_manifest(copy)
     with pytest.raises(InputError, match=r"fc1.weight \(9, 1099511627776\) is not stored"):
         Checkpoint(copy).opened().__enter__()
 
