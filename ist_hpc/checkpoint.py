@@ -18,6 +18,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ from ist_hpc.config import Config
 from ist_hpc.errors import InputError
 from ist_hpc.files import flush_to_disk, sha256_of
 from ist_hpc.hdf5_writing import written
-from ist_hpc.held import Held, State
+from ist_hpc.held import Held, State, all_finite
 from ist_hpc.models.base import Model, SharedSpec, Statistics
 from ist_hpc.placement import TensorSpec, block_bounds
 from ist_hpc.runtime import AgreedInputError, AgreedRunError, attempt, on_root, together
@@ -125,7 +126,8 @@ def save(comm: "MPI.Comm", checkpoints: Path, contents: Contents, keep: int) -> 
         if at_root:
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    attempt(comm, what, lambda: _publish(partial, final, keep) if at_root else None)
+    old = attempt(comm, what, lambda: _publish(partial, final, keep) if at_root else None)
+    _remove_together(comm, comm.bcast(old))
     return final
 
 
@@ -157,7 +159,7 @@ def _refuse_infinite(comm: "MPI.Comm", blocks: Sequence[_Block], contents: Conte
     tensors = {block.name: block.values for block in blocks}
     tensors |= {f"parameters/{key}": tensor for key, tensor in contents.shared.items()}
     tensors |= {f"optimizer/{key}": tensor for key, tensor in contents.shared_slots.items()}
-    names = (name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all()))
+    names = (name for name, tensor in tensors.items() if not all_finite(tensor))
     found = comm.allgather(next(names, None))
     for rank, name in enumerate(found):
         if name is not None:
@@ -167,18 +169,30 @@ def _refuse_infinite(comm: "MPI.Comm", blocks: Sequence[_Block], contents: Conte
             )
 
 
-def _publish(partial: Path, final: Path, keep: int) -> None:
-    """Give a finished checkpoint its name, then remove all but the newest `keep`.
+def _publish(partial: Path, final: Path, keep: int) -> list[Path]:
+    """Give a finished checkpoint its name; returns those that are to be removed.
 
-    One of the same round is replaced.
+    They are one of the same round, which is replaced, and all but the newest `keep`.
     """
-    replaced = _put_aside(final) if final.exists() else None
+    replaced = [_put_aside(final)] if final.exists() else []
     partial.rename(final)
     flush_to_disk(final.parent)
-    if replaced is not None:
-        _remove(replaced)
-    for old in newest_first(final.parent)[keep:]:
-        _remove(_put_aside(old))
+    return replaced + [_put_aside(old) for old in newest_first(final.parent)[keep:]]
+
+
+def _remove_together(comm: "MPI.Comm", folders: Sequence[Path]) -> None:
+    """Remove folders that are no checkpoints any more, each rank some of the files. Collective.
+
+    Giving back the memory in which the system keeps large files takes one process a while.
+    """
+    for folder in folders:
+        for path in sorted(folder.glob("*"))[comm.Get_rank() :: comm.Get_size()]:
+            with suppress(OSError):  # what is left is removed, or complained about, below
+                path.unlink()
+    comm.Barrier()
+    if comm.Get_rank() == 0:
+        for folder in folders:
+            _remove(folder)
 
 
 def _put_aside(folder: Path) -> Path:

@@ -16,13 +16,13 @@ from ist_hpc.errors import InputError
 from ist_hpc.runtime import AgreedInputError, Runtime, launch, on_root, together
 
 if TYPE_CHECKING:
-    import h5py
     import torch
     from torch import Tensor
 
     from ist_hpc.checkpoint_read import Checkpoint, OpenCheckpoint
     from ist_hpc.config import EvaluateConfig
     from ist_hpc.evaluation import HomeNetwork
+    from ist_hpc.hdf5_writing import Hdf5Output
     from ist_hpc.images import Scaling
     from ist_hpc.shards import Dataset
 
@@ -302,56 +302,54 @@ class _Predictions:
         self._target, self._rows, self._columns = target, rows, columns
         self._attributes = attributes
         self._beside = target.with_name(f".{target.name}.partial")
-        self._file: h5py.File | None = None
+        self._output: Hdf5Output | None = None
 
     def __enter__(self) -> "_Predictions":
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError, RuntimeError):  # of a disk that is full
-            self._close()
+        if self._output is not None:
+            self._output.abandon()
         self._beside.unlink(missing_ok=True)
 
     def begin(self) -> None:
         """Make the file, with nothing in it."""
-        import h5py
         import numpy as np
 
+        from ist_hpc.hdf5_writing import Hdf5Output
+
         with self._reporting():
-            self._file = h5py.File(self._beside, "w", libver=("v110", "v110"))
-            self._file.attrs.update(self._attributes)
+            self._output = Hdf5Output(self._beside)
+            file = self._output.file
+            file.attrs.update(self._attributes)
             for name, shape, kind, about in self._columns:
                 row_bytes = np.dtype(kind).itemsize * max(1, int(np.prod(shape)))
                 chunk = (min(self._rows, max(1, _CHUNK_BYTES // row_bytes)), *shape)
-                dataset = self._file.create_dataset(
+                dataset = file.create_dataset(
                     name, (self._rows, *shape), kind, chunks=chunk, fletcher32=True
                 )
                 dataset.attrs["about"] = about
 
     def add(self, start: int, batch: "Mapping[str, Tensor]") -> None:
         """Write the rows from `start` on: a tensor for each column."""
-        assert self._file is not None
+        assert self._output is not None
         with self._reporting():
             for name, *_ in self._columns:
                 values = batch[name]
-                self._file[name][start : start + len(values)] = values.numpy()
+                self._output.file[name][start : start + len(values)] = values.numpy()
+            self._output.check()
 
     def finish(self, result: dict[str, float]) -> None:
         """Add the metrics, flush to disk and give the file its name."""
         from ist_hpc.files import flush_to_disk
 
-        assert self._file is not None
+        assert self._output is not None
         with self._reporting():
-            self._file.attrs.update(result)
-            self._close()
+            self._output.file.attrs.update(result)
+            self._output.close()
             flush_to_disk(self._beside)
             os.replace(self._beside, self._target)
             flush_to_disk(self._target.parent)
-
-    def _close(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:

@@ -7,10 +7,14 @@ first refusal and accepts everything after it; the refusal is raised when the fi
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import h5py
+
+# The file format of HDF5 1.10 (2016), the oldest with a checksum on the metadata that matters: in
+# older ones a flipped bit in the index of the chunks can put a chunk in the place of another.
+_FORMAT = ("v110", "v110")
 
 
 class _Sink(io.RawIOBase):
@@ -66,24 +70,61 @@ class _Sink(io.RawIOBase):
         return True
 
 
+class Hdf5Output:
+    """A new HDF5 file, to be ended by `close` or `abandon`.
+
+    file         what to write into; never complains of a full disk: `check` and `close` do
+    cache_bytes  of blocks that HDF5 keeps of each dataset; None: its default
+
+    Raises OSError, with the file's name, if it cannot be made.
+    """
+
+    def __init__(self, path: Path, cache_bytes: int | None = None) -> None:
+        self._path = path
+        self._raw = io.FileIO(path, "w+")
+        self._sink = _Sink(self._raw)
+        try:
+            self.file = h5py.File(self._sink, "w", libver=_FORMAT, rdcc_nbytes=cache_bytes)
+        except BaseException:
+            self._raw.close()
+            self.check()
+            raise
+
+    def check(self) -> None:
+        """Raise OSError, with the file's name, if any of it could not be written so far."""
+        if self._sink.refusal is not None:
+            refusal = self._sink.refusal
+            raise OSError(refusal.errno, refusal.strerror, str(self._path)) from None
+
+    def close(self) -> None:
+        """Close the file; raises OSError, with its name, if any of it could not be written."""
+        try:
+            self.file.close()
+        except Exception:
+            self.check()  # what HDF5 made of it is of no use
+            raise
+        finally:
+            self._raw.close()
+        self.check()
+
+    def abandon(self) -> None:
+        """Close the file, whatever state it is in; it is about to be removed."""
+        with suppress(OSError, RuntimeError):
+            self.close()
+
+
 @contextmanager
 def written(path: Path) -> Iterator[h5py.File]:
     """A new HDF5 file at `path`, closed when the context ends.
 
     Raises OSError, with the file's name, if any of it could not be written.
     """
-    with io.FileIO(path, "w+") as file:
-        sink = _Sink(file)
-        try:
-            with h5py.File(sink, "w", libver=("v110", "v110")) as hdf5:
-                yield hdf5
-        except Exception:
-            _raise_refusal(sink, path)  # what HDF5 made of it is of no use
-            raise
-        _raise_refusal(sink, path)
-
-
-def _raise_refusal(sink: _Sink, path: Path) -> None:
-    if sink.refusal is not None:
-        refusal = sink.refusal
-        raise OSError(refusal.errno, refusal.strerror, str(path)) from None
+    output = Hdf5Output(path)
+    try:
+        yield output.file
+    except BaseException as error:
+        output.abandon()
+        if isinstance(error, Exception):
+            output.check()
+        raise
+    output.close()

@@ -56,6 +56,17 @@ def zeros_at(
     return state
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether no element is NaN or infinite. Local.
+
+    By the extremes, which need no memory beside the tensor: `isfinite` makes a copy of it, and
+    takes many times as long.
+    """
+    if not values.numel():
+        return True
+    return bool(torch.stack(torch.aminmax(values.detach())).isfinite().all())
+
+
 def state_bytes(state: State) -> int:
     """Bytes of all tensors of a state."""
     parts = (part for held in state.values() for part in (held.home, held.subnet))

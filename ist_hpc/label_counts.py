@@ -8,6 +8,7 @@ import numpy.typing as npt
 from ist_hpc import shard_files
 from ist_hpc.csr import Csr
 from ist_hpc.files import flush_to_disk, sha256_of
+from ist_hpc.hdf5_writing import written
 from ist_hpc.shard_files import StoredFile, check_whole
 from ist_hpc.shard_meta import SideFile
 
@@ -28,7 +29,7 @@ class LabelCounts:
     def write(self, folder: Path) -> SideFile:
         """Write `folder`/label-counts.h5 and flush it to disk; raises OSError."""
         path, counts = folder / FILE, self._counts
-        with shard_files.begin(path) as file:
+        with written(path) as file:
             file.attrs["description"] = "in how many train rows each label occurs; see meta.json"
             chunk = min(len(counts), max(1, shard_files.CHUNK_BYTES // 8))
             dataset = shard_files.create(file, _DATASET, (), "int64", chunk)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ist_hpc.checkpoint_read import Checkpoint, OpenCheckpoint, resolve
 from ist_hpc.errors import InputError
 from ist_hpc.hdf5_reading import reporting
+from ist_hpc.held import all_finite
 from ist_hpc.models.base import SharedSpec
 
 _HDF5_SUFFIXES = (".h5", ".hdf5")
@@ -37,7 +38,7 @@ def read_shared(path: Path, specs: Sequence[SharedSpec]) -> dict[str, Tensor]:
             found = {spec.key: _from_checkpoint(opened, spec) for spec in specs}
     for spec in specs:
         values, is_variance = found[spec.key], spec.key.endswith(_VARIANCE)
-        if not torch.isfinite(values).all() or (is_variance and values.min() < 0):
+        if not all_finite(values) or (is_variance and values.min() < 0):
             what = "NaN, infinity or a negative variance" if is_variance else "NaN or infinity"
             raise InputError(f"`model.body_from` {path}: {spec.key} has {what} in it")
     return found

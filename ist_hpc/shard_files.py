@@ -7,25 +7,22 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from ist_hpc.configtypes import show
 from ist_hpc.errors import InputError
 from ist_hpc.files import sha256_of
+from ist_hpc.hdf5_writing import Hdf5Output
 from ist_hpc.shard_meta import META_FILE, Shard, SideFile
 
 CHUNK_BYTES = 256 * 1024  # small enough to read few rows, large enough for a parallel file system
 SHARD_BYTES = 256 * 1024 * 1024  # where the caller of a writer does not say when a shard ends
-# The file format of HDF5 1.10 (2016), the oldest with a checksum on the metadata that matters: in
-# older ones a flipped bit in the index of the chunks can put a chunk in the place of another.
-_HDF5_FORMAT = ("v110", "v110")
 # HDF5 2.0 would keep 8 MiB of the blocks of each dataset, and a rank may have hundreds open.
 _CACHE_BYTES = 1024 * 1024
 _ATTRIBUTE_BYTES = 32 * 1024  # HDF5 keeps an attribute in 64 KiB; with this much there is room
 
 
-def begin(path: Path) -> h5py.File:
-    """A new HDF5 file of a data set, open for writing; raises OSError."""
-    return h5py.File(
-        path, "w", libver=_HDF5_FORMAT, locking="best-effort", rdcc_nbytes=_CACHE_BYTES
-    )
+def begin(path: Path) -> Hdf5Output:
+    """A new HDF5 file of a data set, to be closed or abandoned; raises OSError."""
+    return Hdf5Output(path, _CACHE_BYTES)
 
 
 def create(
@@ -69,6 +66,15 @@ class StoredFile:
         """Close the file."""
         with suppress(OSError, RuntimeError):  # a damaged file may refuse; it was only read
             self._file.close()
+
+    def must_be_of(self, split: str) -> None:
+        """Raise `InputError` unless the file says that it has rows of this split."""
+        with self.reporting():
+            found = self._file.attrs.get("split")
+            if not isinstance(found, str) or found != split:
+                raise self.error(
+                    f"attribute `split` must be {split!r}, as {META_FILE} says (got {show(found)})"
+                )
 
     def dataset(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
         """The dataset `name`, which has this dtype and shape (None: any), whole and checksummed."""
@@ -127,6 +133,10 @@ class StoredFile:
                 has = ", ".join(sorted(group)) or "nothing"
                 what = f"`{inside}` has: {has}" if inside else f"it has {has}"
                 raise self.error(f"no dataset `{name}` ({what})")
+            for part, parent in ((inside, self._file), (last, group)):
+                # Through a link HDF5 would read what no checksum of ours is of.
+                if part and parent.get(part, getlink=True).__class__ is not h5py.HardLink:
+                    raise self.error(f"`{name}` is a link, and must lie in the file itself")
             return group[last]
 
     @contextmanager

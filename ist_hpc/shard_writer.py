@@ -9,7 +9,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -130,7 +129,7 @@ class DatasetWriter:
             try:
                 shard.append(features, labels, start, stop)
             except OSError as error:
-                raise InputError(f"{shard.path}: cannot be written ({error})") from error
+                raise _unwritable(shard.path, error) from error
             start = stop
             if shard.content.full:
                 self.end_shard(split)
@@ -144,14 +143,14 @@ class DatasetWriter:
             try:
                 self._done.setdefault(split, []).append(shard.finish())
             except OSError as error:
-                raise InputError(f"{shard.path}: cannot be written ({error})") from error
+                raise _unwritable(shard.path, error) from error
 
     def _start_shard(self, split: str) -> "_OpenShard":
         path = self._partial / f"{split}-{len(self._done.get(split, ())):04d}.h5"
         try:
             shard = _OpenShard(path, self.name, self._layout, split, self._shard_rows)
         except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error})") from error
+            raise _unwritable(path, error) from error
         self._open[split] = shard
         return shard
 
@@ -165,7 +164,7 @@ class DatasetWriter:
             if kind is None:
                 self._publish()
         except OSError as failure:
-            raise InputError(f"{self.path}: cannot be written ({failure})") from failure
+            raise _unwritable(self.path, failure) from failure
         finally:
             for shard in self._open.values():
                 shard.abandon()
@@ -207,6 +206,10 @@ class DatasetWriter:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot be written ({error.strerror or error})")
+
+
 def _check_schema(schema: Schema) -> None:
     """Raise InputError unless a data set can be so."""
     if schema.kind not in KINDS:
@@ -238,37 +241,36 @@ class _OpenShard:
     ) -> None:
         self.path = path
         self.rows = 0
-        self._file = shard_files.begin(path)
+        self._output = shard_files.begin(path)
         try:
-            self._file.attrs["description"] = (
+            file = self._output.file
+            file.attrs["description"] = (
                 f"a shard of the {split} rows of the ist_hpc data set {name}; see meta.json"
             )
-            self._file.attrs["dataset_name"] = name
-            self._file.attrs["split"] = split
-            self._file.attrs["kind"] = layout.schema.kind
-            self._file.attrs["format_version"] = FORMAT_VERSION
-            self.content = layout.begin(self._file, shard_rows)
+            file.attrs["dataset_name"] = name
+            file.attrs["split"] = split
+            file.attrs["kind"] = layout.schema.kind
+            file.attrs["format_version"] = FORMAT_VERSION
+            self.content = layout.begin(file, shard_rows)
         except BaseException:
-            self._file.close()
+            self._output.abandon()
             raise
 
     def append(self, features: Any, labels: Any, start: int, stop: int) -> None:
         self.content.append(features, labels, start, stop)
+        self._output.check()
         self.rows += stop - start
 
     def finish(self) -> Shard:
         """Close the file, flush it to disk and read it back for its checksum."""
         self.content.finish()
-        self._file.flush()
-        self._file.close()
+        self._output.close()
         flush_to_disk(self.path)
         return Shard(self.path.name, self.rows, self.path.stat().st_size, sha256_of(self.path))
 
     def abandon(self) -> None:
         """Close the file, whatever state it is in; it is about to be removed."""
-        # A full disk fails the close as well; what led here is the error to report.
-        with suppress(OSError, RuntimeError):
-            self._file.close()
+        self._output.abandon()
 
 
 def check_target(path: Path, overwrite: bool) -> None:

@@ -196,6 +196,7 @@ class Dataset:
         shard = self.shards[split][index]
         file = StoredFile(self.path / shard.file, self._fix())
         try:
+            file.must_be_of(split)
             return _OpenShard(file, self._layout.open(file, shard.rows))
         except BaseException:
             file.close()

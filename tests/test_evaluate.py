@@ -93,6 +93,23 @@ def test_ranks_without_any_class_take_part(tmp_path):
     assert number(done, "loss") == pytest.approx(result["loss"], abs=1e-4)
 
 
+@pytest.mark.parametrize("limit", [100, 5000, 17_000])
+def test_predictions_on_a_disk_that_fills_up_leave_nothing(trained, tmp_path, limit):
+    """A limit of a file's size stands for it; the file would have 22 KB."""
+    program = (
+        "import resource, sys; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY)); "
+        "from ist_hpc.evaluate import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = [trained.checkpoint, "--data", trained.data, "--predictions", "out.h5"]
+    done = run_ranks(1, ["-c", program, *map(str, words)], tmp_path, check=False)
+    assert done.returncode == 2
+    line = one_error_line(done)
+    assert "out.h5" in line
+    assert "File too large" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_predictions_never_replace_a_file_unless_asked(trained, tmp_path):
     (tmp_path / "out.h5").write_text("precious")
     arguments = [trained.checkpoint, "--data", trained.data, "--predictions", "out.h5"]

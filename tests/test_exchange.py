@@ -308,3 +308,14 @@ def test_counts_that_mpi_could_not_count_are_avoided(monkeypatch):
     plan = plan_exchange(specs, home(3), at_round(axes, 3, SEED, 0), 0, 8 << 20)
     assert len(plan.chunks) > 1
     assert max(chunk.send_counts.sum() for chunk in plan.chunks) <= 100 + 2 * 3
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("at", [0, 17, 59])
+def test_a_number_that_is_not_finite_is_found_wherever_it_is(number, at):
+    values = torch.arange(-30.0, 30.0).mul(1e37).view(6, 10)
+    assert held.all_finite(values)
+    assert held.all_finite(values[:, :0])
+    values.view(-1)[at] = number
+    assert not held.all_finite(values)
+    assert held.all_finite(values.t()) is False

@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -212,6 +214,10 @@ class TestDamage:
             ),
             (lambda f: unwritten(f), "`labels` has 0 of 1 blocks"),
             (lambda f: to_group(f), "`labels` must be a dataset"),
+            (lambda f: link(f, h5py.SoftLink("/other")), "`labels` is a link"),
+            (lambda f: link(f, h5py.ExternalLink("train-0000.h5", "labels")), "`labels` is a link"),
+            (lambda f: f.attrs.update(split="test"), "`split` must be 'train'.*got 'test'"),
+            (lambda f: f.attrs.__delitem__("split"), "`split` must be 'train'.*got nothing"),
         ],
     )
     def test_content_that_is_not_what_meta_says(self, made, change, message):
@@ -235,6 +241,11 @@ def replace(file, name, values, fletcher32=True):
 def unwritten(file):
     del file["labels"]
     file.create_dataset("labels", (16,), "i8", chunks=(16,), fletcher32=True)
+
+
+def link(file, target):
+    file.move("labels", "other")
+    file["labels"] = target
 
 
 def to_group(file):
@@ -316,6 +327,21 @@ class TestWriter:
         monkeypatch.setattr("ist_hpc.shard_writer.os.rename", full)
         with pytest.raises(InputError, match="No space left"):
             write(tmp_path / "d")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("limit", [0, 3000, 30_000])
+    def test_a_disk_that_fills_up_leaves_nothing(self, tmp_path, limit):
+        """A limit of a file's size stands for it: HDF5 crashes on both when they meet it alone."""
+        program = (
+            "import resource, sys, sklearn.datasets; "  # which makes small files of its own
+            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+            "from ist_hpc.prepare.__main__ import main; sys.exit(main(sys.argv[1:]))"
+        )
+        words = [sys.executable, "-c", program, "digits", "--output", str(tmp_path / "d")]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2
+        assert done.stderr.count("File too large") == 1
+        assert done.stderr.count("\n") == 1
         assert list(tmp_path.iterdir()) == []
 
     def test_no_rows_leave_nothing(self, tmp_path):

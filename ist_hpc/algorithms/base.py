@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ist_hpc.exchange import ExchangeReport
-from ist_hpc.held import State
+from ist_hpc.held import State, all_finite
 from ist_hpc.meters import Meter
 from ist_hpc.models.base import Model, SharedSpec
 from ist_hpc.placement import TensorSpec
@@ -75,7 +75,7 @@ class Algorithm(ABC):
 
     def is_finite(self) -> bool:
         """Whether everything that a round changes is finite on this rank. Local."""
-        return all(bool(torch.isfinite(tensor).all()) for tensor in self.changing())
+        return all(map(all_finite, self.changing()))
 
     @torch.no_grad()
     def undo_round(self) -> None:
