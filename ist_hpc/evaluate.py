@@ -120,14 +120,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
     """Check everything, then evaluate and print. Collective."""
-    from ist_hpc import checkpoint, devices
     from ist_hpc.checkpoint_read import resolve
-    from ist_hpc.progress import spoken
 
     comm, target = runtime.comm, arguments.predictions
     if target:
         on_root(comm, lambda: _refuse_target(target, arguments.overwrite))
-    saved = checkpoint.check(comm, on_root(comm, lambda: resolve(arguments.checkpoint)))
+    folder = on_root(comm, lambda: resolve(arguments.checkpoint))
+
+    # After what can be refused without torch, which takes seconds to load.
+    from ist_hpc import checkpoint, devices
+    from ist_hpc.progress import spoken
+
+    runtime = runtime.with_threads(0)
+    saved = checkpoint.check(comm, folder)
     device = devices.choose(comm, arguments.device)
     loaded = together(comm, lambda: _load(runtime, arguments, saved, device))
     together(comm, lambda: _check_shards(loaded.dataset, arguments, runtime))

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -49,13 +49,20 @@ class Runtime:
     """What an entry point's body is given.
 
     comm     all ranks
-    threads  threads that torch uses on this rank
+    threads  threads that torch uses on this rank; 0 before `with_threads`
     """
 
     comm: "MPI.Comm"
     rank: int
     ranks: int
-    threads: int
+    threads: int = 0
+
+    def with_threads(self, threads: int) -> "Runtime":
+        """The same with torch's threads set, to so many or by default (0); see `set_threads`.
+
+        Collective. It loads torch, which takes longer than to say what is wrong with a command.
+        """
+        return replace(self, threads=set_threads(self.comm, threads))
 
 
 def launch(
@@ -87,8 +94,7 @@ def launch(
     rank, ranks = comm.Get_rank(), comm.Get_size()
     try:
         together(comm, _refuse_environment)
-        runtime = Runtime(comm, rank, ranks, set_threads(comm, 0))
-        return body(runtime, arguments) or 0
+        return body(Runtime(comm, rank, ranks), arguments) or 0
     except AgreedInputError as error:
         if rank == 0:
             print(f"{program}: error: {error}", file=sys.stderr, flush=True)

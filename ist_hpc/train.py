@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +13,7 @@ from ist_hpc import config as configuration
 from ist_hpc.commandline import Parser
 from ist_hpc.config import QUICKSTART, Config
 from ist_hpc.errors import EXIT_GO_ON, InputError
-from ist_hpc.runtime import (
-    AgreedInputError,
-    AgreedRunError,
-    Runtime,
-    launch,
-    log,
-    on_root,
-    say,
-    set_threads,
-)
+from ist_hpc.runtime import AgreedInputError, AgreedRunError, Runtime, launch, log, on_root, say
 from ist_hpc.stopping import StopRequest, name_of
 
 if TYPE_CHECKING:
@@ -77,21 +67,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
+    comm = runtime.comm
+    # Rank 0 decides for all: files that only some nodes have must not make ranks differ.
+    config, prepare_quickstart = on_root(comm, lambda: _configuration(arguments))
+
+    # After the configuration: to load torch takes seconds.
     from ist_hpc.meters import Meter
     from ist_hpc.progress import spoken
     from ist_hpc.runfolder import RunFolder
     from ist_hpc.starting import start_run
     from ist_hpc.watchdog import Watchdog
 
-    comm = runtime.comm
-    # Rank 0 decides for all: files that only some nodes have must not make ranks differ.
-    config, prepare_quickstart = on_root(comm, lambda: _configuration(arguments))
+    runtime = runtime.with_threads(config.runtime.threads)
     if prepare_quickstart:
         on_root(comm, lambda: _prepare_quickstart(Path(config.data.path)))
     name = comm.bcast(arguments.name or f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder = RunFolder(arguments.runs / name)
-    if config.runtime.threads:
-        runtime = replace(runtime, threads=set_threads(comm, config.runtime.threads))
     stop, meter = StopRequest(), Meter()
     stop.listen()
     with Watchdog(comm, meter, config.runtime.silence_s, lambda why: _lost(folder, meter, why)):

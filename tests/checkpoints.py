@@ -1,5 +1,6 @@
 """Comparing checkpoints as anyone can who has h5py, without the package."""
 
+import shutil
 from pathlib import Path
 
 import h5py
@@ -10,6 +11,20 @@ import numpy.typing as npt
 def newest(run: Path) -> Path:
     """The newest checkpoint of a run."""
     return max((run / "checkpoints").glob("round-*"))
+
+
+def as_if_killed(run: Path, copy: Path, rounds: int) -> None:
+    """A copy of a finished run as if it had been killed with a checkpoint of so many rounds.
+
+    The rounds after it are in the metrics already, as they are when a run is killed.
+    """
+    shutil.copytree(run, copy)
+    for checkpoint in sorted((copy / "checkpoints").iterdir()):
+        if checkpoint.name > f"round-{rounds:08d}":
+            shutil.rmtree(checkpoint)
+    assert newest(copy).name == f"round-{rounds:08d}"
+    (copy / "summary.json").unlink()
+    (copy / "STATUS").write_text("running\n", encoding="utf-8")
 
 
 def tensors(folder: Path) -> dict[str, npt.NDArray[np.float32]]:

@@ -3,13 +3,14 @@
 import json
 import shutil
 
-import h5py
 import numpy as np
 import pytest
 
 from ist_hpc import algorithms, config, prediction, show
 from ist_hpc.errors import InputError
 from ist_hpc.models.mlp import MultiLayerPerceptron
+from tests import checkpoints
+from tests.checkpoints import as_if_killed
 from tests.launching import run_python, run_ranks
 
 BASE = ["data.path=digits", "model.hidden=[21,14]", "train.local_steps=4", "seed=4"]
@@ -30,16 +31,7 @@ def run(place, name, rounds, *settings, ranks=2, resume=False):
 
 
 def tensors(place, name, rounds):
-    """Every dataset of a checkpoint in whole."""
-    found = {}
-    with h5py.File(place / f"runs/{name}/checkpoints/round-{rounds:08d}/checkpoint.h5") as file:
-
-        def keep(key, item):
-            if isinstance(item, h5py.Dataset):
-                found[key] = item[()]
-
-        file.visititems(keep)
-    return found
+    return checkpoints.tensors(place / f"runs/{name}/checkpoints/round-{rounds:08d}")
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +39,6 @@ def place(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("replicas")
     shutil.copytree(trained.data, folder / "digits")
     return folder
-
-
-def first_checkpoint_only(place, name, copy):
-    """A copy of a run as if it had been killed before its last checkpoint."""
-    shutil.copytree(place / "runs" / name, place / "runs" / copy)
-    shutil.rmtree(place / "runs" / copy / "checkpoints" / "round-00000005")
 
 
 def assert_same(expected, found):
@@ -71,7 +57,7 @@ def finished(place):
 
 def test_a_resumed_run_equals_an_uninterrupted_one(finished):
     """Steps are counted from the start of the run: the last two of the warm-up are resumed."""
-    first_checkpoint_only(finished, "whole", "parts")
+    as_if_killed(finished / "runs/whole", finished / "runs/parts", 3)
     run(finished, "parts", 5, *LOCAL, resume=True)
     expected, found = (tensors(finished, name, 5) for name in ("whole", "parts"))
     assert expected.keys() == found.keys()
@@ -89,7 +75,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished):
 
 def test_other_algorithms_and_ranks_go_on_from_a_checkpoint(finished, capsys):
     """DDP on three ranks, which the tools read, then independent subnets on two."""
-    first_checkpoint_only(finished, "whole", "mixed")
+    as_if_killed(finished / "runs/whole", finished / "runs/mixed", 3)
     settings = ["train.algorithm=ddp", "train.warmup_steps=0"]
     done = run(finished, "mixed", 4, *settings, ranks=3, resume=True)
     assert "arning" not in done.stderr

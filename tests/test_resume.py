@@ -7,6 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
+from tests import checkpoints
+from tests.checkpoints import as_if_killed
 from tests.launching import run_ranks
 
 BASE = ["data.path=digits", "model.hidden=[21,14]", "train.local_steps=6", "seed=4"]
@@ -32,16 +34,10 @@ def run(place, name, rounds, *settings, ranks=2, resume=False):
 
 
 def tensors(place, name, rounds):
-    """Every dataset of a checkpoint in whole."""
-    found = {}
-    with h5py.File(place / f"runs/{name}/checkpoints/round-{rounds:08d}/checkpoint.h5") as file:
-
-        def keep(key, item):
-            if isinstance(item, h5py.Dataset):
-                found[key] = item[()]
-
-        file.visititems(keep)
-        return found, dict(file.attrs)
+    """Every dataset of a checkpoint in whole, and its attributes."""
+    folder = place / f"runs/{name}/checkpoints/round-{rounds:08d}"
+    with h5py.File(folder / "checkpoint.h5") as file:
+        return checkpoints.tensors(folder), dict(file.attrs)
 
 
 @pytest.fixture
@@ -50,10 +46,30 @@ def place(trained, tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def eight_rounds(trained, tmp_path_factory):
+    """A finished run of eight rounds on two ranks, with checkpoints of the sixth and the eighth."""
+    folder = tmp_path_factory.mktemp("eight")
+    shutil.copytree(trained.data, folder / "digits")
+    run(folder, "r", 8)
+    return folder
+
+
+@pytest.fixture
+def eight(eight_rounds, tmp_path):
+    """A copy of its folder, to be spoilt."""
+    shutil.copytree(eight_rounds, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def names_of_checkpoints(place):
+    return sorted(path.name for path in (place / "runs/r/checkpoints").iterdir())
+
+
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 def test_a_resumed_run_equals_an_uninterrupted_one(place, rule):
-    run(place, "whole", 8, *rule, ranks=3)
-    run(place, "parts", 5, *rule, ranks=3)
+    run(place, "whole", 8, *rule, "checkpoint.keep=3", ranks=3)
+    as_if_killed(place / "runs/whole", place / "runs/parts", 3)
     run(place, "parts", 8, *rule, ranks=3, resume=True)
     expected, attributes = tensors(place, "whole", 8)
     found, found_attributes = tensors(place, "parts", 8)
@@ -113,51 +129,45 @@ def test_resume_starts_where_nothing_was_saved(place):
     assert "test accuracy" in done.stdout
 
 
-def test_a_finished_run_can_be_resumed_and_reports_again(place):
-    run(place, "r", 3)
-    done = run(place, "r", 3, resume=True)
+def test_a_finished_run_can_be_resumed_and_reports_again(eight):
+    done = run(eight, "r", 8, resume=True)
     assert "test accuracy" in done.stdout
 
 
-def test_a_damaged_checkpoint_is_named_and_passed_over(place):
-    run(place, "whole", 8)
-    run(place, "r", 5)
-    kept = sorted(path.name for path in (place / "runs/r/checkpoints").iterdir())
-    assert kept == ["round-00000003", "round-00000005"]
-    victim = place / "runs/r/checkpoints/round-00000005/rank-0001.h5"
+def test_a_damaged_checkpoint_is_named_and_passed_over(eight):
+    expected = tensors(eight, "r", 8)[0]
+    victim = eight / "runs/r/checkpoints/round-00000008/rank-0001.h5"
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
-    done = run(place, "r", 8, resume=True)
-    assert "round-00000005/rank-0001.h5: SHA-256 differs" in done.stderr
-    assert "from round 3" in done.stderr
-    expected, found = tensors(place, "whole", 8)[0], tensors(place, "r", 8)[0]
+    done = run(eight, "r", 8, resume=True)
+    assert "round-00000008/rank-0001.h5: SHA-256 differs" in done.stderr
+    assert "from round 6" in done.stderr
+    found = tensors(eight, "r", 8)[0]
     assert all(np.array_equal(expected[key], found[key]) for key in expected)
-    kept = sorted(path.name for path in (place / "runs/r/checkpoints").iterdir())
-    assert kept == ["damaged-round-00000005", "round-00000006", "round-00000008"]
+    assert names_of_checkpoints(eight) == [
+        "damaged-round-00000008",
+        "round-00000006",
+        "round-00000008",
+    ]
 
 
-def test_a_damaged_checkpoint_never_pushes_out_a_good_one(place):
-    run(place, "r", 5)
-    victim = place / "runs/r/checkpoints/round-00000005/checkpoint.h5"
+def test_a_damaged_checkpoint_never_pushes_out_a_good_one(eight):
+    victim = eight / "runs/r/checkpoints/round-00000008/checkpoint.h5"
     victim.write_bytes(victim.read_bytes()[:-1])
-    run(place, "r", 4, "checkpoint.keep=1", resume=True)
-    kept = sorted(path.name for path in (place / "runs/r/checkpoints").iterdir())
-    assert kept == ["damaged-round-00000005", "round-00000004"]
+    run(eight, "r", 7, "checkpoint.keep=1", resume=True)
+    assert names_of_checkpoints(eight) == ["damaged-round-00000008", "round-00000007"]
 
 
-def test_what_a_killed_save_left_behind_is_removed_by_the_next(place):
-    run(place, "r", 2)
-    left = place / "runs/r/checkpoints/.round-00000003.partial"
+def test_what_a_killed_save_left_behind_is_removed_by_the_next(eight):
+    left = eight / "runs/r/checkpoints/.round-00000009.partial"
     left.mkdir()
     (left / "rank-0000.h5").write_bytes(b"half")
-    run(place, "r", 3, resume=True)
-    kept = sorted(path.name for path in (place / "runs/r/checkpoints").iterdir())
-    assert kept == ["round-00000002", "round-00000003"]
+    run(eight, "r", 9, resume=True)
+    assert names_of_checkpoints(eight) == ["round-00000008", "round-00000009"]
 
 
-def test_metrics_of_rounds_trained_again_are_not_doubled(place):
-    run(place, "r", 5)
-    shutil.rmtree(place / "runs/r/checkpoints/round-00000005")
-    run(place, "r", 6, resume=True)
-    assert [r for r, _ in _losses(place / "runs/r/metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+def test_metrics_of_rounds_trained_again_are_not_doubled(eight):
+    as_if_killed(eight / "runs/r", eight / "runs/k", 6)
+    run(eight, "k", 9, resume=True)
+    assert [r for r, _ in _losses(eight / "runs/k/metrics.jsonl")] == list(range(1, 10))

@@ -365,123 +365,133 @@ def _within(bound_s: float, case: str) -> Iterator[None]:
 
 
 class TestFaults:
-    """Each ends or goes on as docs/reliability.md says, within its bound."""
+    """One run through all that ends a job: each ends as docs/reliability.md says, in its bound.
+
+    Each job goes on where the one before it was ended; at last the run is compared with one that
+    nothing interrupted.
+    """
 
     LONG = (
         *("--set", *_SMALL, "train.epochs=null", "train.rounds=100000", "train.local_steps=5"),
         *("evaluate.every_epochs=0", "checkpoint.every_rounds=10"),
     )
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def whole(
-        cls, cluster: None, shards: Path, tmp_path_factory: pytest.TempPathFactory
-    ) -> Callable[[int], Path]:
-        """The checkpoints of a run that nothing interrupts, by their rounds."""
-        folder = tmp_path_factory.mktemp("whole")
-        done = 0
+    def test_a_run_goes_on_through_all_of_them(self, healed, shards, tmp_path):
+        self.folder, self.shards = tmp_path, shards
+        self.the_time_is_over_and_the_job_queues_itself_again()
+        self.scancel_leaves_it_saved()
+        self.it_is_queued_again_a_bounded_number_of_times()
+        self.a_rank_is_killed_in_training()
+        self.a_rank_is_killed_in_an_exchange()
+        self.a_rank_is_killed_in_a_save()
+        self.a_node_is_cut_off()
 
-        def at(rounds: int) -> Path:
-            nonlocal done
-            if rounds > done:
-                done = max(rounds, 600)
-                words = [f"train.rounds={done}", "checkpoint.keep=1000"]
-                _end(folder, _submit(AMAZON_CPU, folder, *cls.LONG, *words, DATA=str(shards)))
-            return folder / f"runs/small/checkpoints/round-{rounds:08d}"
+        goal = self.newest() // 10 * 10 + 10
+        _end(tmp_path, self.submit(f"train.rounds={goal}"))
+        whole = tmp_path / "whole"
+        whole.mkdir()
+        words = [*self.LONG, f"train.rounds={goal}"]
+        _end(whole, _submit(AMAZON_CPU, whole, *words, DATA=str(shards)))
+        assert newest(whole / "runs/small").name == f"round-{goal:08d}"
+        assert same_tensors(newest(tmp_path / "runs/small"), newest(whole / "runs/small"))
+        assert _rounds(tmp_path) == list(range(1, goal + 1))
 
-        return at
+    def submit(self, *more: str, options: Sequence[str] = (), **settings: str) -> str:
+        """Submit the run over all nodes, begun or gone on with."""
+        options = [*_ONE_A_NODE, f"--nodes={NODES}", *options]
+        ours = {"DATA": str(self.shards), **settings}
+        return _submit(AMAZON_CPU, self.folder, *self.LONG, *more, options=options, **ours)
 
-    def started(
-        self,
-        shards: Path,
-        folder: Path,
-        *more: str,
-        options: Sequence[str] = (*_ONE_A_NODE, f"--nodes={NODES}"),
-    ) -> str:
-        """A job that has trained some rounds."""
-        job = _submit(
-            AMAZON_CPU, folder, *self.LONG, *more, DATA=str(shards), options=list(options)
-        )
-        _wait_until(lambda: len(_rounds(folder)) > 15, _LIMIT_S)
+    def started(self, *more: str, options: Sequence[str] = (), **settings: str) -> str:
+        """A job that has trained some rounds beyond the newest checkpoint."""
+        rounds, job = self.newest() + 15, self.submit(*more, options=options, **settings)
+        _wait_until(lambda: max(_rounds(self.folder), default=0) > rounds, _LIMIT_S)
         return job
 
-    def goes_on_as_if_never_ended(
-        self, shards: Path, folder: Path, whole: Callable[[int], Path]
-    ) -> None:
-        """Another job brings the run to an end, which is that of a run without an interruption."""
-        goal = int(newest(folder / "runs/small").name.removeprefix("round-")) // 10 * 10 + 10
-        job = _submit(AMAZON_CPU, folder, *self.LONG, f"train.rounds={goal}", DATA=str(shards))
-        _end(folder, job)
-        assert same_tensors(newest(folder / "runs/small"), whole(goal))
+    def newest(self) -> int:
+        """The round of the newest checkpoint."""
+        found = (self.folder / "runs/small/checkpoints").glob("round-*")
+        return max((int(path.name.removeprefix("round-")) for path in found), default=0)
 
-    def test_the_warning_before_the_end_of_time(self, healed, shards, whole, tmp_path):
-        """Slurm's own. The job queues itself again and goes on."""
-        limited = [*_ONE_A_NODE, f"--nodes={NODES}", "--time=1", "--signal=B:USR1@45"]
-        job = self.started(shards, tmp_path, options=limited)
-        printed = tmp_path / f"{job}.out"
+    def before(self) -> str:
+        """How the run ended before its last start."""
+        return str(_starts(self.folder)[-1]["before"])
+
+    def the_time_is_over_and_the_job_queues_itself_again(self) -> None:
+        """The warning is Slurm's own."""
+        job = self.started(options=["--time=1", "--signal=B:USR1@45"])
+        printed = self.folder / f"{job}.out"
         with _within(60, "the time limit (1 minute): saved and queued again"):
             _wait_until(lambda: "the time is over and the run saved" in printed.read_text(), 60)
-        _wait_until(lambda: len(_starts(tmp_path)) == 2, _LIMIT_S)
-        assert str(_starts(tmp_path)[1]["before"]).startswith("stopped: SIGUSR1, saved after round")
-        assert _starts(tmp_path)[1]["slurm"]["SLURM_RESTART_COUNT"] == "1"
-        _wait_until(lambda: _status(tmp_path) == "running", 60)
+        saved = self.newest()
+        _wait_until(lambda: len(_starts(self.folder)) == 2, _LIMIT_S)
+        assert self.before() == f"stopped: SIGUSR1, saved after round {saved}"
+        assert _starts(self.folder)[1]["slurm"]["SLURM_RESTART_COUNT"] == "1"
+        _wait_until(lambda: _status(self.folder) == "running", 60)
         _on_h1("scancel", job)
-        _end(tmp_path, job, "CANCELLED")
-        self.goes_on_as_if_never_ended(shards, tmp_path, whole)
+        _end(self.folder, job, "CANCELLED")
 
-    def test_it_is_queued_again_a_bounded_number_of_times(self, healed, shards, tmp_path):
-        job = _submit(AMAZON_CPU, tmp_path, *self.LONG, DATA=str(shards), MAX_REQUEUES="0")
-        _wait_until(lambda: len(_rounds(tmp_path)) > 5, _LIMIT_S)
-        _on_h1("scancel", "--batch", "--signal=USR1", job)
-        assert "queued again 0 times already" in _end(tmp_path, job, "FAILED")
-        assert _status(tmp_path).startswith("stopped: SIGUSR1")
-
-    def test_scancel_leaves_a_saved_run(self, healed, shards, whole, tmp_path):
-        job = self.started(shards, tmp_path)
+    def scancel_leaves_it_saved(self) -> None:
+        job = self.started()
         with _within(60, "scancel: saved and ended"):
             _on_h1("scancel", job)
-            _end(tmp_path, job, "CANCELLED")
-        assert _status(tmp_path).startswith("stopped: SIGTERM, saved after round")
-        self.goes_on_as_if_never_ended(shards, tmp_path, whole)
+            _end(self.folder, job, "CANCELLED")
+        assert _status(self.folder) == f"stopped: SIGTERM, saved after round {self.newest()}"
 
-    def test_a_rank_killed_in_training(self, healed, shards, whole, tmp_path):
-        job = self.started(shards, tmp_path)
+    def it_is_queued_again_a_bounded_number_of_times(self) -> None:
+        job = self.started(MAX_REQUEUES="0")
+        assert self.before().startswith("stopped: SIGTERM, saved after round")
+        _on_h1("scancel", "--batch", "--signal=USR1", job)
+        assert "queued again 0 times already" in _end(self.folder, job, "FAILED")
+        assert _status(self.folder) == f"stopped: SIGUSR1, saved after round {self.newest()}"
+
+    def a_rank_is_killed_in_training(self) -> None:
+        job = self.started()
         with _within(60, "a rank killed in training: job ended"):
-            subprocess.run(["kill", "-9", _rank_process(tmp_path, 2)], check=True)
-            _end(tmp_path, job, "FAILED")
-        assert _status(tmp_path) == "running"
-        self.goes_on_as_if_never_ended(shards, tmp_path, whole)
-        assert "ended without a word" in str(_starts(tmp_path)[-1]["before"])
+            subprocess.run(["kill", "-9", _rank_process(self.folder, 2)], check=True)
+            _end(self.folder, job, "FAILED")
+        assert _status(self.folder) == "running"
 
-    @pytest.mark.parametrize("moment", ["exchange", "save"])
-    def test_a_rank_killed_in(self, healed, shards, whole, tmp_path, moment):
-        site = tmp_path / "site"
-        site.mkdir()
+    def a_rank_is_killed_in_an_exchange(self) -> None:
+        saved = self.newest()
+        self.kill_in("exchange")
+        assert "ended without a word" in self.before()
+        assert saved <= self.newest() <= max(_rounds(self.folder))
+
+    def a_rank_is_killed_in_a_save(self) -> None:
+        """In the second save of a start: the first is what it leaves."""
+        first = self.newest() // 10 * 10 + 10
+        self.kill_in("save")
+        assert max(_rounds(self.folder)) == first + 10
+        assert self.newest() == first
+
+    def kill_in(self, moment: str) -> None:
+        site = self.folder / "site"
+        site.mkdir(exist_ok=True)
         (site / "sitecustomize.py").write_text(
             "from tests.killing import in_a_slurm_step\nin_a_slurm_step()\n", encoding="utf-8"
         )
         ours = {"PYTHONPATH": f"{site}:{ROOT}", "KILL_RANK": "2", "KILL_IN": moment}
-        job = _submit(AMAZON_CPU, tmp_path, *self.LONG, DATA=str(shards), **ours)
-        _wait_until(lambda: len(_rounds(tmp_path)) > 10, _LIMIT_S)
+        starts, rounds = len(_starts(self.folder)), self.newest() + 10
+        job = self.submit(**ours)
+        _wait_until(
+            lambda: len(_starts(self.folder)) > starts and max(_rounds(self.folder)) > rounds,
+            _LIMIT_S,
+        )
         with _within(60, f"a rank killed in {moment}: job ended"):
-            _end(tmp_path, job, "FAILED")
-        assert "Killed" in (tmp_path / f"{job}.out").read_text(encoding="utf-8")
-        # the second save is that of round 20; the first rounds have exchanges of their own
-        assert len(_rounds(tmp_path)) in (range(11, 20) if moment == "exchange" else (20,))
-        assert newest(tmp_path / "runs/small").name == "round-00000010"
-        self.goes_on_as_if_never_ended(shards, tmp_path, whole)
+            _end(self.folder, job, "FAILED")
+        assert "Killed" in (self.folder / f"{job}.out").read_text(encoding="utf-8")
 
-    def test_a_node_that_is_cut_off(self, healed, shards, whole, tmp_path):
+    def a_node_is_cut_off(self) -> None:
         """Slurm hears of it later (SlurmdTimeout): the survivors end after the time of silence."""
-        job = self.started(shards, tmp_path, "runtime.silence_s=8")
+        job = self.started("runtime.silence_s=8")
         with _within(30, "a node cut off, silence_s 8: survivors ended"):
             subprocess.run([HOSTS, "cut", "h3"], check=True, timeout=20)
-            _wait_until(lambda: _status(tmp_path).startswith("failed: rank"), 40)
+            _wait_until(lambda: _status(self.folder).startswith("failed: rank"), 40)
         subprocess.run([HOSTS, "heal", "h3"], check=True, timeout=20)
         _wait_until(lambda: _state(job) not in ("RUNNING", "COMPLETING"), _LIMIT_S)
         _on_h1("scancel", job, check=False)  # Slurm may have queued it again itself
         _wait_until(lambda: "idle" in _on_h1("sinfo", "-h", "-o", "%t"), _LIMIT_S)
-        self.goes_on_as_if_never_ended(shards, tmp_path, whole)
 
 
 def _rank_process(folder: Path, rank: int) -> str:

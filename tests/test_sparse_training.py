@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ist_hpc.shards import Dataset
+from tests.checkpoints import as_if_killed
 from tests.launching import one_error_line, run_python, run_ranks
 
 MODEL = ["model.hidden=[48]", "model.output_norm=none", "model.label_block=17"]
@@ -117,9 +118,10 @@ def test_the_exported_module_ranks_labels_alike(ranked, tmp_path):
 @pytest.mark.parametrize("kind", ["adam", "rowwise_adagrad"])
 def test_a_resume_goes_on_to_the_last_bit(ranked, kind):
     names = [f"{kind}-whole", f"{kind}-parts"]
-    train(ranked.place, names[0], f"optimizer.kind={kind}", "train.rounds=4")
-    for rounds in (2, 4):
-        train(ranked.place, names[1], f"optimizer.kind={kind}", f"train.rounds={rounds}")
+    settings = [f"optimizer.kind={kind}", "train.rounds=4", "checkpoint.every_rounds=2"]
+    train(ranked.place, names[0], *settings)
+    as_if_killed(*(ranked.place / "runs" / name for name in names), 2)
+    train(ranked.place, names[1], *settings)
     files = [
         ranked.place / "runs" / name / "checkpoints" / "round-00000004" / "checkpoint.h5"
         for name in names

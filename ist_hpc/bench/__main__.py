@@ -70,7 +70,7 @@ def _arguments(argv: Sequence[str], modules: Mapping[str, ModuleType]) -> argpar
 
 
 def _run(module: ModuleType, runtime: Runtime, arguments: argparse.Namespace) -> int:
-    figures = module.run(runtime, arguments)
+    figures = module.run(runtime.with_threads(0), arguments)
     if runtime.rank == 0:
         _print(module, figures, arguments.json)
     return 0
