@@ -87,6 +87,11 @@ class TestARun:
 
 
 class TestBadInput:
+    def test_a_wrong_configuration_is_refused_quickly(self, tmp_path):
+        code = "import sys; from ist_hpc.train import main\ncode = main(['--set', 'a.b=1'])\n"
+        code += "assert code == 2 and not {'torch', 'h5py'} & set(sys.modules)"
+        assert "unknown key `a`" in run_python(["-c", code], cwd=tmp_path).stderr
+
     @pytest.mark.parametrize(
         ("settings", "expected"),
         [
