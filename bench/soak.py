@@ -33,7 +33,7 @@ SETTINGS = [
 ]
 MORE_ROUNDS = 20
 KILL_AFTER_S = (5.0, 40.0)
-START_LIMIT_S, END_LIMIT_S = 120.0, 7200.0
+START_LIMIT_S, END_LIMIT_S, END_OF_A_JOB_S = 120.0, 7200.0, 60.0
 MOST_GROWTH = 1.05
 
 
@@ -121,10 +121,11 @@ def kill_again_and_again(folder: Path, ranks: int, kills: int, generator: random
                 raise SoakError(f"start {number} ended by itself; see {folder}/killed.log")
             os.kill(generator.choice(victims), signal.SIGKILL)
             begin_s = time.monotonic()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(60)
-            if process.poll() is None:
-                raise SoakError(f"kill {number} did not end the job within 60 s")
+            while processes(process.pid):  # ranks may live on when mpirun was killed
+                process.poll()
+                if time.monotonic() - begin_s > END_OF_A_JOB_S:
+                    raise SoakError(f"kill {number} did not end the job within {END_OF_A_JOB_S} s")
+                time.sleep(0.1)
         found = newest(run)
         print(
             f"soak: kill {number} of {kills}, job over after {time.monotonic() - begin_s:.1f} s, "
@@ -139,13 +140,15 @@ def kill_again_and_again(folder: Path, ranks: int, kills: int, generator: random
 
 def wait_for_a_start(run: Path, number: int, process: subprocess.Popen[bytes]) -> None:
     """Until a round of this start is in the metrics."""
-    end_s = time.monotonic() + START_LIMIT_S
-    begun, path = time.time(), run / "metrics.jsonl"
+    end_s, resumed_at = time.monotonic() + START_LIMIT_S, None
     while True:
         with suppress(FileNotFoundError, ValueError, IndexError):
             starts = json.loads((run / "run.json").read_text(encoding="utf-8"))["starts"]
-            if len(starts) >= number and path.stat().st_mtime > begun and (run / "STATUS").exists():
-                return
+            # The start is recorded when the rounds that it trains again have left the metrics.
+            if len(starts) >= number and resumed_at is None:
+                resumed_at = rounds_of(run)
+        if resumed_at is not None and rounds_of(run) > resumed_at:
+            return
         if process.poll() is not None or time.monotonic() > end_s:
             raise SoakError(f"start {number} trained no round; see {run}.log")
         time.sleep(0.2)

@@ -326,7 +326,8 @@ def check(comm: "MPI.Comm", folder: Path) -> Checkpoint:
 def newest_valid(comm: "MPI.Comm", checkpoints: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole; damaged ones are named and passed over. Collective.
 
-    None if there is no checkpoint at all; `AgreedInputError` if all are damaged.
+    None if there is no checkpoint at all; `AgreedInputError` if all are damaged, or if one cannot
+    be read, which says nothing of what is in it.
     """
     candidates = on_root(comm, lambda: newest_first(checkpoints))
     damaged: list[tuple[Path, str]] = []
@@ -334,6 +335,8 @@ def newest_valid(comm: "MPI.Comm", checkpoints: Path) -> Checkpoint | None:
         try:
             valid = check(comm, folder)
         except AgreedInputError as error:
+            if error.unreadable:
+                raise
             damaged.append((folder, str(error)))
             continue
         on_root(comm, lambda: _set_aside(damaged))

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import re
+import socket
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from ist_hpc import config as configuration
 from ist_hpc.configtypes import show
-from ist_hpc.errors import InputError
+from ist_hpc.errors import InputError, UnreadableError
 from ist_hpc.files import refuse_vds_prefix, sha256_of
 from ist_hpc.hdf5_reading import ADVICE, Attributes, reporting
 from ist_hpc.placement import Units, block_bounds
@@ -145,8 +146,10 @@ class Checkpoint:
                     )
                 if sha256_of(path) != digest:
                     raise InputError(f"{path}: SHA-256 differs from its manifest; {ADVICE}")
-            except OSError as error:
+            except FileNotFoundError as error:
                 raise InputError(f"{path}: {error.strerror}; {ADVICE}") from None
+            except OSError as error:
+                raise _unreadable(path, error) from None
 
     def check_parts(self, names: Iterable[str]) -> None:
         """Check that the named files are the parts of this checkpoint, before anything is read.
@@ -414,16 +417,25 @@ def _rows_of(space: h5py.h5s.SpaceID, shape: Sequence[int]) -> _Rows:
     return (first, last) if whole else (-1, -1)
 
 
+def _unreadable(path: Path, error: OSError) -> UnreadableError:
+    return UnreadableError(
+        f"{path}: {error.strerror} on {socket.gethostname()}, so nothing is known of the "
+        "checkpoint; see to the file system and to permissions, and start again"
+    )
+
+
 def _manifest(folder: Path) -> dict[str, tuple[int, str]]:
     path = folder / MANIFEST
     try:
         if path.exists() and not path.is_file():  # a pipe would be read for ever
             raise InputError(f"{path}: must be a plain file, and is none; {ADVICE}")
         content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    except FileNotFoundError as error:
         raise InputError(
             f"{path}: {error.strerror}; the checkpoint is not complete; use another"
         ) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); {ADVICE}") from None
     try:

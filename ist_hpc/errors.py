@@ -15,3 +15,7 @@ class InputError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class UnreadableError(InputError):
+    """A file that is there, and that the system does not read now: nothing is known of it."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__
 from ist_hpc.commandline import Parser
-from ist_hpc.config import MOST_TOP
+from ist_hpc.config import MOST_TOP, RuntimeConfig
 from ist_hpc.errors import InputError
-from ist_hpc.runtime import AgreedInputError, Runtime, launch, on_root, together
+from ist_hpc.runtime import AgreedInputError, Runtime, launch, on_root, say, together
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ist_hpc.evaluation import HomeNetwork
     from ist_hpc.hdf5_writing import Hdf5Output
     from ist_hpc.images import Scaling
+    from ist_hpc.meters import Meter
     from ist_hpc.shards import Dataset
 
 _PROGRAM = "python -m ist_hpc.evaluate"
@@ -115,7 +116,7 @@ def _top(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments, start MPI, evaluate. Returns the exit code."""
-    return launch("evaluate", lambda: _arguments(argv), _evaluate)
+    return launch("evaluate", lambda: _arguments(argv), _evaluate, watched=True)
 
 
 def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
@@ -129,14 +130,19 @@ def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
 
     # After what can be refused without torch, which takes seconds to load.
     from ist_hpc import checkpoint, devices
+    from ist_hpc.meters import Meter
     from ist_hpc.progress import spoken
+    from ist_hpc.watchdog import Watchdog
 
-    runtime = runtime.with_threads(0)
-    saved = checkpoint.check(comm, folder)
-    device = devices.choose(comm, arguments.device)
-    loaded = together(comm, lambda: _load(runtime, arguments, saved, device))
-    together(comm, lambda: _check_shards(loaded.dataset, arguments, runtime))
-    result = _predict(runtime, arguments, loaded)
+    runtime, meter = runtime.with_threads(0), Meter()
+    silence_s = RuntimeConfig().silence_s
+    with Watchdog(comm, meter, silence_s, lambda why: say(f"evaluate: failed: {why}")):
+        saved = checkpoint.check(comm, folder)
+        device = devices.choose(comm, arguments.device)
+        loaded = together(comm, lambda: _load(runtime, arguments, saved, device))
+        together(comm, lambda: _check_shards(loaded.dataset, arguments, runtime))
+        with meter.timing("evaluate"):
+            result = _predict(runtime, arguments, loaded, meter)
     if runtime.rank == 0:
         print(f"checkpoint:  {saved.folder}")
         print(f"data:        {arguments.data}, {arguments.split}")
@@ -254,7 +260,9 @@ def _attributes(
     }
 
 
-def _predict(runtime: Runtime, arguments: argparse.Namespace, loaded: _Loaded) -> dict[str, float]:
+def _predict(
+    runtime: Runtime, arguments: argparse.Namespace, loaded: _Loaded, meter: "Meter"
+) -> dict[str, float]:
     """Evaluate the split, a batch at a time, and write what rank 0 is asked to. Collective."""
     from ist_hpc.evaluation import metrics_for
     from ist_hpc.rows import CommonRows
@@ -270,6 +278,7 @@ def _predict(runtime: Runtime, arguments: argparse.Namespace, loaded: _Loaded) -
             stack.enter_context(writer)
         together(comm, lambda: writer.begin() if writer else None)
         for start, batch in loaded.network.predict(rows, loaded.evaluate.batch_rows, metrics):
+            meter.beat()
             if writer:
                 writer.add(start, batch)
         result = metrics.result()

@@ -4,7 +4,7 @@ config.yaml    the resolved configuration
 run.json       versions, MPI, host, git, command; one entry a start
 metrics.jsonl  a row a round and a row an evaluation, flushed
 summary.json   at the end
-STATUS         running | finished | stopped: by what | failed: why
+STATUS         starting | running | finished | stopped: by what | failed: why
 .lock          held by rank 0 as long as the run goes on; says who that is
 checkpoints/   round-00000040/ ...
 """
@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,9 +52,11 @@ _SLURM = (
 UNSAID_END = "ended without a word: killed, out of memory, or its host was lost"
 """Of a run whose STATUS says that it runs, which it does not."""
 
+_GOING_ON = ("starting", "running")
 _LOCK_WAIT_S = 10.0
 _LOST_HOST_WAIT_S = 900.0  # until its rank 0 has ended itself, or the file system gives the lock up
 _LOCK_LOOK_S = 0.2
+_FAILING = ".failing-"  # and which start
 
 
 class RunFolder:
@@ -63,8 +66,10 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self.start = ""
+        """Which start of the run this is: what `.lock` says. Empty until all ranks are in it."""
         self._lock: TextIO | None = None
-        self._says_rows_are_missing = False
+        self._said_unwritable = False
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -123,8 +128,9 @@ class RunFolder:
             except OSError as error:  # of a file system without locks
                 log.warning("%s cannot be locked: %s", self.path, error.strerror)
             break
+        self.start = owner_facts()
         file.truncate(0)
-        file.write(f"{owner_facts()}\n")
+        file.write(f"{self.start}\n")
         file.flush()
         self._lock = file  # closing it would give the lock up
 
@@ -144,8 +150,9 @@ class RunFolder:
 
     def first_to_fail(self) -> bool:
         """Whether this rank is the first of this start to say why the run fails."""
+        name = f"{_FAILING}{zlib.crc32(self.start.encode()):08x}"
         try:
-            os.close(os.open(self.path / ".failing", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            os.close(os.open(self.path / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except FileExistsError:
             return False
         except OSError:
@@ -153,8 +160,20 @@ class RunFolder:
         return True
 
     def forget_failure(self) -> None:
-        """Forget who failed in an earlier start."""
-        (self.path / ".failing").unlink(missing_ok=True)
+        """Forget who failed in earlier starts."""
+        for path in self.path.glob(f"{_FAILING}*"):
+            path.unlink(missing_ok=True)
+
+    def is_of_this_start(self) -> bool:
+        """Whether all ranks are in the folder, and no later start has taken it over since.
+
+        A host that was cut off may come back when its run goes on elsewhere.
+        """
+        try:
+            said = (self.path / ".lock").read_text(encoding="utf-8").strip()
+        except OSError:
+            return False
+        return self.start != "" and said == self.start
 
     def exists_error(self) -> InputError:
         """The answer to a run that would write into the folder of another."""
@@ -167,41 +186,73 @@ class RunFolder:
         path = self.path / "STATUS"
         return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
+    def goes_on(self) -> bool:
+        """Whether STATUS says that the run goes on."""
+        return self.status() in _GOING_ON
+
     def set_status(self, status: str) -> None:
-        """Replace STATUS."""
-        write_text(self.path / "STATUS", status + "\n")
+        """Replace STATUS; on a full disk what can be written of it, with a warning."""
+        path, text = self.path / "STATUS", status + "\n"
+        try:
+            write_text(path, text)
+        except OSError as error:
+            with suppress(OSError):  # a few words fit where the old ones were
+                path.write_text(text, encoding="utf-8")
+            self._say_unwritable(path, error)
+
+    def _say_unwritable(self, path: Path, error: OSError) -> None:
+        """Warn, once, of what is left out: training is worth more."""
+        if not self._said_unwritable:
+            log.warning("%s cannot be written: %s", path, error.strerror)
+        self._said_unwritable = True
 
     def record_start(self, settings: Config, facts: dict[str, Any]) -> None:
         """Write config.yaml and add this start to run.json."""
         write_text(self.path / "config.yaml", config.dump(settings))
         path = self.path / "run.json"
-        starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
+        starts = self._starts(path)
         write_text(path, json.dumps({"starts": [*starts, facts]}, indent=1) + "\n")
+
+    def _starts(self, path: Path) -> list[Any]:
+        """The starts before this one; a run.json that cannot be read is put aside."""
+        if not path.exists():
+            return []
+        try:
+            return list(json.loads(path.read_text(encoding="utf-8"))["starts"])
+        except (ValueError, LookupError, TypeError):
+            path.rename(path.with_name("damaged-run.json"))
+            log.warning("%s is damaged, and renamed to damaged-run.json", path)
+            return []
 
     def rewind_metrics(self, round_index: int) -> None:
         """Drop the rows of rounds that a resume from `round_index` trains again."""
         if not self.metrics.exists():
             return
-        kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # a row cut off when the run was killed
-            if row["round"] <= round_index:
-                kept.append(line)
+        kept = [json.dumps(row) for row in self.rows() if row["round"] <= round_index]
         write_text(self.metrics, "".join(line + "\n" for line in kept))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The whole rows of the metrics; one may be cut off where the run, or its host, was."""
+        if not self.metrics.exists():
+            return
+        with self.metrics.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue
+                whole = isinstance(row, dict) and isinstance(row.get("round"), int)
+                if whole and isinstance(row.setdefault("seconds", {}), dict):
+                    yield row
 
     def totals(self) -> dict[str, dict[str, Any]]:
         """Seconds by kind (means over ranks) and bytes of all rows, over all starts of the run."""
         seconds, sizes = dict.fromkeys(KINDS, 0.0), {"sent": 0, "received": 0, "averaged": 0}
-        if self.metrics.exists():
-            for line in self.metrics.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                for kind in KINDS:
-                    seconds[kind] += row["seconds"].get(kind, 0.0)
-                for direction in sizes:
-                    sizes[direction] += row.get(f"bytes_{direction}", 0)
+        for row in self.rows():
+            for kind in KINDS:
+                seconds[kind] += row["seconds"].get(kind, 0.0)
+            for direction in sizes:
+                sizes[direction] += row.get(f"bytes_{direction}", 0)
         return {"seconds": seconds, "bytes": sizes}
 
     def add_metrics(self, row: dict[str, Any]) -> None:
@@ -219,14 +270,15 @@ class RunFolder:
             if whole_bytes is not None:  # the row may have been written in part
                 with suppress(OSError):
                     os.truncate(self.metrics, whole_bytes)
-            if not self._says_rows_are_missing:
-                log.warning("rows are missing in %s: %s", self.metrics, error.strerror)
-            self._says_rows_are_missing = True
+            self._say_unwritable(self.metrics, error)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write summary.json."""
+        """Write summary.json, or warn that it cannot be: what it sums up is saved."""
         text = json.dumps(_finite(summary), indent=1, allow_nan=False)
-        write_text(self.path / "summary.json", text + "\n")
+        try:
+            write_text(self.path / "summary.json", text + "\n")
+        except OSError as error:
+            self._say_unwritable(self.path / "summary.json", error)
 
 
 def owner_facts() -> str:

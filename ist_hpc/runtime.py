@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ist_hpc import lastresort
 from ist_hpc.commandline import rank_of_launcher
-from ist_hpc.errors import EXIT_BAD_INPUT, EXIT_FAILED, InputError
+from ist_hpc.errors import EXIT_BAD_INPUT, EXIT_FAILED, InputError, UnreadableError
 from ist_hpc.files import refuse_vds_prefix
 
 if TYPE_CHECKING:
@@ -28,13 +29,21 @@ if TYPE_CHECKING:
 log = logging.getLogger("ist_hpc")
 Result = TypeVar("Result")
 
+_START_S = 900.0
+_ABORT_S = 10.0
+
 
 class Stopped(KeyboardInterrupt):
     """A signal asked the job to end."""
 
 
 class AgreedInputError(InputError):
-    """An `InputError` that every rank raises: the job ends in order, without an abort."""
+    """An `InputError` that every rank raises: the job ends in order, without an abort.
+
+    unreadable  whether it is an `UnreadableError`
+    """
+
+    unreadable = False
 
 
 class AgreedRunError(Exception):
@@ -69,8 +78,12 @@ def launch(
     program: str,
     parse: Callable[[], argparse.Namespace],
     body: Callable[[Runtime, argparse.Namespace], int | None],
+    watched: bool = False,
 ) -> int:
     """Parse the command line, start MPI, run `body` on every rank; the exit code. Collective.
+
+    A start of MPI that comes to no end within 15 minutes, since a rank or a host is missing, ends
+    the process; with `watched` so does what the body does before it enters a `Watchdog`.
 
     Whatever ends one rank ends them all: an `InputError` that all ranks raise is printed once and
     gives exit code 2; one that a single rank raises is printed by it and aborts the job with 2; any
@@ -82,6 +95,7 @@ def launch(
     try:
         arguments = parse()
         _refuse_gloo()
+        lastresort.exit_after(_START_S)
         from mpi4py import MPI
 
         comm = MPI.COMM_WORLD
@@ -94,6 +108,8 @@ def launch(
     rank, ranks = comm.Get_rank(), comm.Get_size()
     try:
         together(comm, _refuse_environment)
+        if not watched:
+            lastresort.disarm()
         return body(Runtime(comm, rank, ranks), arguments) or 0
     except AgreedInputError as error:
         if rank == 0:
@@ -125,6 +141,7 @@ def _end_all(comm: "MPI.Comm", code: int) -> int:
     logging.shutdown()
     sys.stdout.flush()
     if comm.Get_size() > 1:
+        lastresort.exit_after(_ABORT_S)
         comm.Abort(code)
     return code
 
@@ -140,10 +157,12 @@ def together(comm: "MPI.Comm", action: Callable[[], Result]) -> Result:
     try:
         result = action()
     except InputError as error:
-        message = str(error)
+        message = str(error), isinstance(error, UnreadableError)
     messages = [found for found in comm.allgather(message) if found is not None]
     if messages:
-        raise AgreedInputError(messages[0])
+        agreed = AgreedInputError(messages[0][0])
+        agreed.unreadable = any(unreadable for _, unreadable in messages)
+        raise agreed
     return result  # type: ignore[return-value]
 
 

@@ -31,7 +31,7 @@ def describe_run(path: Path, now_s: float | None = None) -> Iterator[str]:
     """
     folder, now_s = RunFolder(path), time.time() if now_s is None else now_s
     starts = _starts(path)
-    rows = list(_rows(folder.metrics))
+    rows = list(folder.rows())
     rounds = [row for row in rows if row.get("kind") == "round"]
     config = _config(path)
     yield str(path)
@@ -65,24 +65,10 @@ def _config(path: Path) -> Config | None:
         return None
 
 
-def _rows(metrics: Path) -> Iterator[Mapping[str, Any]]:
-    """The whole rows; the last may be one that is being written."""
-    if not metrics.exists():
-        return
-    with metrics.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                yield row
-
-
 def _status(folder: RunFolder, now_s: float) -> str:
     said = folder.status() or "never began to train"
     owner = folder.owner()
-    if said == "running" and owner is None:
+    if folder.goes_on() and owner is None:
         return UNSAID_END
     if owner is None:
         return said
@@ -150,10 +136,13 @@ def _checkpoints(checkpoints: Path, now_s: float) -> str:
     found = newest_first(checkpoints)
     if not found:
         return "no checkpoint"
-    parts = [
-        f"{folder.name} ({_megabytes(folder)}, {_ago(now_s - folder.stat().st_mtime)})"
-        for folder in found[:_MOST_CHECKPOINTS]
-    ]
+    parts = []
+    for folder in found[:_MOST_CHECKPOINTS]:
+        try:
+            size, age_s = _megabytes(folder), now_s - folder.stat().st_mtime
+        except OSError:  # the run has removed it meanwhile
+            continue
+        parts.append(f"{folder.name} ({size}, {_ago(age_s)})")
     more = f" and {len(found) - _MOST_CHECKPOINTS} more" if found[_MOST_CHECKPOINTS:] else ""
     damaged = sum(1 for _ in checkpoints.glob("damaged-*"))
     bad = f"; {damaged} damaged" if damaged else ""

@@ -7,7 +7,13 @@ from pathlib import Path
 from torch import Tensor
 
 from ist_hpc import algorithms, checkpoint, devices, images, models, optimizer, prediction
-from ist_hpc.checkpoint_read import Checkpoint, DataShape, Progress
+from ist_hpc.checkpoint_read import (
+    Checkpoint,
+    DataShape,
+    Progress,
+    newest_first,
+    round_folder,
+)
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
 from ist_hpc.evaluation import main_metric, metrics_for
@@ -34,7 +40,8 @@ def start_run(
 ) -> Trainer:
     """Check everything, then make or enter the run folder and build the trainer. Collective.
 
-    Raises `AgreedInputError` before anything is written if something cannot be used.
+    Raises `AgreedInputError` if something cannot be used. Nothing is changed then, but that damaged
+    checkpoints are renamed, and that the folder of a resume was locked.
     """
     comm = runtime.comm
     on_root(comm, lambda: _come_in(folder, resume))
@@ -62,7 +69,7 @@ def start_run(
     else:
         progress, restored = together(comm, lambda: _restore(runtime, config, model, saved))
         algorithm.start_from(restored.state, restored.shared, restored.shared_slots)
-    on_root(comm, lambda: _enter(runtime, config, folder, resume, progress))
+    folder.start = on_root(comm, lambda: _enter(runtime, config, folder, resume, progress))
     try:
         together(comm, lambda: _see(folder))
     except AgreedInputError:
@@ -191,18 +198,29 @@ def _restore(
 
 def _enter(
     runtime: Runtime, config: Config, folder: RunFolder, resume: bool, progress: Progress
-) -> None:
+) -> str:
+    """Make or enter the folder, which from now on is this start's; returns which start it is."""
     from mpi4py import MPI
 
     facts = facts_of_start(runtime.ranks, runtime.threads, MPI.Get_library_version())
     with folder.changing():
         folder.create(resume)
         folder.lock()
+        _refuse_later(folder, progress)
         folder.forget_failure()
         folder.rewind_metrics(progress.round)
-        before = folder.status()
-        if before == "running":
-            before = UNSAID_END
+        before = UNSAID_END if folder.goes_on() else folder.status()
         if before.startswith(("failed", "ended")):
             log.info("the run before this one %s", before)
         folder.record_start(config, facts | ({"before": before} if before else {}))
+        folder.set_status("starting")
+    return folder.start
+
+
+def _refuse_later(folder: RunFolder, progress: Progress) -> None:
+    """Raise `InputError` if another run has saved since this one looked for checkpoints."""
+    newest = next(iter(newest_first(folder.checkpoints)), None)
+    if newest is not None and newest.name > round_folder(folder.checkpoints, progress.round).name:
+        raise InputError(
+            f"another run has just saved {newest}, which this one did not see; start again"
+        )

@@ -4,7 +4,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,8 @@ from ist_hpc.runtime import AgreedInputError, AgreedRunError, Runtime, launch, l
 from ist_hpc.stopping import StopRequest, name_of
 
 if TYPE_CHECKING:
-    from ist_hpc.meters import Meter
     from ist_hpc.runfolder import RunFolder
+    from ist_hpc.training import Trainer
 
 _EXAMPLES = """\
 examples:
@@ -63,7 +62,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments, start MPI, train. Returns the exit code."""
-    return launch("train", lambda: _arguments(argv), _train)
+    return launch("train", lambda: _arguments(argv), _train, watched=True)
 
 
 def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
@@ -85,20 +84,20 @@ def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
     folder = RunFolder(arguments.runs / name)
     stop, meter = StopRequest(), Meter()
     stop.listen()
-    with Watchdog(comm, meter, config.runtime.silence_s, lambda why: _lost(folder, meter, why)):
-        trainer = start_run(runtime, config, folder, arguments.resume, stop, meter)
+    with Watchdog(comm, meter, config.runtime.silence_s, lambda why: _lost(folder, why)):
         try:
+            trainer = start_run(runtime, config, folder, arguments.resume, stop, meter)
             if runtime.rank == 0:
                 folder.set_status("running")
             summary = trainer.run()
         except BaseException as error:
-            with suppress(OSError):  # of a full disk, say, which may be what went wrong
+            if folder.is_of_this_start():
                 _record_failure(folder, runtime, error)
             raise
         if summary is None:
             stop.leave()
             if runtime.rank == 0:
-                _say_stopped(folder, trainer.stopped_by, trainer.progress.round)
+                _say_stopped(folder, trainer)
             comm.Barrier()  # the first to leave would make launchers end the others
             return EXIT_GO_ON
     if runtime.rank == 0:
@@ -113,24 +112,22 @@ def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _say_stopped(folder: "RunFolder", number: int, rounds: int) -> None:
+def _say_stopped(folder: "RunFolder", trainer: "Trainer") -> None:
     """Say that the run stopped in order."""
-    status = f"stopped: {name_of(number)}, saved after round {rounds}"
-    with suppress(OSError):  # it is saved all the same
-        folder.set_status(status)
+    rounds = trainer.progress.round
+    saved = f"saved after round {rounds}" if trainer.saved else "before its first round"
+    status = f"stopped: {name_of(trainer.stopped_by)}, {saved}"
+    folder.set_status(status)
     say(f"train: {status}; the same command with --resume goes on")
 
 
-def _lost(folder: "RunFolder", meter: "Meter", reason: str) -> None:
+def _lost(folder: "RunFolder", reason: str) -> None:
     """Say why a run ends in which nothing goes on: the first rank that finds it does so."""
-    from ist_hpc.meters import START
-
-    if meter.doing == START:  # the folder may be another run's still
+    if not folder.is_of_this_start():  # another's still, or already
         say(f"train: failed: {reason}")
     elif folder.first_to_fail():
         say(f"train: failed: {reason}")
-        with suppress(OSError):
-            folder.set_status(f"failed: {reason}")
+        folder.set_status(f"failed: {reason}")
 
 
 def _record_failure(folder: "RunFolder", runtime: Runtime, error: BaseException) -> None:

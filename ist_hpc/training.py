@@ -40,7 +40,7 @@ class Trainer:
     """Trains a model with an algorithm until the configured length is reached, or `stop` says so.
 
     Every public method is collective. The position of the run is `progress`, from which everything
-    else that a resume needs follows.
+    else that a resume needs follows. `saved` is the newest checkpoint, None if there is none.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Trainer:
         # until the first has been saved
         self._longest_s = {"round": 0.0, "checkpoint": saved_bytes / _ASSUMED_SAVING}
         self._warned = False
-        self._saved, self._stop = saved, stop or StopRequest()
+        self.saved, self._stop = saved, stop or StopRequest()
         self.stopped_by = 0  # the signal on which all ranks agreed
 
     # How long: rounds and steps.
@@ -117,9 +117,13 @@ class Trainer:
     def run(self) -> dict[str, Any] | None:
         """Train to the end; returns the summary, the same on all ranks. Collective.
 
-        None if the run was asked to stop, which it did after a round, and saved. Raises
+        None if the run was asked to stop, which it did after a round, and saved; or before the
+        first, with nothing that is not saved. Raises
         `AgreedRunError` if a loss or a weight is not finite and the round cannot be given up.
         """
+        self.stopped_by = self._stop.agreed(self.comm)
+        if self.stopped_by:  # while it was starting, and nothing is to be saved
+            return None
         started = time.monotonic()
         last_save_s = self.meter.read(self.comm).clock_s  # what came before is no part of the run
         steps_done = self.progress.steps
@@ -223,16 +227,21 @@ class Trainer:
         given_up = evaluate and not self._result
         if given_up and self.rank == 0:
             log.info("the evaluation was given up: the run was asked to stop")
-        self._add_visit_row(self._read_meter(), evaluate and not given_up)
-        if given_up and not save and not self._is_saved():
+        reading = self._read_meter()
+        self._add_visit_row(reading, evaluate and not given_up)
+        asked = given_up or bool(reading.flag)
+        if not asked or (self.steps_left() == 0 and not given_up):
+            return False
+        self.stopped_by = self.stopped_by or reading.flag
+        if not save and not self._is_saved():
             self.visit_home(evaluate=False, save=True)
             self._add_visit_row(self._read_meter(), evaluated=False)
-        return given_up
+        return True
 
     def _is_saved(self) -> bool:
         """Whether the newest checkpoint is of this round: it owes the same evaluation."""
         newest = round_folder(self.folder.checkpoints, self.progress.round)
-        return self._saved is not None and self._saved.name == newest.name
+        return self.saved is not None and self.saved.name == newest.name
 
     def visit_home(self, evaluate: bool, save: bool) -> None:
         """Bring the weights home, evaluate and save as asked. Collective."""
@@ -255,7 +264,7 @@ class Trainer:
                 evaluated_s += time.monotonic()
         if save:
             with meter.timing("save"):
-                self._saved = self._save(network)
+                self.saved = self._save(network)
             self._took("checkpoint", time.monotonic() - begin_s - evaluated_s)
         self.algorithm.leave_home()
 
@@ -340,7 +349,7 @@ class Trainer:
             if self.rank == 0:
                 log.warning("%s; the round is given up", where)
             return
-        saved = f"the newest checkpoint is {self._saved}" if self._saved else "nothing was saved"
+        saved = f"the newest checkpoint is {self.saved}" if self.saved else "nothing was saved"
         many = f", as were those of {self._skipped} rounds in a row" if self._skipped else ""
         raise AgreedRunError(
             f"{where}{many}; {saved}. A lower optimizer.lr usually helps, and train.on_nan: "
@@ -351,7 +360,16 @@ class Trainer:
         """Take note of how long something takes that cannot be stopped; warn if it is too long."""
         self._longest_s[what] = max(self._longest_s[what], seconds)
         needed_s, lead_time_s = sum(self._longest_s.values()), self.config.runtime.lead_time_s
-        if 0 < lead_time_s < needed_s and not self._warned and self.rank == 0:
+        if self._warned or self.rank != 0:
+            return
+        if self._longest_s["checkpoint"] > self.config.runtime.silence_s / 2:
+            self._warned = True
+            log.warning(
+                "a checkpoint takes about %.0f s; a rank that is silent for %.0f s is taken for "
+                "lost: raise runtime.silence_s",
+                *(self._longest_s["checkpoint"], self.config.runtime.silence_s),
+            )
+        elif 0 < lead_time_s < needed_s:
             self._warned = True
             log.warning(
                 "a round takes %.0f s and a checkpoint about %.0f s, but the warning comes only "
@@ -398,5 +416,5 @@ class Trainer:
             "wall_s_of_last_start": round(wall_s, 3),
             "bytes": self._totals["bytes"],
             **self._peaks(reading),
-            "checkpoint": str(self._saved) if self._saved else None,
+            "checkpoint": str(self.saved) if self.saved else None,
         }

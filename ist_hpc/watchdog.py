@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ist_hpc import lastresort
 from ist_hpc.errors import EXIT_FAILED
 from ist_hpc.meters import START, Meter
 
@@ -42,6 +43,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
+        lastresort.disarm()  # of the start of MPI
         self._thread.start()
         return self
 
@@ -69,14 +71,11 @@ class Watchdog:
 
     def _end(self, silent_s: float) -> None:
         rank, ranks = self._comm.Get_rank(), self._comm.Get_size()
-        # MPI may wait for the lost host, too
-        last_resort = threading.Timer(_ABORT_S, os._exit, (EXIT_FAILED,))
-        last_resort.daemon = True
-        last_resort.start()
+        lastresort.exit_after(_ABORT_S)  # MPI may wait for the lost host, too
         self._report(
             f"rank {rank} of {ranks} on {socket.gethostname()} has come to no end of "
             f"`{self._meter.doing}` for {silent_s:.0f} s (runtime.silence_s: {self._silence_s:g}): "
-            "a rank, a host or a link is lost, or hangs"
+            "a rank, a host or a link is lost or hangs; if it only takes that long, raise that key"
         )
         self._comm.Abort(EXIT_FAILED)
         os._exit(EXIT_FAILED)

@@ -172,10 +172,9 @@ def edit_link(file: h5py.File, name: str, rng: random.Random) -> None:
     shape = getattr(file[name], "shape", None)
     alike = [other for other in datasets(file) if other != name and file[other].shape == shape]
     links: list[Any] = [h5py.SoftLink("/" + name), h5py.ExternalLink("/etc/passwd", "/")]
-    if not (Path(file.filename).parent / "meta.json").exists():  # shards are read through links
-        links += [h5py.ExternalLink(other, name) for other in SOURCES[1:]]
-        links += [h5py.SoftLink("/" + other) for other in alike]
-        links += [file[other] for other in alike]
+    links += [h5py.ExternalLink(other, name) for other in SOURCES[1:]]
+    links += [h5py.SoftLink("/" + other) for other in alike]
+    links += [file[other] for other in alike]
     link = rng.choice(links)
     del file[name]
     file[name] = link

@@ -147,10 +147,74 @@ sys.exit(main(sys.argv[1:]))
         time.sleep(1)
         return True
 
+    DURING_A_SAVE = """
+import os, signal, sys
+from ist_hpc import checkpoint
+from ist_hpc.train import main
+whole = checkpoint.save
+def save(*args):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return whole(*args)
+checkpoint.save = save
+sys.exit(main(sys.argv[1:]))
+"""
+
+    def test_during_a_save_it_stops_after_that(self, place):
+        words = command("d", *LONG, "checkpoint.every_rounds=2")
+        done = run_python(["-c", self.DURING_A_SAVE, *words[2:]], place, check=False)
+        assert done.returncode == EXIT_GO_ON
+        assert (place / "runs/d/STATUS").read_text() == "stopped: SIGUSR1, saved after round 2\n"
+        assert rounds(place / "runs/d") == 2
+
+    DURING_THE_START = """
+import os, signal, sys
+from ist_hpc import starting
+from ist_hpc.train import main
+whole = starting.check_shards
+def check_shards(dataset, config, rank, ranks):
+    if rank == ranks - 1:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return whole(dataset, config, rank, ranks)
+starting.check_shards = check_shards
+sys.exit(main(sys.argv[1:]))
+"""
+
+    def test_during_the_start_it_stops_before_a_round(self, place):
+        words = command("b", *LONG)
+        done = run_ranks(2, ["-c", self.DURING_THE_START, *words[2:]], place, check=False)
+        assert done.returncode == EXIT_GO_ON
+        run = place / "runs/b"
+        assert (run / "STATUS").read_text() == "stopped: SIGUSR1, before its first round\n"
+        assert rounds(run) == 0
+        assert newest_first(run / "checkpoints") == []
+
+    def test_by_a_signal_to_mpirun_it_has_the_time_that_mpirun_gives(self, place, monkeypatch):
+        """Open MPI's mpirun sends SIGKILL a second after SIGTERM, unless it is told otherwise."""
+        monkeypatch.setenv("OMPI_MCA_odls_base_sigkill_timeout", "30")
+        slow = self.DURING_A_SAVE.replace("os.kill(os.getpid(), signal.SIGUSR1)", "time.sleep(3)")
+        run = place / "runs/m"
+        script = slow.replace("import os,", "import time, os,")
+        with started(2, ["-c", script, *command("m", *LONG)[2:]], place) as process:
+            wait_for(lambda: rounds(run) >= 2)
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=60)
+            wait_for(lambda: RunFolder(run).owner() is None)
+        (saved,) = newest_first(run / "checkpoints")
+        assert (run / "STATUS").read_text() == (
+            f"stopped: SIGTERM, saved after round {number_of(saved.name)}\n"
+        )
+
     def test_a_round_longer_than_the_warning_time_is_warned_about(self, place):
         settings = [*SMALL, "train.rounds=3", "runtime.lead_time_s=0.001"]
-        done = run_ranks(2, command("w", *settings), place)
+        done = run_python(command("w", *settings), place)
         assert done.stderr.count("sbatch --signal") == 1
+
+    def test_a_checkpoint_longer_than_the_time_of_silence_is_warned_about(self, place):
+        slow = self.DURING_A_SAVE.replace("os.kill(os.getpid(), signal.SIGUSR1)", "time.sleep(2)")
+        settings = [*SMALL, "train.rounds=3", "checkpoint.every_rounds=1", "runtime.silence_s=3"]
+        words = command("w", *settings)[2:]
+        done = run_python(["-c", slow.replace("import os,", "import time,"), *words], place)
+        assert done.stderr.count("raise runtime.silence_s") == 1
 
 
 class TestARankThatDies:
@@ -230,6 +294,105 @@ sys.exit(main(sys.argv[1:]))
             os.kill(ranks[0], signal.SIGUSR1)
             process.communicate(timeout=60)
         assert process.returncode == EXIT_GO_ON
+
+    IN_HOROVOD = """
+import sys, time
+from ist_hpc.shared import SharedWeights
+from ist_hpc.train import main
+whole = SharedWeights.average
+def average(self, *args):
+    if self._hvd.rank() == 1:
+        time.sleep(600)
+    return whole(self, *args)
+SharedWeights.average = average
+sys.exit(main(sys.argv[1:]))
+"""
+
+    def test_that_horovod_waits_for_is_given_up_too(self, place):
+        shared = ["model.output_bias=true", "model.output_norm=none", "runtime.silence_s=3"]
+        words = command("v", *LONG, *shared)
+        done = run_ranks(2, ["-c", self.IN_HOROVOD, *words[2:]], place, timeout_s=60, check=False)
+        assert done.returncode == 1
+        assert (place / "runs/v/STATUS").read_text().startswith("failed: rank ")
+
+    MISSING = """
+import os, sys, time
+if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+    time.sleep(600)
+from ist_hpc import runtime
+runtime._START_S = 3.0
+from ist_hpc.evaluate import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+    def test_that_never_comes_is_given_up_at_the_start_of_mpi(self, place):
+        begin_s = time.monotonic()
+        words = ["-c", self.MISSING, "runs/x", "--data", "digits"]
+        done = run_ranks(2, words, place, timeout_s=60, check=False)
+        assert done.returncode != 0
+        assert done.stderr.startswith("Timeout (0:00:03)!")
+        assert "in launch" in done.stderr  # where it waited
+        assert time.monotonic() - begin_s < 30
+
+    SILENT = """
+import sys, time, types
+from ist_hpc import evaluate
+from ist_hpc.evaluation import HomeNetwork
+whole = HomeNetwork.outputs
+def outputs(self, features):
+    if self.comm.Get_rank() == 1:
+        time.sleep(600)
+    return whole(self, features)
+HomeNetwork.outputs = outputs
+evaluate.RuntimeConfig = lambda: types.SimpleNamespace(silence_s=2.0)
+sys.exit(evaluate.main(sys.argv[1:]))
+"""
+
+    def test_that_hangs_in_an_evaluation_is_given_up(self, trained, place):
+        words = [str(trained.folder), "--data", "digits"]
+        done = run_ranks(2, ["-c", self.SILENT, *words], place, timeout_s=60, check=False)
+        assert done.returncode == 1
+        assert "has come to no end of `evaluate`" in done.stderr
+
+    ABORT = """
+import ctypes, sys
+from types import SimpleNamespace
+from ist_hpc import watchdog
+from ist_hpc.meters import Meter
+watchdog._ABORT_S = 1.0
+hanging = ctypes.PyDLL(None)  # which keeps Python's lock, as MPI may
+comm = SimpleNamespace(
+    Get_rank=lambda: 0, Get_size=lambda: 2, Abort=lambda code: hanging.sleep(60)
+)
+with watchdog.Watchdog(comm, Meter(), 0.1, print):
+    sys.modules["time"].sleep(60)
+"""
+
+    def test_ends_itself_where_mpi_cannot_abort(self, place):
+        begin_s = time.monotonic()
+        done = run_python(["-c", self.ABORT], place, check=False)
+        assert done.returncode == 1
+        assert "has come to no end of `start`" in done.stdout
+        assert time.monotonic() - begin_s < 30
+
+    NO_MEMORY = """
+import sys
+from ist_hpc import starting
+from ist_hpc.train import main
+class Trainer(starting.Trainer):
+    def __init__(self, *args, **options):
+        raise MemoryError("no room for the window")
+starting.Trainer = Trainer
+sys.exit(main(sys.argv[1:]))
+"""
+
+    def test_as_it_starts_is_what_the_status_says(self, place):
+        run_python(command("n", *SMALL, "train.rounds=1"), place)
+        words = command("n", *LONG, resume=True)
+        done = run_python(["-c", self.NO_MEMORY, *words[2:]], place, check=False)
+        assert done.returncode == 1
+        status = (place / "runs/n/STATUS").read_text()
+        assert status == "failed: rank 0: no room for the window\n"
 
 
 class TestTheFolder:
@@ -342,6 +505,14 @@ sys.exit(main(sys.argv[1:]))
         assert "a weight of round 1 is not finite" in done.stderr
         assert rounds(place / "runs/w") == 10
 
+    def test_a_weight_that_is_not_finite_is_not_saved(self, place):
+        words = command("s", *SMALL, "train.rounds=40", "checkpoint.every_rounds=1")
+        done = run_ranks(2, ["-c", self.BAD_WEIGHT, *words[2:]], place, check=False)
+        assert done.returncode == 1
+        assert "after round 1 parameters/fc1.weight of rank" in done.stderr
+        assert "has numbers that are not finite; it is not saved" in done.stderr
+        assert newest_first(place / "runs/s/checkpoints") == []
+
     def test_ten_skipped_rounds_in_a_row_end_the_run(self, place):
         words = command("t", *SMALL, "train.on_nan=skip_round", "train.rounds=40")
         done = self.bad(place, list(range(3, 40)), *words, check=False)
@@ -366,6 +537,8 @@ class TestAFullDisk:
             assert done.returncode == 1
             assert done.stderr.count("No space left on device") == 1
             assert "Traceback" not in done.stderr
+            status = (disk / "f/STATUS").read_text()
+            assert re.match(r"failed: the checkpoint of round \d cannot be saved: No space", status)
             found = newest_first(disk / "f/checkpoints")
             assert found
             for folder in found:

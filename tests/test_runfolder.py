@@ -1,11 +1,14 @@
 """The folder of a run: never another run's, never half a file, and no row of a round twice."""
 
 import json
+import logging
 import os
+import time
 
 import pytest
 
-from ist_hpc import config, files, runfolder
+from ist_hpc import config, files, runfolder, starting, train
+from ist_hpc.checkpoint_read import Progress
 from ist_hpc.errors import InputError
 from ist_hpc.runfolder import RunFolder, facts_of_start
 
@@ -61,7 +64,7 @@ def test_rewinding_without_rows_is_nothing(folder):
     assert not folder.metrics.exists()
 
 
-def test_a_reader_of_the_status_sees_the_old_one_or_the_new_one(folder, monkeypatch):
+def test_a_reader_of_the_status_sees_the_old_one_or_the_new_one(folder, monkeypatch, caplog):
     """The new one is complete and on disk under another name before it takes its own."""
     status = folder.path / "STATUS"
     folder.set_status("running")
@@ -78,12 +81,15 @@ def test_a_reader_of_the_status_sees_the_old_one_or_the_new_one(folder, monkeypa
     assert status.read_text() == "failed: rank 3: no space\n"
 
     def fail(source, target):
-        raise OSError("no")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "replace", fail)
-    with pytest.raises(OSError, match="no"):
+    with caplog.at_level(logging.WARNING, "ist_hpc"):
+        folder.set_status("stopped")
         folder.set_status("finished")
-    assert status.read_text() == "failed: rank 3: no space\n"
+        folder.write_summary({})
+    assert caplog.text.count("No space left") == 1
+    assert status.read_text() == "finished\n"  # there is room for a word where one was
     assert sorted(os.listdir(folder.path)) == ["STATUS", "checkpoints"]
 
 
@@ -97,3 +103,95 @@ def test_every_start_is_recorded(folder, monkeypatch):
     assert starts[0]["git"] == "abc-dirty"
     assert starts[0]["mpi"] == "Open MPI v4.1"
     assert config.load(folder.path / "config.yaml") == settings
+
+
+def test_only_what_is_on_the_list_is_kept_of_slurms_variables(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JWT", "secret")
+    assert facts_of_start(1, 1, "MPI")["slurm"].keys() & {"SLURM_JOB_ID", "SLURM_JWT"} == {
+        "SLURM_JOB_ID"
+    }
+
+
+def test_a_run_json_that_is_damaged_is_put_aside(folder):
+    (folder.path / "run.json").write_text("")
+    folder.record_start(config.load(None), facts_of_start(2, 1, "MPI"))
+    assert len(json.loads((folder.path / "run.json").read_text())["starts"]) == 1
+    assert (folder.path / "damaged-run.json").read_text() == ""
+
+
+def test_rows_that_are_none_are_left_out(folder):
+    folder.add_metrics({"kind": "round", "round": 1, "seconds": {"train": 2.0}, "bytes_sent": 3})
+    with folder.metrics.open("ab") as file:
+        file.write(b'[1]\n"x"\n{"round": "1"}\n\xff\xfe\n{"round": 2, "seconds": 4}\n')
+    assert folder.totals()["seconds"]["train"] == 2.0
+    folder.rewind_metrics(5)
+    assert rows_of(folder) == [1]
+
+
+class TestAnotherStart:
+    """Two starts of one run: the older may be on a host that was cut off, and comes back."""
+
+    @pytest.fixture
+    def older_and_newer(self, folder, monkeypatch):
+        newer = RunFolder(folder.path)
+        for number, one in enumerate((folder, newer)):
+            monkeypatch.setattr(runfolder, "owner_facts", lambda number=number: f"start {number}")
+            one.lock()  # a process does not keep itself out
+        newer.forget_failure()
+        newer.set_status("running")
+        return folder, newer
+
+    def test_the_older_says_nothing_in_the_folder(self, older_and_newer, capsys):
+        older, newer = older_and_newer
+        assert not older.is_of_this_start()
+        train._lost(older, "rank 2 is silent")
+        assert "rank 2 is silent" in capsys.readouterr().err
+        assert newer.status() == "running"
+        assert newer.is_of_this_start()
+        train._lost(newer, "rank 1 is silent")
+        assert newer.status() == "failed: rank 1 is silent"
+        assert not newer.first_to_fail()
+
+    def test_who_failed_first_is_known_of_each_start(self, older_and_newer):
+        older, newer = older_and_newer
+        assert [one.first_to_fail() for one in (older, older, newer, newer)] == [
+            *(True, False),
+            *(True, False),
+        ]
+        newer.forget_failure()
+        assert newer.first_to_fail()
+
+    def test_a_checkpoint_that_came_meanwhile_is_not_trained_over(self, folder):
+        (folder.checkpoints / "round-00000004").mkdir()
+        starting._refuse_later(folder, Progress(round=4))
+        with pytest.raises(InputError, match=r"another run has just saved .*round-00000004"):
+            starting._refuse_later(folder, Progress(round=3))
+
+    @pytest.mark.parametrize(("job", "restarts", "waits"), [("7", "1", True), ("7", "0", False)])
+    def test_an_earlier_start_of_the_job_is_waited_for(
+        self, folder, monkeypatch, caplog, job, restarts, waits
+    ):
+        monkeypatch.setattr(runfolder, "_LOCK_WAIT_S", 0.2)
+        monkeypatch.setattr(runfolder, "_LOST_HOST_WAIT_S", 20.0)
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        ready, told = os.pipe()
+        child = os.fork()
+        if not child:
+            held = RunFolder(folder.path)  # as long as it lives
+            held.lock()
+            os.write(told, b"x")
+            time.sleep(1.5)
+            os._exit(0)
+        os.read(ready, 1)
+        try:
+            with caplog.at_level(logging.WARNING, "ist_hpc"):
+                if waits:
+                    folder.lock()
+                    assert "this job's earlier start still has" in caplog.text
+                else:
+                    with pytest.raises(InputError, match="another run is writing"):
+                        folder.lock()
+        finally:
+            os.waitpid(child, 0)

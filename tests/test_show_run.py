@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ist_hpc import show
+from ist_hpc import show, show_run
 from ist_hpc.show_run import describe_run
 
 
@@ -36,8 +36,9 @@ def test_a_finished_run_in_a_screen(run, capsys):
     assert len(capsys.readouterr().out.splitlines()) <= 24
 
 
-def test_a_run_that_was_killed_says_so(run):
-    (run / "STATUS").write_text("running\n", encoding="utf-8")
+@pytest.mark.parametrize("status", ["starting", "running"])
+def test_a_run_that_was_killed_says_so(run, status):
+    (run / "STATUS").write_text(f"{status}\n", encoding="utf-8")
     assert facts(run)["status"].startswith("ended without a word: killed")
 
 
@@ -75,3 +76,11 @@ def test_a_run_json_that_cannot_be_read_is_one_line(run, capsys):
     assert show.main([str(run)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "run.json" in line
+
+
+def test_a_checkpoint_that_the_run_removes_meanwhile_is_left_out(run, monkeypatch):
+    listed = [run / "checkpoints" / "round-00000009", run / "checkpoints" / "round-00000004"]
+    monkeypatch.setattr(show_run, "newest_first", lambda checkpoints: listed)
+    saved = facts(run)["saved"]
+    assert "round-00000004" in saved
+    assert "round-00000009" not in saved

@@ -28,6 +28,7 @@ LAYERS = [
         "commandline",
         "files",
         "geometry",
+        "lastresort",
         "paper_cost",
         "placement",
         "shard_meta",
