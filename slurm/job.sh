@@ -12,7 +12,9 @@ LAUNCHER=${LAUNCHER:-srun} MAX_REQUEUES=${MAX_REQUEUES:-20}
 LEAD_TIME_S=${LEAD_TIME_S:-120} # of #SBATCH --signal in the templates
 GO_ON=75                        # the exit code of a run that was asked to stop and is saved
 BY_USR1=138                     # that of one which USR1 ended before it listened for it
-warned='' training=''           # whether Slurm's warning came; the process of the launcher
+MPIRUN_WAITS_S=25               # before it passes a SIGTERM on, and again before it kills the ranks
+warned='' ended=''              # whether Slurm's warning came, or the job's end
+training=''                     # the process of the launcher
 
 error() {
     echo "${SLURM_JOB_NAME:-slurm}: error: $*" >&2
@@ -29,8 +31,8 @@ use_environment() {
 
 # begin: Slurm's warning, the environment, threads, file locking; prints versions.
 begin() {
-    # From now on, as the warning would end this shell while data are prepared. SIGTERM is not caught:
-    # it comes with the end of the job (scancel, time over), after which nothing is to be queued again.
+    # From now on, as the warning would end this shell while data are prepared. SIGTERM ends it: it comes
+    # with the end of the job (scancel, time over), after which nothing is to be queued again.
     trap on_warning USR1
     use_environment
     launcher_words 1 >/dev/null # an error now, not after the data were prepared
@@ -157,6 +159,14 @@ train() {
     fi
     words=$(launcher_words "$RANKS")
     read -ra launch <<<"$words"
+    if [[ $LAUNCHER == mpirun ]]; then
+        # By default ranks have one second from a SIGTERM to mpirun, which loses what they are saving. It
+        # waits the whole time also where a rank failed, twice: that must stay below a minute.
+        launch+=(--mca odls_base_sigkill_timeout "$MPIRUN_WAITS_S")
+        # The first node's ranks are in the batch step, and Slurm kills what is left of it when this shell
+        # ends: scancel, which sends SIGTERM to all of them, must not end it before the ranks have saved.
+        trap 'ended=1' TERM
+    fi
     # the user's own settings come later and win
     "${launch[@]}" python -m ist_hpc.train --set "runtime.lead_time_s=$LEAD_TIME_S" "$@" &
     training=$!
@@ -166,6 +176,8 @@ train() {
     code=0
     wait "$training" || code=$?
     training=''
+    trap - TERM
+    [[ -z $ended ]] || return "$code"
     case $code in
         0) rm -f "$folder/requeues" ;;
         "$GO_ON") queue_again "$folder" "the time is over and the run saved" ;;
