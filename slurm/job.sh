@@ -39,8 +39,11 @@ begin() {
     [[ $MAX_REQUEUES =~ ^[0-9]+$ ]] || error "MAX_REQUEUES is $MAX_REQUEUES; it may be a whole number" \
         "from 0 on, such as 20"
     export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
-    export SRUN_CPUS_PER_TASK=$OMP_NUM_THREADS # srun does not take it from sbatch since Slurm 22.05
-    export HDF5_USE_FILE_LOCKING=BEST_EFFORT   # some parallel file systems have no locks
+    # srun does not take it from sbatch since Slurm 22.05. mpirun calls srun, too, for the one process that
+    # starts a node's ranks: with this it would have the processors of one rank for all of them.
+    [[ $LAUNCHER != srun ]] || export SRUN_CPUS_PER_TASK=$OMP_NUM_THREADS
+    export HDF5_USE_FILE_LOCKING=BEST_EFFORT # some parallel file systems have no locks
+    export SLURM_EXPORT_ENV=ALL              # or `sbatch --export=NONE` would hold for the ranks, too
     # By the ring that Slurm 22.05 takes by default some ranks leave MPI's start before others came, and
     # one start in ten ends in a segmentation fault where ranks start at different times.
     export SLURM_PMIX_FENCE=${SLURM_PMIX_FENCE:-tree}

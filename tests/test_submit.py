@@ -37,6 +37,7 @@ ENDED_WHILE_IT_SAVES = "kill -TERM $PPID; sleep 1; touch saved; exit 75"
 _LAUNCHER = """\
 [[ $1 != --version ]] || exit 0
 printf '%s\\n' "$@" >"$CALLS/launcher"
+env >"$CALLS/environment"
 while [[ $1 != python ]]; do shift; done
 exec "$@"
 """
@@ -271,6 +272,17 @@ class TestSettings:
         assert site.value("bench", "--launcher") == words
         of_run = words.replace("--nodes={ranks} ", "").replace("{ranks}", "4")
         assert site.function("launcher_words", "4", LAUNCHER=launcher) == [of_run]
+
+    @pytest.mark.parametrize(("launcher", "processors"), [("srun", ["8"]), ("mpirun", [])])
+    def test_the_ranks_environment(self, site, launcher, processors):
+        ours = {"SLURM_CPUS_PER_TASK": "8", "SLURM_EXPORT_ENV": "NONE", "LAUNCHER": launcher}
+        done = site.job("speech", **ours)
+        assert (done.returncode, done.stderr) == (0, "")
+        pairs = [line.partition("=") for line in site.got("environment")]
+        # mpirun's srun starts one process a node, which must have all of the node's processors
+        assert [value for name, _, value in pairs if name == "SRUN_CPUS_PER_TASK"] == processors
+        assert ("OMP_NUM_THREADS", "=", "8") in pairs
+        assert ("SLURM_EXPORT_ENV", "=", "ALL") in pairs  # srun takes it as --export
 
     @pytest.mark.parametrize("template", ["speech", "scaling"])
     @pytest.mark.parametrize(("name", "value"), [("LAUNCHER", "aprun"), ("MAX_REQUEUES", "a few")])
