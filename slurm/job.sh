@@ -16,8 +16,13 @@ MPIRUN_WAITS_S=25               # before it passes a SIGTERM on, and again befor
 warned='' ended=''              # whether Slurm's warning came, or the job's end
 training=''                     # the process of the launcher
 
+# say WORDS: a line on stderr, with the time as in the lines of the package.
+say() {
+    echo "$(date '+%F %T') ${SLURM_JOB_NAME:-slurm}: $*" >&2
+}
+
 error() {
-    echo "${SLURM_JOB_NAME:-slurm}: error: $*" >&2
+    say "error: $*"
     exit 2
 }
 
@@ -182,7 +187,7 @@ train() {
     trap - TERM
     [[ -z $ended ]] || return "$code"
     case $code in
-        0) rm -f "$folder/requeues" ;;
+        0) rm -f "$folder/requeues" 2>/dev/null || true ;; # of no use any more; the run is finished
         "$GO_ON") queue_again "$folder" "the time is over and the run saved" ;;
         "$BY_USR1") queue_again "$folder" "the time is over before training began" ;;
     esac
@@ -202,18 +207,21 @@ queue_again() {
         [[ ! -e $folder/requeues ]] || read -r job times <"$folder/requeues" || true
         [[ $job == "$SLURM_JOB_ID" && $times =~ ^[0-9]+$ ]] || times=0
         if ((times >= MAX_REQUEUES)); then
-            echo "$SLURM_JOB_NAME: queued again $times times already (MAX_REQUEUES); the same sbatch" \
-                "line goes on" >&2
+            say "queued again $times times already (MAX_REQUEUES); the same sbatch line goes on"
             return
         fi
-        mkdir -p "$folder"
-        echo "$SLURM_JOB_ID $((times + 1))" >"$folder/requeues.new"
-        mv "$folder/requeues.new" "$folder/requeues"
+        # braces: bash itself says what cannot be opened
+        if ! { mkdir -p "$folder" && echo "$SLURM_JOB_ID $((times + 1))" >"$folder/requeues.new" &&
+            mv "$folder/requeues.new" "$folder/requeues"; } 2>/dev/null; then
+            say "error: $why, but how often it was cannot be written to $folder/requeues, so the job is not" \
+                "queued again; see to space, quota and rights there, then the same sbatch line goes on"
+            return
+        fi
     fi
     echo "$(date '+%F %T') $why; queued again"
     # Incomplete: Slurm would start even a job again that was cancelled in the meantime
     scontrol requeue Incomplete "$SLURM_JOB_ID" ||
-        echo "$SLURM_JOB_NAME: it could not be queued again; the same sbatch line goes on" >&2
+        say "error: scontrol could not queue the job again; the same sbatch line goes on"
 }
 
 # preempted: whether the job is to make room for another. Its ranks then get SIGTERM, as they do from

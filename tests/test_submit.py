@@ -4,6 +4,7 @@ Small scripts stand in for Slurm's commands and for the training; test_slurm.py 
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,8 @@ JobId=41 JobName=a
 NOT_PREEMPTED = PREEMPTED.replace("PreemptTime=2026-01-02T01:00:00", "PreemptTime=None")
 PREEMPTED_EARLIER = PREEMPTED.replace("PreemptTime=2026-01-02", "PreemptTime=2026-01-01")
 CANCELLED = PREEMPTED.replace("RUNNING", "CANCELLED")
+
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"  # as the package's lines have it
 
 # What the training does; its parent is the batch shell. It saves when it is told to.
 TIME_IS_OVER = "trap 'exit 75' USR1; kill -USR1 $PPID; for _ in {1..500}; do sleep 1; done"
@@ -290,7 +293,7 @@ class TestSettings:
         done = site.job(template, **{name: value})
         (line,) = done.stderr.splitlines()
         assert done.returncode == 2
-        assert f"{name} is {value}; it may be" in line
+        assert re.match(rf"{TIME} job: error: {name} is {value}; it may be", line)
 
 
 class TestQueueAgain:
@@ -382,7 +385,20 @@ class TestQueueAgain:
         (site.folder / "venv/bin/scontrol").write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
         done = site.job("speech", TRAINING=TIME_IS_OVER)
         assert done.returncode == 75
-        assert "the same sbatch line goes on" in done.stderr
+        (line,) = done.stderr.splitlines()
+        assert re.match(rf"{TIME} job: error: scontrol could not queue the job again; the same", line)
+
+    def test_a_full_disk_has_no_room_for_the_count(self, site):
+        folder = site.folder / "runs/speech2"
+        folder.mkdir(parents=True)
+        (folder / "requeues.new").symlink_to("/dev/full")
+        done = site.job("speech", TRAINING=TIME_IS_OVER)
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 75  # the run is saved all the same
+        assert re.match(rf"{TIME} job: error: the time is over and the run saved, but ", line)
+        assert "cannot be written to runs/speech2/requeues, so the job is not queued again" in line
+        assert "the same sbatch line goes on" in line
+        assert not site.was_queued_again()
 
 
 class TestSubmit:
