@@ -28,8 +28,8 @@ error() {
 
 # use_environment: the one that `make setup` made on PATH.
 use_environment() {
-    [[ -x $VENV/bin/python ]] || error "no $VENV/bin/python in $PWD; sbatch from the repository's" \
-        "folder after \`make setup\`, or set VENV in slurm/env.sh"
+    [[ -x $VENV/bin/python ]] || error "no $VENV/bin/python in $PWD; run \`make setup\` there, or set VENV" \
+        "in slurm/env.sh"
     PATH=$(realpath "$VENV")/bin:$PATH
     export PATH
 }
@@ -94,20 +94,37 @@ settings_of() {
     done
 }
 
-# last_of OPTION ARGS...: the value of an option in arguments of the training command: the last one.
-last_of() {
-    local option=$1 word value='' taking=''
-    shift
-    for word; do
-        if [[ $taking ]]; then
-            value=$word taking=
-        elif [[ $word == "$option" ]]; then
-            taking=1
-        elif [[ $word == "$option="* ]]; then
-            value=${word#*=}
-        fi
+# take_arguments OPTIONS... -- ARGS...: takes these options out of the arguments of the training command:
+# --config into CONFIG and so on, in place of what is there. The other arguments are left in `arguments`.
+# So data, plan and the run's name are those of what is trained.
+take_arguments() {
+    local option value
+    local -a taken=()
+    while [[ $1 != -- ]]; do
+        taken+=("$1") && shift
     done
-    printf '%s\n' "$value"
+    shift
+    arguments=()
+    while (($#)); do
+        for option in "${taken[@]}" --set; do
+            # argparse takes the beginning of a name, too, which would pass unseen here
+            [[ ${1%%=*} != --?* || $option != "${1%%=*}"?* ]] || error "${1%%=*} is not understood by the" \
+                "templates; write $option in full"
+        done
+        option=${1%%=*}
+        if [[ $option != --?* || " ${taken[*]} " != *" $option "* ]]; then
+            arguments+=("$1") && shift
+            continue
+        fi
+        if [[ $1 == *=* ]]; then
+            value=${1#*=} && shift
+        else
+            value=${2:-} && shift "$(($# > 1 ? 2 : 1))"
+        fi
+        [[ -n $value && $value != -* ]] || error "$option wants a value, as in $option=VALUE, got '$value'"
+        option=${option#--}
+        printf -v "${option^^}" %s "$value"
+    done
 }
 
 READ_DATA_PATH='
@@ -121,46 +138,46 @@ except InputError as error:
     print(f"config: error: {error}", file=sys.stderr)
     sys.exit(2)'
 
-# data_folder CONFIG ARGS...: the folder of the shards. It is what the arguments of the training command
-# set, else DATA, else the data.path of the configuration, whose data/ stands for DATA_ROOT.
-data_folder() {
-    local config=$1 path=${DATA:-} setting settings
-    shift
+# find_data ARGS...: sets DATA to the folder of the shards. It is what the arguments of the training
+# command set, else DATA, else the data.path of CONFIG, whose data/ stands for DATA_ROOT. DATA_FROM says
+# which, for messages: a site may define DATA for something else.
+find_data() {
+    local path=${DATA:-} setting settings
+    DATA_FROM="the value of DATA, a variable of your environment or of slurm/env.sh"
     mapfile -t settings < <(settings_of "$@")
     for setting in "${settings[@]}"; do
-        [[ $setting != data.path=* ]] || path=${setting#*=}
+        [[ $setting != data.path=* ]] || { path=${setting#*=} && DATA_FROM="which --set data.path says"; }
     done
     if [[ -z $path ]]; then
-        path=$(python -c "$READ_DATA_PATH" "$config" "${settings[@]}") || exit
+        DATA_FROM="the data of $CONFIG"
+        path=$(python -c "$READ_DATA_PATH" "$CONFIG" "${settings[@]}") || exit
         [[ $path != data/* ]] || path=$DATA_ROOT/${path#data/}
     fi
-    printf '%s\n' "$path"
+    DATA=$path
 }
 
-# to_prepare CONFIG FOLDER NAMES: whether the configuration's shards are missing. A template makes only
-# those of configurations of these names (a pattern): it knows no source of other data.
+# to_prepare NAMES: whether there are no shards in DATA. A template makes only those of configurations of
+# these names (a pattern): it knows no source of other data.
 to_prepare() {
-    local config=$1 folder=$2 names=$3
-    [[ ! -e $folder/meta.json ]] || return 1
+    [[ ! -e $DATA/meta.json ]] || return 1
     # shellcheck disable=SC2053  # a pattern
-    [[ $(basename "$config" .yaml) == $names ]] || error "no shards in $folder, the data of $config, and" \
-        "this template makes only those of configurations named $names.yaml; make them by \`python -m" \
+    [[ $(basename "$CONFIG" .yaml) == $1 ]] || error "no shards in $DATA, $DATA_FROM, and this template" \
+        "makes only those of configurations named $1.yaml, not of $CONFIG; make them by \`python -m" \
         "ist_hpc.prepare\`, or set DATA, or DATA_ROOT in slurm/env.sh, to where they are"
 }
 
 # plan ARGS...: prints what the run will need; ARGS are those of the training command.
 plan() {
-    local config=$1 settings
-    shift
+    local settings
     mapfile -t settings < <(settings_of "$@")
-    python -m ist_hpc.plan --config "$config" --ranks "$RANKS" --set "${settings[@]}"
+    echo "$CONFIG, run $RUNS/$NAME, data in $DATA, $DATA_FROM"
+    python -m ist_hpc.plan --config "$CONFIG" --ranks "$RANKS" --set "${settings[@]}"
 }
 
 # train ARGS...: all ranks. The warning before the time is over reaches them; a run that is saved then
 # is queued again. A rank that fails ends the others.
 train() {
-    local words launch code folder
-    folder=$(last_of --runs "$@")/$(last_of --name "$@")
+    local words launch code folder=$RUNS/$NAME
     if [[ $warned ]]; then # too little time is left to train
         queue_again "$folder" "the time is over before training began"
         return "$GO_ON"

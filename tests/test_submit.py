@@ -48,7 +48,7 @@ _SLURM = {
     "srun": _LAUNCHER,
     "mpirun": _LAUNCHER,
     "sleep": "exec /bin/sleep 0.02",
-    "sbatch": 'printf "%s\\n" "$CONFIG" "$@" >"$CALLS/sbatch"',
+    "sbatch": 'printf "%s\\n" "$@" >"$CALLS/sbatch"',
     "scontrol": 'if [[ $1 == show ]]; then echo "$SHOWN"; else echo "$*" >>"$CALLS/scontrol"; fi',
     "python": f"""\
 if [[ $1 != -m ]]; then exec {sys.executable} "$@"; fi
@@ -153,6 +153,7 @@ class TestSettings:
             ("amazon670k", {}, "amazon670k", "data/amazon670k"),
             ("amazon670k_cpu", {}, "amazon670k_cpu", "data/amazon670k"),
             ("amazon670k_cpu", {"CONFIG": "configs/speech2.yaml"}, "speech2_cpu", "data/speech"),
+            ("amazon670k_cpu", {"NAME": "mine"}, "mine", "data/amazon670k"),
             ("vgg11", {}, "vgg11_cifar100", "data/cifar100"),
         ],
     )
@@ -163,6 +164,105 @@ class TestSettings:
         assert (done.returncode, done.stderr) == (0, "")
         assert site.value("train", "--name") == name
         assert site.data_path("train") == site.data_path("plan") == data
+
+    @pytest.mark.parametrize(
+        ("template", "arguments", "config", "folder"),
+        [
+            ("speech", "--config {}", "amazon670k", "runs/amazon670k"),
+            ("speech", "--config={}", "amazon670k", "runs/amazon670k"),
+            ("speech", "--set train.rounds=1 --config {} --resume", "delicious", "runs/delicious"),
+            ("amazon670k", "--config {} --name mine", "speech3", "runs/mine"),
+            ("amazon670k_cpu", "--config={}", "speech3", "runs/speech3_cpu"),
+            ("vgg11", "--runs=there --config {} --name=mine", "speech3", "there/mine"),
+            ("vgg11", "--config none.yaml --runs there --config {}", "speech3", "there/speech3"),
+        ],
+    )
+    def test_what_the_arguments_name_is_planned_trained_and_counted(
+        self, site, template, arguments, config, folder
+    ):
+        """The variables that they replace may be set, too."""
+        data = configuration.load(ROOT / f"configs/{config}.yaml").data.path
+        (site.folder / data).mkdir(exist_ok=True)
+        (site.folder / data / "meta.json").touch()
+        path = f"configs/{config}.yaml"
+        words = arguments.format(path).split()
+        ours = {"CONFIG": "configs/quickstart.yaml", "RUNS": "runs", "TRAINING": TIME_IS_OVER}
+        done = site.job(template, *words, **ours)
+        assert (done.returncode, done.stderr) == (75, "")
+        for program in ("plan", "train"):
+            assert site.value(program, "--config") == path
+            assert site.data_path(program) == data
+        name, runs = site.value("train", "--name"), site.value("train", "--runs")
+        assert f"{runs}/{name}" == folder
+        assert (site.folder / folder / "requeues").exists()
+        assert ("train.rounds=1" in site.got("plan")) == ("train.rounds=1" in words)
+
+    def test_a_study_of_the_configuration_among_the_arguments(self, site):
+        words = ["--config", "configs/amazon670k.yaml", "--steps", "5"]
+        done = site.job("scaling", *words)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert site.value("bench", "--config") == "configs/amazon670k.yaml"
+        assert site.data_path("bench") == "data/amazon670k"
+        assert site.value("bench", "--steps") == "5"
+
+    @pytest.mark.parametrize(
+        ("words", "problem"),
+        [
+            (
+                "--conf configs/speech3.yaml",
+                "--conf is not understood by the templates; write --config",
+            ),
+            ("--na=mine", "--na is not understood by the templates; write --name in full"),
+            ("--se data.path=data", "write --set in full"),
+            ("--config", "--config wants a value, as in --config=VALUE, got ''"),
+            ("--config=", "--config wants a value"),
+            ("--name --resume", "--name wants a value, as in --name=VALUE, got '--resume'"),
+        ],
+    )
+    def test_arguments_that_only_the_training_would_understand(self, site, words, problem):
+        for command in (
+            ["bash", "slurm/speech.sbatch"],
+            ["slurm/submit.sh", "configs/speech2.yaml", "--"],
+        ):
+            done = site.run(*command, *words.split())
+            (line,) = done.stderr.splitlines()
+            assert done.returncode == 2
+            assert problem in line
+            assert site.got("plan") == site.got("train") == site.got("sbatch") == []
+
+    @pytest.mark.parametrize("name", ["amazon670k", "amazon670k_cpu", "scaling", "speech", "vgg11"])
+    def test_a_job_of_another_folder_says_where_it_belongs(self, site, tmp_path, name):
+        folder = tmp_path / "elsewhere"
+        folder.mkdir()
+        job = 'cd "$1"; bash "$2"'
+        done = site.run("bash", "-c", job, "bash", str(folder), f"../slurm/{name}.sbatch")
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2
+        assert re.match(rf"{TIME} error: no slurm/job.sh in {folder}; sbatch from the repo", line)
+        assert "--chdir=FOLDER" in line
+
+    @pytest.mark.parametrize("template", ["speech", "amazon670k", "vgg11", "scaling"])
+    @pytest.mark.parametrize(
+        ("arguments", "settings", "origin"),
+        [
+            (
+                [],
+                {"DATA": "new"},
+                "the value of DATA, a variable of your environment or of slurm/env.sh",
+            ),
+            (["--set", "data.path=new"], {"DATA": "old"}, "which --set data.path says"),
+            ([], {"DATA_ROOT": "new"}, "the data of configs/"),
+        ],
+        ids=["the environment", "the arguments", "the configuration"],
+    )
+    def test_missing_data_are_named_by_their_origin(
+        self, site, template, arguments, settings, origin
+    ):
+        """A site may define DATA for something else."""
+        done = site.job(template, *arguments, **settings)
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2
+        assert re.search(rf"no shards in new\S*, {origin}", line)
 
     @pytest.mark.parametrize(
         ("arguments", "settings", "data"),
@@ -211,6 +311,7 @@ class TestSettings:
         (line,) = done.stderr.splitlines()
         assert done.returncode == 2
         assert f"no shards in {folder}, the data of configs/{config}.yaml" in line
+        assert template == "scaling" or f"not of configs/{config}.yaml" in line
         assert site.got("prepare") == site.got("train") == []
 
     def test_recordings_are_converted_to_where_the_configuration_looks(self, site):
@@ -342,7 +443,7 @@ class TestQueueAgain:
         assert not site.was_queued_again()
 
     def test_scancel_under_mpirun_leaves_the_ranks_time_to_save(self, site):
-        """The ranks of the first node end with the batch shell, and soon after SIGTERM to mpirun."""
+        """Ranks of the first node end with the batch shell, and soon after SIGTERM to mpirun."""
         ours = {"LAUNCHER": "mpirun", "SHOWN": CANCELLED}
         done = site.job("speech", TRAINING=ENDED_WHILE_IT_SAVES, **ours)
         assert (done.returncode, done.stderr) == (75, "")
@@ -386,7 +487,9 @@ class TestQueueAgain:
         done = site.job("speech", TRAINING=TIME_IS_OVER)
         assert done.returncode == 75
         (line,) = done.stderr.splitlines()
-        assert re.match(rf"{TIME} job: error: scontrol could not queue the job again; the same", line)
+        assert re.match(
+            rf"{TIME} job: error: scontrol could not queue the job again; the same", line
+        )
 
     def test_a_full_disk_has_no_room_for_the_count(self, site):
         folder = site.folder / "runs/speech2"
@@ -457,9 +560,8 @@ class TestSubmit:
         assert f"configs/speech3.yaml on {ranks} ranks" in done.stdout
         assert site.value("plan", "--ranks") == str(ranks)
         assert float(site.value("plan", "--memory-gb")) == pytest.approx(gb, rel=1e-5)
-        config, *rest = site.got("sbatch")
-        assert config == "configs/speech3.yaml"
-        assert rest == [*words.split(), "slurm/speech.sbatch", "--name", "a"]
+        job = ["slurm/speech.sbatch", "--config", "configs/speech3.yaml", "--name", "a"]
+        assert site.got("sbatch") == [*words.split(), *job]
 
     @pytest.mark.parametrize(
         ("words", "problem"),
@@ -485,6 +587,37 @@ class TestSubmit:
         assert line.startswith("submit: error: ")
         assert problem in line
         assert site.got("plan") == site.got("sbatch") == []
+
+    def test_one_configuration_only(self, site):
+        words = ["configs/speech3.yaml", "--", "--config", "configs/speech2.yaml"]
+        done = site.run("slurm/submit.sh", *words)
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2
+        assert "--config configs/speech2.yaml after -- and configs/speech3.yaml before it" in line
+        assert site.got("plan") == site.got("sbatch") == []
+
+    def test_options_before_the_configuration(self, site):
+        done = site.run("slurm/submit.sh", "--nodes=4", "configs/speech3.yaml")
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2
+        assert "the configuration comes before options" in line
+
+    def test_files_are_those_that_are_seen_from_where_it_is_called(self, site, tmp_path):
+        folder = tmp_path / "elsewhere"
+        folder.mkdir()
+        shutil.copy(ROOT / "configs/speech3.yaml", folder / "mine.yaml")
+        shutil.copy(ROOT / "slurm/speech.sbatch", folder / "own.sbatch")
+        call = 'cd "$1"; shift; ../slurm/submit.sh "$@"'
+        words = ["--template", "own.sbatch", "mine.yaml"]
+        done = site.run("bash", "-c", call, "bash", str(folder), *words)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert site.got("sbatch") == ["elsewhere/own.sbatch", "--config", "elsewhere/mine.yaml"]
+        assert site.data_path("plan") == "data/speech"
+
+        done = site.run("bash", "-c", call, "bash", str(folder), "configs/speech3.yaml")
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2
+        assert line == "submit: error: no configuration elsewhere/configs/speech3.yaml"
 
     def test_says_that_memory_is_not_checked(self, site):
         done = site.run("slurm/submit.sh", "configs/speech3.yaml", "--mem=0")
