@@ -28,8 +28,8 @@ error() {
 
 # use_environment: the one that `make setup` made on PATH.
 use_environment() {
-    [[ -x $VENV/bin/python ]] || error "no $VENV/bin/python in $PWD; run \`make setup\` there, or set VENV" \
-        "in slurm/env.sh"
+    [[ -x $VENV/bin/python ]] || error "no $VENV/bin/python in $PWD; run \`make setup\` there, or set" \
+        "VENV in slurm/env.sh"
     PATH=$(realpath "$VENV")/bin:$PATH
     export PATH
 }
@@ -43,6 +43,8 @@ begin() {
     launcher_words 1 >/dev/null # an error now, not after the data were prepared
     [[ $MAX_REQUEUES =~ ^[0-9]+$ ]] || error "MAX_REQUEUES is $MAX_REQUEUES; it may be a whole number" \
         "from 0 on, such as 20"
+    [[ $LEAD_TIME_S =~ ^[0-9]+$ ]] || error "LEAD_TIME_S is $LEAD_TIME_S; it may be a whole number of" \
+        "seconds, that of sbatch's --signal, such as 120"
     export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
     # srun does not take it from sbatch since Slurm 22.05. mpirun calls srun, too, for the one process that
     # starts a node's ranks: with this it would have the processors of one rank for all of them.
@@ -62,7 +64,24 @@ begin() {
 # the foreground has ended, so a preparation is not cut short.
 on_warning() {
     warned=1
-    [[ -z $training ]] || kill -USR1 "$training" 2>/dev/null || true # it may have ended just now
+    [[ -n $training ]] || return 0
+    kill -USR1 "$training" 2>/dev/null || true # it may have ended just now
+    compare_lead_time
+}
+
+# compare_lead_time: says so if the warning came later than LEAD_TIME_S promised. What --signal a job has
+# Slurm shows nowhere, but what is left when it comes.
+compare_lead_time() {
+    local shown left
+    ! preempted || return 0 # its end is another one
+    shown=$(SLURM_TIME_FORMAT=standard scontrol show job "$SLURM_JOB_ID" 2>/dev/null) || return 0
+    [[ $shown =~ [[:space:]]EndTime=([0-9T:-]+) ]] || return 0
+    left=$(($(date -d "${BASH_REMATCH[1]}" +%s) - $(date +%s)))
+    if ((0 < left && left < LEAD_TIME_S - 15)); then # a busy slurmctld takes some seconds to answer
+        say "warning: Slurm's warning came $left s before the end, and LEAD_TIME_S is $LEAD_TIME_S: they" \
+            "must agree; write \`sbatch --signal=B:USR1@$LEAD_TIME_S\`, or SBATCH_SIGNAL in slurm/env.sh," \
+            "which sbatch takes only after \`source slurm/env.sh\`"
+    fi
 }
 
 # launcher_words RANKS [NODES]: what starts that many ranks, on so many nodes of the job. mpirun takes

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,21 @@ class TestSettings:
         assert re.match(rf"{TIME} error: no slurm/job.sh in {folder}; sbatch from the repo", line)
         assert "--chdir=FOLDER" in line
 
+    def test_a_site_may_unset_what_it_defines_for_something_else(self, site):
+        names = ["CONFIG", "NAME", "DATA", "DEVICE", "TEXT"]
+        lines = f"unset {' '.join(names)}\n"
+        (site.folder / "slurm/env.sh").write_text(lines, encoding="utf-8")
+        devices = {}
+        for template in ("amazon670k", "amazon670k_cpu"):
+            done = site.job(template, **dict.fromkeys(names, "of-the-site"))
+            assert (done.returncode, done.stderr) == (0, "")
+            assert site.value("train", "--name") == template
+            assert site.value("train", "--config") == "configs/amazon670k.yaml"
+            assert site.data_path("train") == "data/amazon670k"
+            words = site.got("train")
+            devices[template] = [word for word in words if word.startswith("device=")][-1]
+        assert devices == {"amazon670k": "device=cuda", "amazon670k_cpu": "device=cpu"}
+
     @pytest.mark.parametrize("template", ["speech", "amazon670k", "vgg11", "scaling"])
     @pytest.mark.parametrize(
         ("arguments", "settings", "origin"),
@@ -389,7 +405,10 @@ class TestSettings:
         assert ("SLURM_EXPORT_ENV", "=", "ALL") in pairs  # srun takes it as --export
 
     @pytest.mark.parametrize("template", ["speech", "scaling"])
-    @pytest.mark.parametrize(("name", "value"), [("LAUNCHER", "aprun"), ("MAX_REQUEUES", "a few")])
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("LAUNCHER", "aprun"), ("MAX_REQUEUES", "a few"), ("LEAD_TIME_S", "2:00")],
+    )
     def test_a_setting_of_the_site_that_cannot_be(self, site, template, name, value):
         done = site.job(template, **{name: value})
         (line,) = done.stderr.splitlines()
@@ -408,6 +427,24 @@ class TestQueueAgain:
         assert (done.returncode, done.stderr) == (75, "")
         assert "the time is over and the run saved; queued again" in done.stdout
         assert site.was_queued_again()
+
+    @pytest.mark.parametrize(
+        ("left_s", "says"), [(119, False), (170, False), (60, True)], ids=["119", "170", "60"]
+    )
+    def test_the_warning_comes_later_than_the_lead_time(self, site, left_s, says):
+        """Up to a minute earlier is Slurm's habit."""
+        end = datetime.now() + timedelta(seconds=left_s)
+        shown = NOT_PREEMPTED.replace("EndTime=2026-01-02T04", f"EndTime={end:%FT%T} Was=")
+        done = site.job("speech", TRAINING=TIME_IS_OVER, SHOWN=shown)
+        assert done.returncode == 75
+        assert site.was_queued_again()
+        lines = done.stderr.splitlines()
+        assert len(lines) == says
+        if says:
+            assert re.match(
+                rf"{TIME} job: warning: Slurm's warning came (60|5\d) s before", lines[0]
+            )
+            assert "sbatch --signal=B:USR1@120" in lines[0]
 
     def test_the_warning_comes_before_training(self, site):
         (site.folder / "speech_commands").mkdir()
