@@ -12,33 +12,45 @@ LAUNCHER=${LAUNCHER:-srun} MAX_REQUEUES=${MAX_REQUEUES:-20}
 LEAD_TIME_S=${LEAD_TIME_S:-120} # of #SBATCH --signal in the templates
 GO_ON=75                        # the exit code of a run that was asked to stop and is saved
 BY_USR1=138                     # that of one which USR1 ended before it listened for it
-warned='' training=''           # whether Slurm's warning came; the process of the launcher
+MPIRUN_WAITS_S=25               # before it passes a SIGTERM on, and again before it kills the ranks
+warned='' ended=''              # whether Slurm's warning came, or the job's end
+training=''                     # the process of the launcher
+
+# say WORDS: a line on stderr, with the time as in the lines of the package.
+say() {
+    echo "$(date '+%F %T') ${SLURM_JOB_NAME:-slurm}: $*" >&2
+}
 
 error() {
-    echo "${SLURM_JOB_NAME:-slurm}: error: $*" >&2
+    say "error: $*"
     exit 2
 }
 
 # use_environment: the one that `make setup` made on PATH.
 use_environment() {
-    [[ -x $VENV/bin/python ]] || error "no $VENV/bin/python in $PWD; sbatch from the repository's" \
-        "folder after \`make setup\`, or set VENV in slurm/env.sh"
+    [[ -x $VENV/bin/python ]] || error "no $VENV/bin/python in $PWD; run \`make setup\` there, or set" \
+        "VENV in slurm/env.sh"
     PATH=$(realpath "$VENV")/bin:$PATH
     export PATH
 }
 
 # begin: Slurm's warning, the environment, threads, file locking; prints versions.
 begin() {
-    # From now on, as the warning would end this shell while data are prepared. SIGTERM is not caught:
-    # it comes with the end of the job (scancel, time over), after which nothing is to be queued again.
+    # From now on, as the warning would end this shell while data are prepared. SIGTERM ends it: it comes
+    # with the end of the job (scancel, time over), after which nothing is to be queued again.
     trap on_warning USR1
     use_environment
     launcher_words 1 >/dev/null # an error now, not after the data were prepared
     [[ $MAX_REQUEUES =~ ^[0-9]+$ ]] || error "MAX_REQUEUES is $MAX_REQUEUES; it may be a whole number" \
         "from 0 on, such as 20"
+    [[ $LEAD_TIME_S =~ ^[0-9]+$ ]] || error "LEAD_TIME_S is $LEAD_TIME_S; it may be a whole number of" \
+        "seconds, that of sbatch's --signal, such as 120"
     export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
-    export SRUN_CPUS_PER_TASK=$OMP_NUM_THREADS # srun does not take it from sbatch since Slurm 22.05
-    export HDF5_USE_FILE_LOCKING=BEST_EFFORT   # some parallel file systems have no locks
+    # srun does not take it from sbatch since Slurm 22.05. mpirun calls srun, too, for the one process that
+    # starts a node's ranks: with this it would have the processors of one rank for all of them.
+    [[ $LAUNCHER != srun ]] || export SRUN_CPUS_PER_TASK=$OMP_NUM_THREADS
+    export HDF5_USE_FILE_LOCKING=BEST_EFFORT # some parallel file systems have no locks
+    export SLURM_EXPORT_ENV=ALL              # or `sbatch --export=NONE` would hold for the ranks, too
     # By the ring that Slurm 22.05 takes by default some ranks leave MPI's start before others came, and
     # one start in ten ends in a segmentation fault where ranks start at different times.
     export SLURM_PMIX_FENCE=${SLURM_PMIX_FENCE:-tree}
@@ -52,7 +64,24 @@ begin() {
 # the foreground has ended, so a preparation is not cut short.
 on_warning() {
     warned=1
-    [[ -z $training ]] || kill -USR1 "$training" 2>/dev/null || true # it may have ended just now
+    [[ -n $training ]] || return 0
+    kill -USR1 "$training" 2>/dev/null || true # it may have ended just now
+    compare_lead_time
+}
+
+# compare_lead_time: says so if the warning came later than LEAD_TIME_S promised. What --signal a job has
+# Slurm shows nowhere, but what is left when it comes.
+compare_lead_time() {
+    local shown left
+    ! preempted || return 0 # its end is another one
+    shown=$(SLURM_TIME_FORMAT=standard scontrol show job "$SLURM_JOB_ID" 2>/dev/null) || return 0
+    [[ $shown =~ [[:space:]]EndTime=([0-9T:-]+) ]] || return 0
+    left=$(($(date -d "${BASH_REMATCH[1]}" +%s) - $(date +%s)))
+    if ((0 < left && left < LEAD_TIME_S - 15)); then # a busy slurmctld takes some seconds to answer
+        say "warning: Slurm's warning came $left s before the end, and LEAD_TIME_S is $LEAD_TIME_S: they" \
+            "must agree; write \`sbatch --signal=B:USR1@$LEAD_TIME_S\`, or SBATCH_SIGNAL in slurm/env.sh," \
+            "which sbatch takes only after \`source slurm/env.sh\`"
+    fi
 }
 
 # launcher_words RANKS [NODES]: what starts that many ranks, on so many nodes of the job. mpirun takes
@@ -84,20 +113,37 @@ settings_of() {
     done
 }
 
-# last_of OPTION ARGS...: the value of an option in arguments of the training command: the last one.
-last_of() {
-    local option=$1 word value='' taking=''
-    shift
-    for word; do
-        if [[ $taking ]]; then
-            value=$word taking=
-        elif [[ $word == "$option" ]]; then
-            taking=1
-        elif [[ $word == "$option="* ]]; then
-            value=${word#*=}
-        fi
+# take_arguments OPTIONS... -- ARGS...: takes these options out of the arguments of the training command:
+# --config into CONFIG and so on, in place of what is there. The other arguments are left in `arguments`.
+# So data, plan and the run's name are those of what is trained.
+take_arguments() {
+    local option value
+    local -a taken=()
+    while [[ $1 != -- ]]; do
+        taken+=("$1") && shift
     done
-    printf '%s\n' "$value"
+    shift
+    arguments=()
+    while (($#)); do
+        for option in "${taken[@]}" --set; do
+            # argparse takes the beginning of a name, too, which would pass unseen here
+            [[ ${1%%=*} != --?* || $option != "${1%%=*}"?* ]] || error "${1%%=*} is not understood by the" \
+                "templates; write $option in full"
+        done
+        option=${1%%=*}
+        if [[ $option != --?* || " ${taken[*]} " != *" $option "* ]]; then
+            arguments+=("$1") && shift
+            continue
+        fi
+        if [[ $1 == *=* ]]; then
+            value=${1#*=} && shift
+        else
+            value=${2:-} && shift "$(($# > 1 ? 2 : 1))"
+        fi
+        [[ -n $value && $value != -* ]] || error "$option wants a value, as in $option=VALUE, got '$value'"
+        option=${option#--}
+        printf -v "${option^^}" %s "$value"
+    done
 }
 
 READ_DATA_PATH='
@@ -111,52 +157,60 @@ except InputError as error:
     print(f"config: error: {error}", file=sys.stderr)
     sys.exit(2)'
 
-# data_folder CONFIG ARGS...: the folder of the shards. It is what the arguments of the training command
-# set, else DATA, else the data.path of the configuration, whose data/ stands for DATA_ROOT.
-data_folder() {
-    local config=$1 path=${DATA:-} setting settings
-    shift
+# find_data ARGS...: sets DATA to the folder of the shards. It is what the arguments of the training
+# command set, else DATA, else the data.path of CONFIG, whose data/ stands for DATA_ROOT. DATA_FROM says
+# which, for messages: a site may define DATA for something else.
+find_data() {
+    local path=${DATA:-} setting settings
+    DATA_FROM="the value of DATA, a variable of your environment or of slurm/env.sh"
     mapfile -t settings < <(settings_of "$@")
     for setting in "${settings[@]}"; do
-        [[ $setting != data.path=* ]] || path=${setting#*=}
+        [[ $setting != data.path=* ]] || { path=${setting#*=} && DATA_FROM="which --set data.path says"; }
     done
     if [[ -z $path ]]; then
-        path=$(python -c "$READ_DATA_PATH" "$config" "${settings[@]}") || exit
+        DATA_FROM="the data of $CONFIG"
+        path=$(python -c "$READ_DATA_PATH" "$CONFIG" "${settings[@]}") || exit
         [[ $path != data/* ]] || path=$DATA_ROOT/${path#data/}
     fi
-    printf '%s\n' "$path"
+    DATA=$path
 }
 
-# to_prepare CONFIG FOLDER NAMES: whether the configuration's shards are missing. A template makes only
-# those of configurations of these names (a pattern): it knows no source of other data.
+# to_prepare NAMES: whether there are no shards in DATA. A template makes only those of configurations of
+# these names (a pattern): it knows no source of other data.
 to_prepare() {
-    local config=$1 folder=$2 names=$3
-    [[ ! -e $folder/meta.json ]] || return 1
+    [[ ! -e $DATA/meta.json ]] || return 1
     # shellcheck disable=SC2053  # a pattern
-    [[ $(basename "$config" .yaml) == $names ]] || error "no shards in $folder, the data of $config, and" \
-        "this template makes only those of configurations named $names.yaml; make them by \`python -m" \
+    [[ $(basename "$CONFIG" .yaml) == $1 ]] || error "no shards in $DATA, $DATA_FROM, and this template" \
+        "makes only those of configurations named $1.yaml, not of $CONFIG; make them by \`python -m" \
         "ist_hpc.prepare\`, or set DATA, or DATA_ROOT in slurm/env.sh, to where they are"
 }
 
 # plan ARGS...: prints what the run will need; ARGS are those of the training command.
 plan() {
-    local config=$1 settings
-    shift
+    local settings
     mapfile -t settings < <(settings_of "$@")
-    python -m ist_hpc.plan --config "$config" --ranks "$RANKS" --set "${settings[@]}"
+    echo "$CONFIG, run $RUNS/$NAME, data in $DATA, $DATA_FROM"
+    python -m ist_hpc.plan --config "$CONFIG" --ranks "$RANKS" --set "${settings[@]}"
 }
 
 # train ARGS...: all ranks. The warning before the time is over reaches them; a run that is saved then
 # is queued again. A rank that fails ends the others.
 train() {
-    local words launch code folder
-    folder=$(last_of --runs "$@")/$(last_of --name "$@")
+    local words launch code folder=$RUNS/$NAME
     if [[ $warned ]]; then # too little time is left to train
         queue_again "$folder" "the time is over before training began"
         return "$GO_ON"
     fi
     words=$(launcher_words "$RANKS")
     read -ra launch <<<"$words"
+    if [[ $LAUNCHER == mpirun ]]; then
+        # By default ranks have one second from a SIGTERM to mpirun, which loses what they are saving. It
+        # waits the whole time also where a rank failed, twice: that must stay below a minute.
+        launch+=(--mca odls_base_sigkill_timeout "$MPIRUN_WAITS_S")
+        # The first node's ranks are in the batch step, and Slurm kills what is left of it when this shell
+        # ends: scancel, which sends SIGTERM to all of them, must not end it before the ranks have saved.
+        trap 'ended=1' TERM
+    fi
     # the user's own settings come later and win
     "${launch[@]}" python -m ist_hpc.train --set "runtime.lead_time_s=$LEAD_TIME_S" "$@" &
     training=$!
@@ -166,8 +220,10 @@ train() {
     code=0
     wait "$training" || code=$?
     training=''
+    trap - TERM
+    [[ -z $ended ]] || return "$code"
     case $code in
-        0) rm -f "$folder/requeues" ;;
+        0) rm -f "$folder/requeues" 2>/dev/null || true ;; # of no use any more; the run is finished
         "$GO_ON") queue_again "$folder" "the time is over and the run saved" ;;
         "$BY_USR1") queue_again "$folder" "the time is over before training began" ;;
     esac
@@ -187,18 +243,21 @@ queue_again() {
         [[ ! -e $folder/requeues ]] || read -r job times <"$folder/requeues" || true
         [[ $job == "$SLURM_JOB_ID" && $times =~ ^[0-9]+$ ]] || times=0
         if ((times >= MAX_REQUEUES)); then
-            echo "$SLURM_JOB_NAME: queued again $times times already (MAX_REQUEUES); the same sbatch" \
-                "line goes on" >&2
+            say "queued again $times times already (MAX_REQUEUES); the same sbatch line goes on"
             return
         fi
-        mkdir -p "$folder"
-        echo "$SLURM_JOB_ID $((times + 1))" >"$folder/requeues.new"
-        mv "$folder/requeues.new" "$folder/requeues"
+        # braces: bash itself says what cannot be opened
+        if ! { mkdir -p "$folder" && echo "$SLURM_JOB_ID $((times + 1))" >"$folder/requeues.new" &&
+            mv "$folder/requeues.new" "$folder/requeues"; } 2>/dev/null; then
+            say "error: $why, but how often it was cannot be written to $folder/requeues, so the job is not" \
+                "queued again; see to space, quota and rights there, then the same sbatch line goes on"
+            return
+        fi
     fi
     echo "$(date '+%F %T') $why; queued again"
     # Incomplete: Slurm would start even a job again that was cancelled in the meantime
     scontrol requeue Incomplete "$SLURM_JOB_ID" ||
-        echo "$SLURM_JOB_NAME: it could not be queued again; the same sbatch line goes on" >&2
+        say "error: scontrol could not queue the job again; the same sbatch line goes on"
 }
 
 # preempted: whether the job is to make room for another. Its ranks then get SIGTERM, as they do from

@@ -12,23 +12,31 @@
 # Account and partition come from slurm/env.sh.
 set -euo pipefail
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+from=$PWD # which files are named relative to
+cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$PWD
 source slurm/job.sh
 error() {
     echo "submit: error: $*" >&2
     exit 2
 }
 
+# file NAME: the file that the user means, as seen from the repository's folder.
+file() {
+    (cd "$from" && realpath -sm --relative-base="$root" -- "$1")
+}
+
 template=
 if [[ ${1:-} == --template ]]; then
     (($# > 1)) || error "--template wants a file, such as slurm/speech.sbatch"
-    template=$2 && shift 2
+    template=$(file "$2") && shift 2
 fi
 config=${1:-}
 case $config in
-    "" | -h | --help) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    "" | -h | --help) sed -n '2,13s/^# \{0,1\}//p' slurm/submit.sh; exit 2 ;;
+    -*) error "the configuration comes before options, as in configs/speech2.yaml --nodes=4, got $config" ;;
 esac
-shift
+config=$(file "$config") && shift
 [[ -r $config ]] || error "no configuration $config"
 options=()
 while (($#)) && [[ $1 != -- ]]; do
@@ -150,11 +158,16 @@ else
 fi
 
 use_environment
-folder=$(data_folder "$config" "$@")
+CONFIG=
+take_arguments --config --name --runs -- "$@"
+[[ -z $CONFIG ]] || error "--config $CONFIG after -- and $config before it; a job trains one configuration"
+CONFIG=$config
+find_data "$@"
 mapfile -t settings < <(settings_of "$@")
-echo "$config on $ranks ranks, by $template:"
+echo "$config on $ranks ranks, by $template, data in $DATA, $DATA_FROM:"
 python -m ist_hpc.plan --config "$config" --ranks "$ranks" --check "${check[@]}" \
-    --set "data.path=$folder" "${settings[@]}" || exit $?
-export CONFIG=$config
-sbatch --test-only "${options[@]}" "$template" "$@" || error "the cluster would not take this job"
-exec sbatch "${options[@]}" "$template" "$@"
+    --set "data.path=$DATA" "${settings[@]}" || exit $?
+# an argument, as a variable would not come through `sbatch --export=NONE`
+job=("${options[@]}" "$template" --config "$config" "$@")
+sbatch --test-only "${job[@]}" || error "the cluster would not take this job"
+exec sbatch "${job[@]}"

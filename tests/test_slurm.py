@@ -76,7 +76,7 @@ def test_without_data_it_says_where_to_get_them(tmp_path, template, variable, ad
     done = _in_bash(template, settings)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2
-    assert line.startswith(f"{template.stem}: error: ")
+    assert f" {template.stem}: error: " in line
     assert not variable or source in line
     assert address in line
     assert list(tmp_path.iterdir()) == []
