@@ -426,7 +426,8 @@ class TestFaults:
         saved = self.newest()
         _wait_until(lambda: len(_starts(self.folder)) == 2, _LIMIT_S)
         assert self.before() == f"stopped: SIGUSR1, saved after round {saved}"
-        assert _starts(self.folder)[1]["slurm"]["SLURM_RESTART_COUNT"] == "1"
+        # more than once where a start takes longer than the warning leaves it
+        assert int(_starts(self.folder)[1]["slurm"]["SLURM_RESTART_COUNT"]) >= 1
         _wait_until(lambda: _status(self.folder) == "running", 60)
         _on_h1("scancel", job)
         _end(self.folder, job, "CANCELLED")
