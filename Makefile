@@ -32,6 +32,7 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 ifneq ($(shell test $$(nproc) -lt 4 && echo few),)
 export OMPI_MCA_mpi_yield_when_idle := 1
+export MPIR_CVAR_POLLS_BEFORE_YIELD := 1
 endif
 # `MPI` may be set in a cluster's environment and mean something else: only `make setup MPI=...` counts
 export SETUP_MPI := $(if $(filter command,$(firstword $(origin MPI))),$(MPI))
