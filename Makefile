@@ -21,8 +21,8 @@ SERIAL_TIMEOUT ?= 1200
 MPI_TIMEOUT ?= 600
 CHECK_TIMEOUT ?= 120
 
-# Of the serial tests, module by module: much of a launch is waiting.
-THREE_AT_A_TIME := -n 3 --dist loadscope
+# Of the serial tests, in the order and the groups of tests/conftest.py: much of a launch is waiting.
+THREE_AT_A_TIME := -n 3 --dist loadgroup --no-loadscope-reorder
 
 # One environment for everything below: .venv first, and what Open MPI needs in a container or on a
 # machine with fewer cores than ranks, where a rank that spins takes the core another one needs.

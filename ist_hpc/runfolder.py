@@ -67,7 +67,9 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.start = ""
-        """Which start of the run this is: what `.lock` says. Empty until all ranks are in it."""
+        """Which start of the run this is, its `lock_line`. Empty until all ranks are in it."""
+        self.lock_line = ""
+        """What this process wrote into `.lock`."""
         self._lock: TextIO | None = None
         self._said_unwritable = False
 
@@ -128,9 +130,9 @@ class RunFolder:
             except OSError as error:  # of a file system without locks
                 log.warning("%s cannot be locked: %s", self.path, error.strerror)
             break
-        self.start = owner_facts()
+        self.lock_line = owner_facts()
         file.truncate(0)
-        file.write(f"{self.start}\n")
+        file.write(f"{self.lock_line}\n")
         file.flush()
         self._lock = file  # closing it would give the lock up
 

@@ -214,7 +214,7 @@ def _enter(
             log.info("the run before this one %s", before)
         folder.record_start(config, facts | ({"before": before} if before else {}))
         folder.set_status("starting")
-    return folder.start
+    return folder.lock_line
 
 
 def _refuse_later(folder: RunFolder, progress: Progress) -> None:

@@ -19,6 +19,29 @@ def hosts_to_itself() -> Iterator[None]:
         yield
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that no worker is left alone with it at the end.
+
+    A scope's tests stay with one worker. What uses the hosts is one scope: two workers would wait
+    for each other.
+    """
+
+    def scope(item: pytest.Item) -> str:
+        if "hosts_to_itself" in getattr(item, "fixturenames", ()):
+            return "hosts"
+        return item.nodeid.rpartition("::")[0].replace("/", ".")
+
+    def place(item: pytest.Item) -> int:
+        first = ("hosts", "tests.test_faults.py", "tests.test_evaluate.py", "tests.test_train.py")
+        found = [i for i, name in enumerate(first) if scope(item).startswith(name)]
+        return found[0] if found else len(first)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(scope(item)))
+    items.sort(key=place)
+
+
 @dataclass(frozen=True)
 class TrainedRun:
     """A finished run on the digits; tests that change files work on a copy.

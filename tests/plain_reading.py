@@ -137,6 +137,10 @@ def plain_dataset(folder: Path, made: Path) -> Values:
     for split, shards in content["shards"].items():
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(h5py.File(folder / shard["file"])) for shard in shards]
+            for file in files:
+                told = file.attrs["split"]
+                assert isinstance(told, str), "of no split"
+                assert told == split, "of another split"
             for name in datasets(files[0]):
                 parts = [file[name][()] for file in files]
                 if name.endswith("indptr"):

@@ -190,7 +190,7 @@ sys.exit(main(sys.argv[1:]))
 
     def test_by_a_signal_to_mpirun_it_has_the_time_that_mpirun_gives(self, place, monkeypatch):
         """Open MPI's mpirun sends SIGKILL a second after SIGTERM, unless it is told otherwise."""
-        monkeypatch.setenv("OMPI_MCA_odls_base_sigkill_timeout", "30")
+        monkeypatch.setenv("OMPI_MCA_odls_base_sigkill_timeout", "6")
         slow = self.DURING_A_SAVE.replace("os.kill(os.getpid(), signal.SIGUSR1)", "time.sleep(3)")
         run = place / "runs/m"
         script = slow.replace("import os,", "import time, os,")

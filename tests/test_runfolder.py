@@ -138,6 +138,7 @@ class TestAnotherStart:
         for number, one in enumerate((folder, newer)):
             monkeypatch.setattr(runfolder, "owner_facts", lambda number=number: f"start {number}")
             one.lock()  # a process does not keep itself out
+            one.start = one.lock_line
         newer.forget_failure()
         newer.set_status("running")
         return folder, newer
