@@ -22,7 +22,7 @@ MPI_TIMEOUT ?= 600
 CHECK_TIMEOUT ?= 120
 
 # Of the serial tests, in the order and the groups of tests/conftest.py: much of a launch is waiting.
-THREE_AT_A_TIME := -n 3 --dist loadgroup --no-loadscope-reorder
+THREE_AT_A_TIME := -n 3 --dist loadscope --no-loadscope-reorder
 
 # One environment for everything below: .venv first, and what Open MPI needs in a container or on a
 # machine with fewer cores than ranks, where a rank that spins takes the core another one needs.

@@ -5,8 +5,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.launching import run_ranks
 
@@ -19,26 +21,32 @@ def hosts_to_itself() -> Iterator[None]:
         yield
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first, so that no worker is left alone with it at the end.
+_ON_HOSTS = ("tests/test_slurm.py", "tests/test_hosts.py")
+_FIRST = (*_ON_HOSTS, "tests/test_faults.py", "tests/test_evaluate.py", "tests/test_train.py")
 
-    A scope's tests stay with one worker. What uses the hosts is one scope: two workers would wait
-    for each other.
+
+class _Scopes(LoadScopeScheduling):
+    """A module's or class's tests stay with one worker, and so do all that use the hosts.
+
+    Two workers would wait for each other there, and start the same cluster twice.
     """
 
-    def scope(item: pytest.Item) -> str:
-        if "hosts_to_itself" in getattr(item, "fixturenames", ()):
-            return "hosts"
-        return item.nodeid.rpartition("::")[0].replace("/", ".")
+    def _split_scope(self, nodeid: str) -> str:
+        return "hosts" if nodeid.startswith(_ON_HOSTS) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scopes | None:
+    """The above under `--dist loadscope`."""
+    return _Scopes(config, log) if config.getvalue("dist") == "loadscope" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that no worker is left alone with it at the end."""
 
     def place(item: pytest.Item) -> int:
-        first = ("hosts", "tests.test_faults.py", "tests.test_evaluate.py", "tests.test_train.py")
-        found = [i for i, name in enumerate(first) if scope(item).startswith(name)]
-        return found[0] if found else len(first)
+        found = [i for i, name in enumerate(_FIRST) if item.nodeid.startswith(name)]
+        return found[0] if found else len(_FIRST)
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(scope(item)))
     items.sort(key=place)
 
 
