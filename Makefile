@@ -28,6 +28,7 @@ THREE_AT_A_TIME := -n 3 --dist loadscope --no-loadscope-reorder
 # machine with fewer cores than ranks, where a rank that spins takes the core another one needs.
 export PATH := $(VENV)/bin:$(PATH)
 export PYTHONNOUSERSITE := 1
+unexport PYTHONPATH
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 ifneq ($(shell test $$(nproc) -lt 4 && echo few),)
