@@ -7,6 +7,9 @@ and exits with code 1.
 import faulthandler
 from contextlib import suppress
 
+ABORT_S = 10.0
+"""That MPI is given to end a job: it may wait for a host that is lost."""
+
 
 def exit_after(seconds: float) -> None:
     """End the process after so many seconds, unless `disarm` comes first. Local."""

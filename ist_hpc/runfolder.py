@@ -172,7 +172,11 @@ class RunFolder:
         A host that was cut off may come back when its run goes on elsewhere.
         """
         try:
-            said = (self.path / ".lock").read_text(encoding="utf-8").strip()
+            if self._lock is not None:  # to close another handle of it would give the lock up
+                self._lock.seek(0)
+                said = self._lock.read().strip()
+            else:
+                said = (self.path / ".lock").read_text(encoding="utf-8").strip()
         except OSError:
             return False
         return self.start != "" and said == self.start

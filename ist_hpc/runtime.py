@@ -30,7 +30,6 @@ log = logging.getLogger("ist_hpc")
 Result = TypeVar("Result")
 
 _START_S = 900.0
-_ABORT_S = 10.0
 
 
 class Stopped(KeyboardInterrupt):
@@ -141,7 +140,7 @@ def _end_all(comm: "MPI.Comm", code: int) -> int:
     logging.shutdown()
     sys.stdout.flush()
     if comm.Get_size() > 1:
-        lastresort.exit_after(_ABORT_S)
+        lastresort.exit_after(lastresort.ABORT_S)
         comm.Abort(code)
     return code
 

@@ -19,7 +19,6 @@ from ist_hpc.meters import START, Meter
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_ABORT_S = 10.0  # for MPI to end the job; what still runs then ends itself
 _LOOKS = 20  # in the time of silence
 _LONGEST_LOOK_S = 5.0
 _START_FACTOR = 6  # a start reads and checks whole files, and no rank knows how far others are
@@ -71,7 +70,7 @@ class Watchdog:
 
     def _end(self, silent_s: float) -> None:
         rank, ranks = self._comm.Get_rank(), self._comm.Get_size()
-        lastresort.exit_after(_ABORT_S)  # MPI may wait for the lost host, too
+        lastresort.exit_after(lastresort.ABORT_S)
         self._report(
             f"rank {rank} of {ranks} on {socket.gethostname()} has come to no end of "
             f"`{self._meter.doing}` for {silent_s:.0f} s (runtime.silence_s: {self._silence_s:g}): "

@@ -357,9 +357,9 @@ sys.exit(evaluate.main(sys.argv[1:]))
     ABORT = """
 import ctypes, sys
 from types import SimpleNamespace
-from ist_hpc import watchdog
+from ist_hpc import lastresort, watchdog
 from ist_hpc.meters import Meter
-watchdog._ABORT_S = 1.0
+lastresort.ABORT_S = 1.0
 hanging = ctypes.PyDLL(None)  # which keeps Python's lock, as MPI may
 comm = SimpleNamespace(
     Get_rank=lambda: 0, Get_size=lambda: 2, Abort=lambda code: hanging.sleep(60)

@@ -154,6 +154,17 @@ class TestAnotherStart:
         assert newer.status() == "failed: rank 1 is silent"
         assert not newer.first_to_fail()
 
+    def test_to_ask_does_not_give_the_lock_up(self, folder):
+        folder.lock()
+        folder.start = folder.lock_line
+        assert folder.is_of_this_start()
+        child = os.fork()
+        if (
+            not child
+        ):  # POSIX: a process that closes any handle of a file has no lock of it any more
+            os._exit(RunFolder(folder.path).owner() is None)
+        assert os.waitpid(child, 0)[1] == 0
+
     def test_who_failed_first_is_known_of_each_start(self, older_and_newer):
         older, newer = older_and_newer
         assert [one.first_to_fail() for one in (older, older, newer, newer)] == [
