@@ -1,6 +1,7 @@
 """What tests of several files share: a small run that was trained once."""
 
 import fcntl
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +23,11 @@ def hosts_to_itself() -> Iterator[None]:
 
 
 _ON_HOSTS = ("tests/test_slurm.py", "tests/test_hosts.py")
-_FIRST = (*_ON_HOSTS, "tests/test_faults.py", "tests/test_evaluate.py", "tests/test_train.py")
+_FIRST = (
+    *_ON_HOSTS,
+    *("tests/test_save_faults.py", "tests/test_stopping.py", "tests/test_faults.py"),
+    *("tests/test_divergence.py", "tests/test_evaluate.py", "tests/test_train.py"),
+)
 
 
 class _Scopes(LoadScopeScheduling):
@@ -74,6 +79,13 @@ def trained(tmp_path_factory) -> TrainedRun:
     train(place, "small", "optimizer.momentum=0.9")
     folder = place / "runs" / "small"
     return TrainedRun(place / "digits", folder, folder / "checkpoints" / "round-00000004")
+
+
+@pytest.fixture
+def place(trained: TrainedRun, tmp_path: Path) -> Path:
+    """A folder with the digits, to train and to spoil in."""
+    shutil.copytree(trained.data, tmp_path / "digits")
+    return tmp_path
 
 
 def train(place: Path, name: str, *settings: str, ranks: int = 2) -> None:

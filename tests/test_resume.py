@@ -40,12 +40,6 @@ def tensors(place, name, rounds):
         return checkpoints.tensors(folder), dict(file.attrs)
 
 
-@pytest.fixture
-def place(trained, tmp_path):
-    shutil.copytree(trained.data, tmp_path / "digits")
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def eight_rounds(trained, tmp_path_factory):
     """A finished run of eight rounds on two ranks, with checkpoints of the sixth and the eighth."""

@@ -260,7 +260,7 @@ class TestRanksThatSeeOtherThings:
 
 
 def test_interrupted_twice_it_ends_at_once(place):
-    """Once: tests/test_faults.py."""
+    """Once: tests/test_stopping.py."""
     command = [sys.executable, "-m", "ist_hpc.train", "--name", "s", "--set", *SMALL]
     command += ["train.rounds=100000", "train.local_steps=100000", "evaluate.every_epochs=0"]
     process = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True)
