@@ -75,6 +75,7 @@ def start_run(
     except AgreedInputError:
         if runtime.rank == 0 and not resume:
             shutil.rmtree(folder.path)  # made a moment ago
+            folder.start = ""  # no longer in it
         raise
     went_on = f", from round {progress.round}" if progress.round else ""
     threads = f"{runtime.threads} thread(s) each"

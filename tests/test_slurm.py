@@ -122,6 +122,7 @@ def cluster(hosts_to_itself: None) -> Iterator[None]:
     subprocess.run([HOSTS, "up", str(NODES), "1gbit"], check=True, timeout=60)
     try:
         subprocess.run([HOSTS, "slurm"], check=True, timeout=60)
+        _wait_until(_every_node_is_idle, _LIMIT_S)  # hosts.sh waits for one only
         yield
     finally:
         subprocess.run([HOSTS, "down"], check=True, timeout=90)
@@ -133,7 +134,11 @@ def healed(cluster: None) -> Iterator[None]:
     yield
     for number in range(1, NODES + 1):
         subprocess.run([HOSTS, "heal", f"h{number}"], check=True, timeout=20)
-    _wait_until(lambda: "down" not in _on_h1("sinfo", "-h", "-N", "-o", "%t"), _LIMIT_S)
+    _wait_until(_every_node_is_idle, _LIMIT_S)
+
+
+def _every_node_is_idle() -> bool:
+    return _on_h1("sinfo", "-h", "-N", "-o", "%t").split() == ["idle"] * NODES
 
 
 def _on_h1(*command: str, check: bool = True, **settings: str) -> str:
@@ -492,7 +497,7 @@ class TestFaults:
         subprocess.run([HOSTS, "heal", "h3"], check=True, timeout=20)
         _wait_until(lambda: _state(job) not in ("RUNNING", "COMPLETING"), _LIMIT_S)
         _on_h1("scancel", job, check=False)  # Slurm may have queued it again itself
-        _wait_until(lambda: "idle" in _on_h1("sinfo", "-h", "-o", "%t"), _LIMIT_S)
+        _wait_until(_every_node_is_idle, _LIMIT_S)
 
 
 def _rank_process(folder: Path, rank: int) -> str:
