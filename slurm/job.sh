@@ -51,9 +51,13 @@ begin() {
     [[ $LAUNCHER != srun ]] || export SRUN_CPUS_PER_TASK=$OMP_NUM_THREADS
     export HDF5_USE_FILE_LOCKING=BEST_EFFORT # some parallel file systems have no locks
     export SLURM_EXPORT_ENV=ALL              # or `sbatch --export=NONE` would hold for the ranks, too
-    # By the ring that Slurm 22.05 takes by default some ranks leave MPI's start before others came, and
-    # one start in ten ends in a segmentation fault where ranks start at different times.
-    export SLURM_PMIX_FENCE=${SLURM_PMIX_FENCE:-tree}
+    if [[ $LAUNCHER == srun ]]; then
+        # Open MPI 4 has two fences in MPI_Init. Under Slurm 22.05 some ranks leave the second before others
+        # come to it, and their first message crashes these: up to 30 % of starts (docs/reliability.md). With
+        # these there is no first fence; addresses are asked for as they are needed.
+        export OMPI_MCA_pmix_base_async_modex=${OMPI_MCA_pmix_base_async_modex:-1}
+        export OMPI_MCA_pmix_base_collect_data=${OMPI_MCA_pmix_base_collect_data:-0}
+    fi
     echo "$(date '+%F %T') job ${SLURM_JOB_ID:-none}, start $((${SLURM_RESTART_COUNT:-0} + 1))," \
         "$SLURM_NTASKS ranks on ${SLURM_JOB_NODELIST:-$(hostname)}, $OMP_NUM_THREADS thread(s) each"
     python -m ist_hpc.train --version
