@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.placement import Placement, TensorSpec, at_round, block_bounds, home
+from ist_hpc.placement import Axis, Placement, TensorSpec, at_round, block_bounds, home
 from ist_hpc.transfer import ELEMENT_BYTES, pair_counts
 
 
@@ -76,7 +76,7 @@ class Job:
     layers           first to last; by default the matrices among the weights
     carry            whether slots travel with their weights, else they are begun anew each round
     keeps_rounds     whether a round's weights and carried slots are kept, so as to give it up
-    axes             size of each axis
+    axes             by name
     shared_elements, shared_slot_elements
                      elements of the weights without an axis, and of their slots
     untrained_elements, frozen_elements
@@ -97,7 +97,7 @@ class Job:
     weights: tuple[TensorSpec, ...]
     slots: tuple[TensorSpec, ...]
     layers: tuple[Layer, ...] = ()
-    axes: Mapping[str, int]
+    axes: Mapping[str, Axis]
     ranks: int
     seed: int = 0
     carry: bool = True

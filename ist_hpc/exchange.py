@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ist_hpc.devices import CPU, synchronise
-from ist_hpc.held import Held, State, gather, move, scatter
+from ist_hpc.held import Held, State, add, divide, gather, move, scatter
 from ist_hpc.placement import Placement, TensorSpec
 from ist_hpc.staging import MpiBuffer, Staging, staging_of
-from ist_hpc.transfer import ELEMENT_BYTES, Chunk, Piece, Plan, plan_exchange
+from ist_hpc.transfer import ELEMENT_BYTES, Chunk, Piece, Plan, plan_exchange, plan_settling
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -97,6 +97,31 @@ class Exchanger:
         landing.finish()
         synchronise(self.device)
         report.pack_s += time.perf_counter() - begin
+        return report
+
+    def settle(
+        self, specs: Sequence[TensorSpec], placement: Placement, state: State
+    ) -> ExchangeReport:
+        """Give each unit that several ranks trained the mean of their copies, at its holder.
+
+        The other copies are stale then. Sums begin with the holder's and go on by rank, so they
+        are the same in every run. Does nothing where no unit is shared. Collective.
+        """
+        begin = time.perf_counter()
+        plans = plan_settling(specs, placement, self.rank, self.buffer_bytes)
+        report = ExchangeReport(plan_s=time.perf_counter() - begin, chunks=len(plans))
+        for plan in plans:
+            send = self._pack(plan.chunk, 0, state, report, None)
+            arrived = self._send_off(plan.chunk, 0, send, report)
+            arrived.wait(report)
+            begin = time.perf_counter()
+            received = self.staging.arrived(0, arrived.elements)
+            for piece, part in _parts(plan.chunk.recv_pieces, received):
+                add(state[piece.spec.key].place("subnet"), piece, part)
+            for key, copies in plan.copies.items():
+                divide(state[key].place("subnet"), copies)
+            synchronise(self.device)
+            report.pack_s += time.perf_counter() - begin
         return report
 
     def _pack(

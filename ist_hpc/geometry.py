@@ -91,20 +91,25 @@ class TensorGeometry:
 
     # One axis: a unit moves as a whole row or column.
 
-    def _unit_holders(self, placement: Placement) -> Units:
+    def _moves(self) -> tuple[Units, Units, Units]:
+        """(units, holders before, ranks that take them): a unit may go to several ranks."""
         axis = self.spec.row_axis or self.spec.column_axis
         assert axis is not None
-        if placement.is_home:
-            return block_of(self.spec.rows, self.ranks)
-        return placement.deals[axis].holder
+        homes = block_of(self.spec.rows, self.ranks)
+        before = homes if self.source.is_home else self.source.deals[axis].holder
+        if self.target.is_home:
+            return np.arange(len(homes)), before, homes
+        units, takers = self.target.deals[axis].trained
+        return units, before[units], takers
 
     def _whole_units(self, rank: int, sending: bool) -> Iterator[tuple[int, Rectangle]]:
-        before, after = self._unit_holders(self.source), self._unit_holders(self.target)
+        units, before, after = self._moves()
         mine, theirs = (before, after) if sending else (after, before)
-        units = np.flatnonzero(mine == rank)
+        of_rank = mine == rank
+        units, theirs = units[of_rank], theirs[of_rank]
         source: Place = "home" if self.source.is_home else "subnet"
         target: Place = "home" if self.target.is_home else "subnet"
-        for (peer,), group in _groups(units, theirs[units]):
+        for (peer,), group in _groups(units, theirs):
             if self.spec.row_axis is not None:
                 yield peer, Rectangle(source, target, compact(group), self._all_columns)
             else:
@@ -205,7 +210,8 @@ class TensorGeometry:
         if self.spec.has_two_axes:
             counts = self._two_axes_counts()
         elif self.spec.row_axis is not None or not (self.source.is_home or self.target.is_home):
-            pair = self._unit_holders(self.source) * n + self._unit_holders(self.target)
+            _, before, after = self._moves()
+            pair = before * n + after
             across = self.spec.columns if self.spec.row_axis is not None else self.spec.rows
             counts = np.bincount(pair, minlength=n * n).reshape(n, n) * across
         else:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -177,6 +178,28 @@ def scatter(target: Tensor, piece: Piece, values: Tensor, copies: Copies | None 
     view, major, minor = _in_storage_order(target, piece)
     block = values.view(piece_shape(view, major, minor))
     (copies or copies_of(target.device)).put(view, major, minor, block)
+
+
+def add(target: Tensor, piece: Piece, values: Tensor) -> None:
+    """Add flat `values` in storage order to whole rows of a subnet."""
+    assert piece.columns == slice(0, piece.spec.columns), "units are added whole"
+    rows = _row_numbers(piece.rows).to(target.device)
+    target.index_add_(0, rows, values.view(len(rows), *target.shape[1:]))
+
+
+def divide(target: Tensor, by: npt.NDArray[np.int64]) -> None:
+    """Divide the rows of a subnet; by is int64 [rows], and 1 changes nothing."""
+    rows = np.flatnonzero(by > 1)
+    if len(rows):
+        index = torch.from_numpy(rows).to(target.device)
+        divisors = torch.from_numpy(by[rows]).to(target.device, target.dtype)
+        target[index] = target[index] / divisors.view(-1, *[1] * (target.dim() - 1))
+
+
+def _row_numbers(rows: Selection) -> Tensor:
+    if isinstance(rows, slice):
+        return torch.arange(rows.start, rows.stop)
+    return torch.from_numpy(rows)
 
 
 def move(source: Tensor, piece: Piece, target: Tensor, landing: Piece) -> None:

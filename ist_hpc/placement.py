@@ -35,22 +35,56 @@ def block_of(size: int, ranks: int) -> Units:
     return np.repeat(np.arange(ranks, dtype=np.int64), np.diff(block_bounds(size, ranks)))
 
 
+@dataclass(frozen=True)
+class Axis:
+    """A set of units that is dealt out.
+
+    size   how many
+    least  that a rank trains; where an even deal gives fewer, ranks share units
+    """
+
+    size: int
+    least: int = 1
+
+    def count(self, rank: int, ranks: int) -> int:
+        """How many units `rank` trains, the same in every round."""
+        return max(int(np.diff(block_bounds(self.size, ranks))[rank]), min(self.least, self.size))
+
+
+_NONE = np.empty(0, dtype=np.int64)
+
+
 @dataclass(frozen=True, eq=False)
 class Deal:
     """One axis dealt out for one round.
 
-    `holder`: for each unit the rank that trains it; int64, shape [axis size].
+    holder  for each unit the rank that trains it, or of several the one that holds the mean of
+            their copies when the round is over; int64, shape [axis size]
+    copies  (units, ranks) of what other ranks train, too: units ascending, and ranks of a unit;
+            int64, shape [copies] each
     """
 
     axis: str
     ranks: int
     holder: Units
+    copies: tuple[Units, Units] = (_NONE, _NONE)
+
+    @cached_property
+    def trained(self) -> tuple[Units, Units]:
+        """(units, ranks): who trains what, units ascending; int64, [axis size + copies] each."""
+        if not len(self.copies[0]):
+            return np.arange(len(self.holder), dtype=np.int64), self.holder
+        units = np.concatenate([np.arange(len(self.holder)), self.copies[0]])
+        ranks = np.concatenate([self.holder, self.copies[1]])
+        order = np.argsort(units, kind="stable")
+        return units[order].astype(np.int64), ranks[order]
 
     @cached_property
     def _ordered(self) -> tuple[Units, Units]:
-        order = np.argsort(self.holder, kind="stable")
-        bounds = np.searchsorted(self.holder[order], np.arange(self.ranks + 1))
-        return order.astype(np.int64), bounds.astype(np.int64)
+        units, ranks = self.trained
+        order = np.argsort(ranks, kind="stable")
+        bounds = np.searchsorted(ranks[order], np.arange(self.ranks + 1))
+        return units[order], bounds.astype(np.int64)
 
     def units(self, rank: int) -> Units:
         """The units that `rank` trains, ascending; int64, shape [count]."""
@@ -62,8 +96,14 @@ class Deal:
         """How many units each rank trains; int64, shape [ranks]."""
         return np.diff(self._ordered[1])
 
+    def positions(self, rank: int, units: Units) -> Units:
+        """The indices of some units among those that `rank` trains; int64, of their shape."""
+        if len(self.copies[0]):
+            return np.searchsorted(self.units(rank), units).astype(np.int64)
+        return self._position[units]
+
     @cached_property
-    def position(self) -> Units:
+    def _position(self) -> Units:
         """For each unit its index among its holder's units; int64, shape [axis size]."""
         order, bounds = self._ordered
         position = np.empty_like(order)
@@ -71,20 +111,31 @@ class Deal:
         return position
 
 
-def deal(axis: str, size: int, ranks: int, seed: int, round_index: int) -> Deal:
+def deal(name: str, axis: Axis, ranks: int, seed: int, round_index: int) -> Deal:
     """Deal the units of an axis to the ranks, uniformly at random and balanced to within one unit.
 
     The first size % ranks ranks always get the extra unit, so a rank's tensors keep their shapes
-    through the run. Raises `InputError` if a rank would get no unit.
+    through the run. A rank whose part is smaller than `axis.least` trains the units, too, that come
+    after its part in the order of the deal. Raises `InputError` if a rank would get no unit.
     """
+    size = axis.size
     if size < ranks:
         raise InputError(
-            f"axis `{axis}` has {size} units, too few for {ranks} ranks: each rank needs at least "
+            f"axis `{name}` has {size} units, too few for {ranks} ranks: each rank needs at least "
             f"one; widen the layer (`model.hidden`) or start at most {size} ranks"
         )
+    order = streams.permutation(f"deal/{name}", seed, round_index, size)
     holder = np.empty(size, dtype=np.int64)
-    holder[streams.permutation(f"deal/{axis}", seed, round_index, size)] = block_of(size, ranks)
-    return Deal(axis, ranks, holder)
+    holder[order] = block_of(size, ranks)
+    ends = block_bounds(size, ranks)[1:]
+    trained = np.array([axis.count(rank, ranks) for rank in range(ranks)], dtype=np.int64)
+    more = trained - np.diff(ends, prepend=0)
+    if not more.any():
+        return Deal(name, ranks, holder)
+    after = np.concatenate([np.arange(end, end + n) for end, n in zip(ends, more, strict=True)])
+    units, takers = order[after % size].astype(np.int64), np.repeat(np.arange(ranks), more)
+    by_unit = np.lexsort((takers, units))
+    return Deal(name, ranks, holder, (units[by_unit], takers[by_unit]))
 
 
 @dataclass(frozen=True)
@@ -97,18 +148,21 @@ class TensorSpec:
     transposed  the subnet is stored with its first two dimensions exchanged, which makes the dealt
                 axis of an output layer dimension 0, so that a neuron is one long contiguous row.
                 Home blocks always keep the logical order, output dimension first.
+    least       units of the output dimension that a rank trains at the least, as of its axis
     """
 
     key: str
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     transposed: bool = False
+    least: int = 1
 
     def __post_init__(self) -> None:
         assert len(self.axes) == len(self.shape)
         assert any(self.axes), f"{self.key} has no axis: it is shared, not partitioned"
         assert not any(self.axes[2:]), f"{self.key}: only the first two dimensions can be dealt"
         assert not self.transposed or len(self.shape) >= 2
+        assert self.least == 1 or (self.axes[0] and not any(self.axes[1:]) and not self.transposed)
 
     @property
     def rows(self) -> int:
@@ -153,7 +207,7 @@ class TensorSpec:
     def subnet_shape(self, rank: int, ranks: int) -> tuple[int, ...]:
         """Shape, as stored, of the subnet part of `rank`; the same in every round."""
         dims = [
-            int(np.diff(block_bounds(size, ranks))[rank]) if axis else size
+            Axis(size, self.least).count(rank, ranks) if axis else size
             for size, axis in zip(self.shape, self.axes, strict=True)
         ]
         if self.transposed:
@@ -194,7 +248,7 @@ def home(ranks: int) -> Placement:
     return Placement(ranks, None, {})
 
 
-def at_round(axes: Mapping[str, int], ranks: int, seed: int, round_index: int) -> Placement:
-    """The placement of a round; `axes` maps each axis to its size. Raises as `deal` does."""
-    deals = {axis: deal(axis, size, ranks, seed, round_index) for axis, size in axes.items()}
+def at_round(axes: Mapping[str, Axis], ranks: int, seed: int, round_index: int) -> Placement:
+    """The placement of a round; `axes` are by name. Raises as `deal` does."""
+    deals = {name: deal(name, axis, ranks, seed, round_index) for name, axis in axes.items()}
     return Placement(ranks, round_index, deals)

@@ -211,7 +211,7 @@ def plan(config: Config, ranks: int, rounds: int, memory_gb: float | None = None
         "flops_a_step": _flops(job),
     }
     if memory_gb is not None:
-        most_ranks = min(_MOST_RANKS, *model.axes.values())
+        most_ranks = min(_MOST_RANKS, *(axis.size for axis in model.axes.values()))
         report["fits"] = _fits(
             round(memory_gb * 1e9),
             {name: values["peak"] + BASE_BYTES for name, values in memory.items()},

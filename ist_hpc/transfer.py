@@ -135,12 +135,83 @@ def plan_exchange(
     return Plan(rank, source, target, tuple(specs), tuple(local_moves), chunks)
 
 
+@dataclass(frozen=True, eq=False)
+class Settling:
+    """What brings the copies of shared units together: one Alltoallv for all of some tensors.
+
+    chunk   copies of other ranks to the holder of each unit; pieces of the same peer one behind
+            the other, peers ascending
+    copies  of each tensor by key, for each of this rank's units how many ranks trained it, if it
+            holds the unit, else 1; int64 [local units]
+    """
+
+    chunk: Chunk
+    copies: dict[str, npt.NDArray[np.int64]]
+
+
+def plan_settling(
+    specs: Sequence[TensorSpec], placement: Placement, rank: int, buffer_bytes: int
+) -> list[Settling]:
+    """Plan the means of what several ranks trained in a round, for `rank`; the same number on all.
+
+    All copies of a unit are in one call, so that they are added in the order of the ranks.
+    """
+    plans: list[Settling] = []
+    group: list[TensorSpec] = []
+    filled = np.zeros((placement.ranks, placement.ranks), dtype=np.int64)
+    for spec in specs:
+        counts = _copied(spec, placement)
+        if not counts.any():
+            continue
+        if group and _chunk_count(filled + counts, buffer_bytes) > 1:
+            plans.append(_settling(group, placement, rank))
+            group, filled = [], np.zeros_like(filled)
+        group.append(spec)
+        filled += counts
+    return [*plans, _settling(group, placement, rank)] if group else plans
+
+
+def _copied(spec: TensorSpec, placement: Placement) -> npt.NDArray[np.int64]:
+    """Elements that go from s to q as copies of units that q holds; int64 [ranks, ranks]."""
+    ranks, axis = placement.ranks, spec.row_axis
+    if axis is None or spec.column_axis is not None:  # such units are never shared
+        return np.zeros((ranks, ranks), dtype=np.int64)
+    dealt = placement.deals[axis]
+    units, takers = dealt.copies
+    pairs = np.bincount(takers * ranks + dealt.holder[units], minlength=ranks * ranks)
+    across = spec.columns * spec.element_width
+    return pairs.reshape(ranks, ranks).astype(np.int64) * across
+
+
+def _settling(specs: Sequence[TensorSpec], placement: Placement, rank: int) -> Settling:
+    ranks = placement.ranks
+    sends: list[list[Piece]] = [[] for _ in range(ranks)]
+    receives: list[list[Piece]] = [[] for _ in range(ranks)]
+    copies: dict[str, npt.NDArray[np.int64]] = {}
+    for spec in specs:
+        assert spec.row_axis is not None
+        dealt = placement.deals[spec.row_axis]
+        units, takers = dealt.copies
+        holders, own = dealt.holder[units], dealt.units(rank)
+        copies[spec.key] = np.where(
+            dealt.holder[own] == rank, 1 + np.bincount(units, minlength=len(dealt.holder))[own], 1
+        )
+        for peer in range(ranks):
+            for mine, theirs, pieces in ((takers, holders, sends), (holders, takers, receives)):
+                moved = units[(mine == rank) & (theirs == peer)]
+                if len(moved):
+                    rows = compact(dealt.positions(rank, moved))
+                    pieces[peer].append(Piece(spec, "subnet", rows, slice(0, spec.columns)))
+    (chunk,) = _chunks(sends, receives, 1)
+    return Settling(chunk, copies)
+
+
 def _by_geometry(
     specs: Sequence[TensorSpec], source: Placement, target: Placement
 ) -> list[tuple[TensorGeometry, list[TensorSpec]]]:
     groups: dict[object, tuple[TensorGeometry, list[TensorSpec]]] = {}
     for spec in specs:
-        key = (spec.shape, spec.axes)
+        key = (spec.shape, spec.axes, spec.least)
         if key not in groups:
             groups[key] = (TensorGeometry(spec, source, target), [])
         groups[key][1].append(spec)
@@ -158,15 +229,19 @@ def _localise(
         else:
             rows = rectangle.rows - start
         return Piece(spec, place, rows, rectangle.columns)
-    rows = _positions(rectangle.rows, spec.row_axis, placement)
-    columns = _positions(rectangle.columns, spec.column_axis, placement)
+    rows = _positions(rectangle.rows, spec.row_axis, placement, rank)
+    columns = _positions(rectangle.columns, spec.column_axis, placement, rank)
     return Piece(spec, place, rows, columns)
 
 
-def _positions(selection: Selection, axis: str | None, placement: Placement) -> Selection:
+def _positions(
+    selection: Selection, axis: str | None, placement: Placement, rank: int
+) -> Selection:
     if axis is None:
         return selection
-    return compact(placement.deals[axis].position[selection])
+    if isinstance(selection, slice):
+        selection = np.arange(selection.start, selection.stop)
+    return compact(placement.deals[axis].positions(rank, selection))
 
 
 def _chunk_count(counts: npt.NDArray[np.int64], buffer_bytes: int) -> int:

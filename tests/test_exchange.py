@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 
 from ist_hpc import held, transfer
 from ist_hpc.exchange import Exchanger, allocate_home
-from ist_hpc.placement import Placement, TensorSpec, at_round, home
+from ist_hpc.held import Held
+from ist_hpc.placement import Axis, Placement, TensorSpec, at_round, home
 from ist_hpc.transfer import pair_counts, plan_exchange
 from tests.threads import ThreadRanks
 
 SEED = 11
 
 
-def perceptron(one: int, two: int, outputs: int) -> tuple[dict[str, int], tuple[TensorSpec, ...]]:
+def perceptron(one: int, two: int, outputs: int) -> tuple[dict[str, Axis], tuple[TensorSpec, ...]]:
     """Every kind of tensor: one axis on either side, two axes, vectors, a kernel, slots."""
-    axes = {"a": one, "b": two}
+    axes = {"a": Axis(one), "b": Axis(two)}
     return axes, (
         TensorSpec("in", (one, 3), ("a", None)),
         TensorSpec("norm", (one,), ("a",)),
@@ -247,6 +248,88 @@ def _global(selection, place, spec, dimension, placement, rank):
         ).tolist()
     axis = spec.row_axis if dimension == 0 else spec.column_axis
     return (local if axis is None else placement.deals[axis].units(rank)[local]).tolist()
+
+
+def blocks(units: int, least: int) -> tuple[dict[str, Axis], tuple[TensorSpec, ...]]:
+    """Units that several ranks may train: stacks of kernels and of vectors."""
+    shapes = {"kernel": (units, 3, 2, 2), "norm": (units, 3), "momentum/norm": (units, 3)}
+    return {"blocks": Axis(units, least)}, tuple(
+        TensorSpec(key, shape, ("blocks", *[None] * (len(shape) - 1)), least=least)
+        for key, shape in shapes.items()
+    )
+
+
+shared_sizes = st.integers(1, 5).flatmap(
+    lambda ranks: st.tuples(st.just(ranks), st.integers(ranks, 12), st.integers(1, 12))
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(shared_sizes, buffers, st.integers(0, 1000))
+def test_shared_units_go_from_their_holder_to_every_rank_that_trains_them(size, buffer, first):
+    ranks, units, least = size
+    axes, specs = blocks(units, least)
+    rounds = [at_round(axes, ranks, SEED, first + i) for i in range(3)]
+
+    def body(comm):
+        exchanger, rank = Exchanger(comm, buffer / 2**20), comm.Get_rank()
+        state, source = at_home(specs, comm), home(ranks)
+        received = 0
+        for target in (*rounds, home(ranks), rounds[0]):
+            report = exchanger.exchange(specs, source, target, state)
+            received += report.bytes_received
+            assert_holds(specs, state, target, rank)
+            if not target.is_home:
+                for spec in specs:  # copies that another rank holds are stale, and never read
+                    dealt = target.deals["blocks"]
+                    own = torch.from_numpy(dealt.holder[dealt.units(rank)] != rank)
+                    state[spec.key].subnet[own] = -1.0
+            source = target
+        return received
+
+    counted = sum(
+        pair_counts(specs, a, b)
+        for a, b in zip(
+            (home(ranks), *rounds, home(ranks)), (*rounds, home(ranks), rounds[0]), strict=True
+        )
+    )
+    found = ThreadRanks(ranks).run(body)
+    assert found == (4 * counted.sum(axis=0)).tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(shared_sizes, buffers, st.integers(0, 1000))
+def test_settling_leaves_the_mean_of_the_copies_at_the_holder(size, buffer, index):
+    ranks, units, least = size
+    axes, specs = blocks(units, least)
+    placement = at_round(axes, ranks, SEED, index)
+    dealt = placement.deals["blocks"]
+    generator = torch.Generator().manual_seed(index)
+    copies = [
+        {spec.key: torch.randn(spec.shape, generator=generator) for spec in specs}
+        for _ in range(ranks)
+    ]
+
+    def body(comm):
+        rank = comm.Get_rank()
+        own = torch.from_numpy(dealt.units(rank))
+        state = {key: Held(subnet=whole[own].clone()) for key, whole in copies[rank].items()}
+        report = Exchanger(comm, buffer / 2**20).settle(specs, placement, state)
+        for spec in specs:
+            for place, unit in enumerate(own.tolist()):
+                others = dealt.copies[1][dealt.copies[0] == unit].tolist()
+                if dealt.holder[unit] != rank:
+                    continue
+                total = copies[rank][spec.key][unit].clone()
+                for other in others:
+                    total += copies[other][spec.key][unit]
+                if others:
+                    total /= 1 + len(others)
+                assert torch.equal(state[spec.key].subnet[place], total), spec.key
+        return report.bytes_sent
+
+    numbers = sum(int(np.prod(spec.shape[1:])) for spec in specs)
+    assert sum(ThreadRanks(ranks).run(body)) == 4 * numbers * len(dealt.copies[0])
 
 
 def test_one_round_is_one_alltoallv():

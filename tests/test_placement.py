@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from ist_hpc import streams
 from ist_hpc.errors import InputError
-from ist_hpc.placement import TensorSpec, at_round, block_bounds, block_of, deal
+from ist_hpc.placement import Axis, TensorSpec, at_round, block_bounds, block_of, deal
 
 ranks_and_size = st.integers(1, 12).flatmap(
     lambda ranks: st.tuples(st.just(ranks), st.integers(ranks, 70))
@@ -19,15 +19,39 @@ RECORDED_WORDS = [11876386108357168776, 11078769494087916592, 603768818745776730
 @given(ranks_and_size, seeds, st.integers(0, 10**6))
 def test_a_deal_covers_and_never_overlaps(ranks_size, seed, index):
     ranks, size = ranks_size
-    dealt = deal("hidden1", size, ranks, seed, index)
+    dealt = deal("hidden1", Axis(size), ranks, seed, index)
     units = [dealt.units(rank) for rank in range(ranks)]
     assert sorted(np.concatenate(units).tolist()) == list(range(size))
     for rank, own in enumerate(units):
         assert (np.diff(own) > 0).all()
         assert (dealt.holder[own] == rank).all()
-        assert (dealt.position[own] == np.arange(len(own))).all()
+        assert (dealt.positions(rank, own) == np.arange(len(own))).all()
     assert dealt.counts.tolist() == [len(own) for own in units]
     assert dealt.counts.max() - dealt.counts.min() <= 1
+
+
+@given(ranks_and_size, st.integers(1, 80), seeds)
+def test_ranks_share_units_where_an_even_deal_gives_too_few(ranks_size, least, seed):
+    ranks, size = ranks_size
+    axis = Axis(size, least)
+    dealt = deal("blocks", axis, ranks, seed, 3)
+    assert (dealt.holder == deal("blocks", Axis(size), ranks, seed, 3).holder).all()
+    trainers = [{int(dealt.holder[unit])} for unit in range(size)]
+    for unit, rank in zip(*dealt.copies, strict=True):
+        assert rank not in trainers[unit]
+        trainers[unit].add(int(rank))
+    spec = TensorSpec("blocks.weight", (size, 2), ("blocks", None), least=least)
+    for rank in range(ranks):
+        own = dealt.units(rank)
+        assert own.tolist() == [unit for unit in range(size) if rank in trainers[unit]]
+        assert (dealt.positions(rank, own) == np.arange(len(own))).all()
+        assert len(own) == dealt.counts[rank] == axis.count(rank, ranks)
+        assert len(own) >= min(least, size)
+        assert spec.subnet_shape(rank, ranks) == (len(own), 2)
+    # shared as evenly as can be, since each takes what follows in the order of the deal
+    if least * ranks >= size:
+        shared = [len(found) for found in trainers]
+        assert max(shared) - min(shared) <= 2
 
 
 @given(st.integers(0, 200), st.integers(1, 20))
@@ -42,8 +66,8 @@ def test_home_blocks_are_balanced_and_cover(size, ranks):
 
 
 def test_a_deal_depends_on_seed_round_and_axis_and_on_nothing_else():
-    def holders(*args):
-        return deal(*args).holder.tolist()
+    def holders(name, size, *args):
+        return deal(name, Axis(size), *args).holder.tolist()
 
     base = holders("hidden1", 64, 4, 7, 3)
     assert base == holders("hidden1", 64, 4, 7, 3)
@@ -54,14 +78,14 @@ def test_a_deal_depends_on_seed_round_and_axis_and_on_nothing_else():
 
 def test_deals_are_the_same_for_ever():
     """Recorded once: a change of any library that changes deals would break every resume."""
-    assert deal("hidden1", 12, 3, 0, 0).holder.tolist() == RECORDED_DEAL
+    assert deal("hidden1", Axis(12), 3, 0, 0).holder.tolist() == RECORDED_DEAL
     assert [int(word) for word in streams.words("x", 1, 2, 3)] == RECORDED_WORDS
 
 
 def test_every_unit_is_dealt_to_every_rank_about_equally_often():
     counts = np.zeros((10, 4))
     for index in range(4000):
-        holder = deal("a", 10, 4, 5, index).holder
+        holder = deal("a", Axis(10), 4, 5, index).holder
         counts[np.arange(10), holder] += 1
     expected = np.array([3, 3, 2, 2]) / 10 * 4000
     # Four standard deviations of a binomial count.
@@ -70,7 +94,7 @@ def test_every_unit_is_dealt_to_every_rank_about_equally_often():
 
 def test_too_narrow_an_axis_is_refused_and_says_what_to_do():
     with pytest.raises(InputError, match=r"`hidden2` has 3 units, too few for 4 ranks.*at most 3"):
-        at_round({"hidden1": 9, "hidden2": 3}, 4, 0, 0)
+        at_round({"hidden1": Axis(9), "hidden2": Axis(3)}, 4, 0, 0)
 
 
 @given(ranks_and_size, st.integers(1, 30), seeds)
@@ -78,7 +102,7 @@ def test_shapes_of_a_rank_add_up_to_the_tensor(ranks_size, columns, seed):
     ranks, size = ranks_size
     spec = TensorSpec("out.weight", (columns, size), (None, "hidden1"), transposed=True)
     assert sum(spec.home_shape(rank, ranks)[0] for rank in range(ranks)) == columns
-    dealt = deal("hidden1", size, ranks, seed, 0)
+    dealt = deal("hidden1", Axis(size), ranks, seed, 0)
     for rank in range(ranks):
         assert spec.subnet_shape(rank, ranks) == (len(dealt.units(rank)), columns)
 

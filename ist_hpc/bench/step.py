@@ -6,6 +6,7 @@ rows of a tensor in memory. The two take turns, a round's steps at a time, on ev
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ist_hpc.bench.report import count, slowest, spread, table
 from ist_hpc.config import Config
 from ist_hpc.errors import InputError
 from ist_hpc.images import scaling_of
-from ist_hpc.placement import block_bounds
+from ist_hpc.placement import Axis, block_bounds
 from ist_hpc.rows import as_features
 from ist_hpc.runtime import Runtime, together
 from ist_hpc.shards import Dataset
@@ -82,11 +83,9 @@ class _BareLoop:
     """The same thin network as a user would write it."""
 
     def __init__(
-        self, config: Config, dataset: Dataset, axes: dict[str, int], runtime: Runtime
+        self, config: Config, dataset: Dataset, axes: Mapping[str, Axis], runtime: Runtime
     ) -> None:
-        sizes = [
-            int(np.diff(block_bounds(size, runtime.ranks))[runtime.rank]) for size in axes.values()
-        ]
+        sizes = [axis.count(runtime.rank, runtime.ranks) for axis in axes.values()]
         layers: list[nn.Module] = []
         width = config.model.inputs or 0
         for size in sizes:

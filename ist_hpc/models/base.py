@@ -16,7 +16,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ist_hpc.cost import Layer, layers_of
-from ist_hpc.placement import TensorSpec
+from ist_hpc.placement import Axis, TensorSpec
 from ist_hpc.sparse import Rows
 
 Tensors = Mapping[str, Tensor]
@@ -112,8 +112,8 @@ class ExportEntry:
 class Model(ABC):
     """A network, thin or full: shapes and arithmetic, without any weights of its own."""
 
-    axes: dict[str, int]
-    """Size of each axis."""
+    axes: dict[str, Axis]
+    """What is dealt out, by name."""
     specs: tuple[TensorSpec, ...]
     """The partitioned weights."""
     shared: tuple[SharedSpec, ...]

@@ -27,7 +27,7 @@ from ist_hpc.models.base import (
     Tensors,
 )
 from ist_hpc.models.norms import NORM_EPSILON, batch_norm, full_norm, stored_norm
-from ist_hpc.placement import TensorSpec
+from ist_hpc.placement import Axis, TensorSpec
 
 IMAGE = (3, 32, 32)
 """Channels, height and width of what goes in."""
@@ -77,7 +77,9 @@ class Convolutions:
         assert size == 1, "one value a channel comes out"
         self._layers = tuple(layers)
         self.features = inputs
-        self.axes = {f"channels{i}": c for i, c in enumerate(channels, start=1)} if dealt else {}
+        self.axes = (
+            {f"channels{i}": Axis(c) for i, c in enumerate(channels, start=1)} if dealt else {}
+        )
         self.axis = f"channels{len(channels)}" if dealt else None
         self.specs = self._specs() if dealt else ()
         self.shared = () if dealt else self._shared()

@@ -34,7 +34,7 @@ from ist_hpc.models.base import (
     Tensors,
 )
 from ist_hpc.models.norms import NORM_EPSILON, batch_norm, full_norm
-from ist_hpc.placement import TensorSpec
+from ist_hpc.placement import Axis, TensorSpec
 from ist_hpc.sparse import Rows, SparseRows
 
 
@@ -82,7 +82,7 @@ class MultiLayerPerceptron(Model):
         self.norms_outputs = output_norm
         self.differentiable = loss == "cross_entropy" and not sparse
         self._loss = loss
-        self.axes = {f"hidden{i}": size for i, size in enumerate(hidden, start=1)}
+        self.axes = {f"hidden{i}": Axis(size) for i, size in enumerate(hidden, start=1)}
         specs: list[TensorSpec] = []
         layers: list[_Layer] = []
         width, axis = inputs, input_axis

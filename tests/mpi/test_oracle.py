@@ -62,10 +62,10 @@ def test_middle_layers_are_idle_in_part(world):
 
 
 def _trained_elements(ranks: int, index: int) -> int:
-    from ist_hpc.placement import deal
+    from ist_hpc.placement import Axis, deal
 
     rows, columns = (
-        deal(a, n, ranks, SEED, index).counts for a, n in (("hidden2", 7), ("hidden1", 11))
+        deal(a, Axis(n), ranks, SEED, index).counts for a, n in (("hidden2", 7), ("hidden1", 11))
     )
     return int((rows * columns).sum())
 
