@@ -81,7 +81,7 @@ class Contents:
     shared: Mapping[str, Tensor]
     shared_slots: Mapping[str, Tensor]
     statistics: Statistics
-    statistics_sizes: Mapping[str, int]
+    statistics_shapes: Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +232,7 @@ def _blocks(contents: Contents) -> list[_Block]:
         for spec in specs
     ]
     for key, (mean, variance) in contents.statistics.items():
-        shape = (contents.statistics_sizes[key],)
+        shape = contents.statistics_shapes[key]
         for what, values in (("mean", mean), ("variance", variance)):
             about = f"{what} before normalisation in the full network, over calibration rows"
             blocks.append(_Block(f"statistics/{key}.{what}", shape, values, about))
@@ -433,8 +433,8 @@ def restore(
     }
     statistics = {
         spec.key: (
-            block("statistics", f"{spec.key}.mean", (spec.size,)),
-            block("statistics", f"{spec.key}.variance", (spec.size,)),
+            block("statistics", f"{spec.key}.mean", spec.shape),
+            block("statistics", f"{spec.key}.variance", spec.shape),
         )
         for spec in model.statistics
     }

@@ -24,6 +24,17 @@ MOST_TOP = 10_000
 _LEAST_SCALE, _MOST_SCALE = 1e-30, 1e30  # of data.mean and data.std, so that float32 holds them
 VGG11_CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)
 """Of the paper that VGG11 is from, configuration A (Simonyan and Zisserman 2015)."""
+RESNET_SECTIONS = (3, 4, 23, 3)
+"""Basic blocks of the network of ResIST (section 4)."""
+_CHANNELS = {"vgg11": VGG11_CHANNELS, "resnet": (64, 128, 256, 512)}
+_KINDS_WITH = {  # model.* keys that not every model.kind has
+    "sections": ("resnet",),
+    "min_blocks": ("resnet",),
+    "channels": ("vgg11", "resnet"),
+    "deal_channels": ("vgg11",),
+    "body_from": ("vgg11",),
+    "freeze_body": ("vgg11",),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,13 +86,30 @@ class ModelConfig:
     kind: str = key(
         "mlp",
         "mlp: a perceptron; vgg11: eight convolutions with batch norm before it, for images of 3 x "
-        "32 x 32",
-        choices=("mlp", "vgg11"),
+        "32 x 32; resnet: a residual network for them, whose blocks are dealt out",
+        choices=("mlp", "vgg11", "resnet"),
     )
-    hidden: list[int] = key(help="widths of the hidden layers", low=1, high=2**26)
+    hidden: list[int] = key(
+        help="widths of the hidden layers; [] for resnet, which has none", low=1, high=2**26
+    )
+    sections: list[int] = key(
+        [],
+        "of resnet: blocks in each of the four sections, of which the third's are dealt out but "
+        "for its first; []: 3, 4, 23, 3",
+        low=1,
+        high=2**16,
+    )
+    min_blocks: int = key(
+        1,
+        "of resnet: dealt blocks that a rank trains; where an even deal gives fewer, ranks share "
+        "some, whose weights are averaged (4 in the paper)",
+        low=1,
+        high=2**16,
+    )
     channels: list[int] = key(
         [],
-        "of vgg11: channels of the eight convolutions; []: 64, 128, 256, 256, 512, 512, 512, 512",
+        "of vgg11: channels of the eight convolutions; []: 64, 128, 256, 256, 512, 512, 512, 512. "
+        "Of resnet: of the four sections; []: 64, 128, 256, 512",
         low=1,
         high=2**16,
     )
@@ -332,8 +360,18 @@ def _let_length_replace(values: Any, given: dict[str, str]) -> None:
 
 
 def channels_of(model: ModelConfig) -> tuple[int, ...]:
-    """Channels of the convolutions; none of a model without."""
-    return tuple(model.channels) or (VGG11_CHANNELS if model.kind == "vgg11" else ())
+    """Channels of the convolutions, or of the sections; none of a model without."""
+    return tuple(model.channels) or _CHANNELS.get(model.kind, ())
+
+
+def sections_of(model: ModelConfig) -> tuple[int, ...]:
+    """Blocks in the sections of a residual network."""
+    return tuple(model.sections) or RESNET_SECTIONS
+
+
+def subnets_of(config: Config, ranks: int) -> int:
+    """How many networks such ranks train at a time; 1 where every rank trains the whole one."""
+    return ranks if config.train.algorithm == "ist" else 1
 
 
 def is_folder_name(name: str) -> bool:
@@ -385,11 +423,11 @@ def _check_together(config: Config, where: Callable[[str], str]) -> None:
         )
     if not evaluate.top:
         raise InputError(f"`evaluate.top` must name at least one k {where('evaluate.top')}")
-    if not model.hidden:
+    if not model.hidden and model.kind != "resnet":
         raise InputError(
             f"`model.hidden` must name at least one hidden layer, got [] {where('model.hidden')}"
         )
-    _check_vgg(model, where)
+    _check_images(model, where)
     if model.output_bias and model.output_norm == "batch":
         raise InputError(
             "`model.output_bias` has no effect before batch norm; set `model.output_norm: none` "
@@ -419,32 +457,62 @@ def _check_together(config: Config, where: Callable[[str], str]) -> None:
         )
 
 
-def _check_vgg(model: ModelConfig, where: Callable[[str], str]) -> None:
-    """Rules between the keys of vgg11."""
-    if model.kind != "vgg11":
-        for name in ("channels", "deal_channels", "body_from", "freeze_body"):
-            if getattr(model, name):
-                raise InputError(
-                    f"`model.{name}` is of `model.kind: vgg11`, not of {model.kind} "
-                    f"{where(f'model.{name}')}"
-                )
+def _check_images(model: ModelConfig, where: Callable[[str], str]) -> None:
+    """Rules between the keys of the networks for images."""
+    default = ModelConfig(hidden=[])
+    for name, kinds in _KINDS_WITH.items():
+        if model.kind not in kinds and getattr(model, name) != getattr(default, name):
+            raise InputError(
+                f"`model.{name}` is of `model.kind: {' or '.join(kinds)}`, not of {model.kind} "
+                f"{where(f'model.{name}')}"
+            )
+    if model.kind == "mlp":
         return
-    if model.channels and len(model.channels) != len(VGG11_CHANNELS):
+    usual = _CHANNELS[model.kind]
+    if model.channels and len(model.channels) != len(usual):
+        what = "convolutions" if model.kind == "vgg11" else "sections"
         raise InputError(
-            f"`model.channels` names those of {len(VGG11_CHANNELS)} convolutions, or none, got "
+            f"`model.channels` names those of {len(usual)} {what}, or none, got "
             f"{show(model.channels)} {where('model.channels')}"
         )
     if model.loss not in ("auto", "cross_entropy"):
         raise InputError(
-            f"`model.kind: vgg11` takes `model.loss: cross_entropy`, got {model.loss} "
+            f"`model.kind: {model.kind}` takes `model.loss: cross_entropy`, got {model.loss} "
             f"{where('model.loss')}"
         )
+    if model.kind == "resnet":
+        _check_resnet(model, where)
     for name in ("body_from", "freeze_body"):
         if model.deal_channels and getattr(model, name):
             raise InputError(
                 f"`model.{name}` is of convolutions that all ranks share; leave it out, or "
                 f"`model.deal_channels` {where(f'model.{name}')}"
             )
+
+
+def _check_resnet(model: ModelConfig, where: Callable[[str], str]) -> None:
+    """Rules between the keys of resnet."""
+    if model.hidden:
+        raise InputError(
+            "`model.kind: resnet` has no hidden layers of neurons: write `hidden: []`, got "
+            f"{show(model.hidden)} {where('model.hidden')}"
+        )
+    if model.output_norm != "none" or not model.output_bias:
+        raise InputError(
+            "`model.kind: resnet` ends in a linear layer with a bias: write `output_norm: none` "
+            f"and `output_bias: true` {where('model.output_norm')}"
+        )
+    sections = sections_of(model)
+    if len(sections) != len(RESNET_SECTIONS) or sections[2] < 2:
+        raise InputError(
+            "`model.sections` has the blocks of four sections, two or more of the third, got "
+            f"{show(model.sections)} {where('model.sections')}"
+        )
+    if model.min_blocks > sections[2] - 1:
+        raise InputError(
+            f"`model.min_blocks` must be at most the {sections[2] - 1} blocks that are dealt out, "
+            f"got {model.min_blocks} {where('model.min_blocks')}"
+        )
 
 
 def dump(config: Config) -> str:

@@ -6,6 +6,7 @@ data parallel training and for local SGD, where every rank holds the whole model
 ring allreduce. What a rank holds is counted in cost_memory.py.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ist_hpc.placement import Axis, Placement, TensorSpec, at_round, block_bounds, home
-from ist_hpc.transfer import ELEMENT_BYTES, pair_counts
+from ist_hpc.transfer import ELEMENT_BYTES, pair_counts, settling_counts
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Layer:
     kernel                       weights between two units: 9 of a 3 x 3 convolution
     positions, positions_in      values of a unit for one row, on either side: height x width
     trained                      whether it has a gradient; those that have none come first
+    copies                       of a layer that is dealt out as a whole: of how many alike
+    calibrated                   of a shared one: its norm takes all calibration rows at once
     """
 
     outputs: int
@@ -35,10 +38,16 @@ class Layer:
     positions: int = 1
     positions_in: int = 1
     trained: bool = True
+    copies: Axis | None = None
+    calibrated: bool = False
+
+    def own_copies(self, ranks: int, rank: int = 0) -> int:
+        """How many such layers, one after the other, a rank has in a round."""
+        return 1 if self.copies is None else self.copies.count(rank, ranks)
 
     @property
     def shared(self) -> bool:
-        """Whether nothing of it is dealt out."""
+        """Whether every rank has all outputs and inputs."""
         return not (self.dealt_outputs or self.dealt_inputs)
 
     def own_outputs(self, ranks: int, rank: int = 0) -> int:
@@ -166,11 +175,16 @@ def expected_received(spec: TensorSpec, ranks: int) -> float:
     """Elements of a tensor that a rank receives in an exchange between rounds, on average.
 
     One dealt axis: S/N (1 - 1/N). Two: S/N^2 (1 - 1/N)(2 - 1/N). Averaged over deals and ranks.
+    Of units that ranks share, what a rank trains instead of 1/N, and copies to settle.
     """
     share, moving = 1 / ranks, 1 - 1 / ranks
     if spec.has_two_axes:
         return elements(spec) * share**2 * moving * (1 + moving)
-    return elements(spec) * share * moving
+    if spec.least == 1:
+        return elements(spec) * share * moving
+    axis = Axis(spec.rows, spec.least)
+    trained = sum(axis.count(rank, ranks) for rank in range(ranks)) / (ranks * axis.size)
+    return elements(spec) * (trained * moving + trained - share)
 
 
 def expected_received_at_home(spec: TensorSpec, ranks: int) -> float:
@@ -208,13 +222,16 @@ class ExchangeBytes:
 def exact_bytes(job: Job, rounds: int) -> list[ExchangeBytes]:
     """The exchanges from home to round 0, from 0 to 1, ... to `rounds`: `rounds` + 1 of them.
 
+    Each with what settles the units that are shared in the round that it leads to.
+
     Exactly what a run of this seed measures (`bytes_received` of its rows), whether or not it
     visits home between rounds. Raises `InputError` if there are more ranks than units.
     """
     source, exchanges = home(job.ranks), []
     for round_index in range(rounds + 1):
         target = job.placement(round_index)
-        counts = pair_counts(job.exchanged, source, target) * ELEMENT_BYTES
+        counts = pair_counts(job.exchanged, source, target)
+        counts = (counts + settling_counts(job.exchanged, target)) * ELEMENT_BYTES
         exchanges.append(ExchangeBytes(round_index, counts.sum(axis=1), counts.sum(axis=0)))
         source = target
     return exchanges
@@ -250,6 +267,25 @@ def local_sgd_bytes(job: Job) -> float:
     return allreduce_bytes(job.weight_elements - job.frozen_elements + slots, job.ranks)
 
 
+def subnets_through_server_bytes(job: Job) -> int:
+    """Bytes of a round if every rank's subnet went to a server and back, of all ranks together.
+
+    So ResIST (table 3) counts: float32, weights alone, without running statistics.
+    """
+    own = sum(
+        math.prod(spec.subnet_shape(rank, job.ranks))
+        for spec in job.weights
+        for rank in range(job.ranks)
+    )
+    shared = job.ranks * (job.shared_elements - job.untrained_elements)
+    return 2 * (own + shared) * ELEMENT_BYTES
+
+
+def wholes_through_server_bytes(job: Job) -> int:
+    """The same if every rank had the whole model, as under local SGD."""
+    return 2 * job.ranks * (job.weight_elements - job.untrained_elements) * ELEMENT_BYTES
+
+
 # Operations.
 
 
@@ -273,6 +309,7 @@ def step_flops(
         products = 1 + layer.trained + trained
         trained |= layer.trained
         size: float = layer.own_outputs(ranks, rank) * layer.own_inputs(ranks, rank) * layer.kernel
+        size *= layer.own_copies(ranks, rank)
         if index == 0 and row_entries is not None:
             size *= row_entries / layer.inputs
         total += 2 * products * batch_size * size * layer.positions

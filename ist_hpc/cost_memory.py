@@ -164,7 +164,12 @@ def step_activations(job: Job, ranks: int) -> int:
     With labels in blocks, of the output two blocks, and the sums of every block. Of a layer that is
     not trained nothing stays: before and after its norm, and what came in, one layer at a time.
     """
-    widths = [layer.own_outputs(ranks) * layer.positions for layer in job.layers if layer.trained]
+    widths = [
+        layer.own_outputs(ranks) * layer.positions
+        for layer in job.layers
+        if layer.trained
+        for _ in range(layer.own_copies(ranks))
+    ]
     passing = [
         layer.own_outputs(ranks) * layer.positions * 2
         + layer.own_inputs(ranks) * layer.positions_in
@@ -204,7 +209,8 @@ def full_activations(job: Job) -> int:
         for all_rows, kept in ((job.calibration_rows, True), (job.evaluation_rows, False)):
             rows = all_rows
             came_in = 0 if kept else _rows_bytes(job, rows)
-            if layer.positions > 1 and (layer.shared or not kept):
+            whole = kept and (layer.calibrated or not layer.shared)
+            if layer.positions > 1 and not whole:
                 rows = min(rows, IMAGES_AT_ONCE)
             if index:
                 came_in += rows * layer.inputs * layer.positions_in * ELEMENT_BYTES

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__
 from ist_hpc.commandline import Parser
-from ist_hpc.config import MOST_TOP, RuntimeConfig
+from ist_hpc.config import MOST_TOP, RuntimeConfig, subnets_of
 from ist_hpc.errors import InputError
 from ist_hpc.runtime import AgreedInputError, Runtime, launch, on_root, say, together
 
@@ -187,7 +187,8 @@ def _load(
         _check_fit(dataset, arguments.split, opened)
         scaling = scaling_of(opened.config.data, dataset)
         data = opened.data
-        model = models.build(opened.config.model, data.features, data.outputs, data.sparse)
+        subnets = subnets_of(opened.config, opened.progress.ranks)
+        model = models.build(opened.config.model, data.features, data.outputs, data.sparse, subnets)
         models.refuse_other_rows(model, dataset.feature_shape, dataset.path)
         restored = checkpoint.restore(opened, model, (), (), runtime.rank, runtime.ranks)
     weights = {spec.key: restored.state[spec.key].place("home") for spec in model.specs}

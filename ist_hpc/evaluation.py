@@ -187,6 +187,32 @@ class _Peers:
         bounds, rank = block_bounds(units, self._comm.Get_size()), self._comm.Get_rank()
         return slice(int(bounds[rank]), int(bounds[rank + 1]))
 
+    def relay(self, values: Tensor, stage: Callable[[Tensor], Tensor], rows_at_once: int) -> Tensor:
+        """Rows through the ranks' stages, one after the other. Collective."""
+        rank, ranks = self._comm.Get_rank(), self._comm.Get_size()
+        parts = values.split(max(1, rows_at_once))
+        if ranks == 1:
+            return torch.cat([stage(part) for part in parts])
+        arrived = torch.empty(values.shape)
+        sending = None
+        for part, into in zip(parts, arrived.split(max(1, rows_at_once)), strict=True):
+            if rank:
+                self._comm.Recv(into.numpy(), source=rank - 1)
+                part = into.to(self._device)
+            going = stage(part).contiguous().cpu()
+            if sending is not None:
+                sending.Wait()
+            if rank < ranks - 1:
+                sent = going  # kept until it is on its way
+                sending = self._comm.Isend(sent.numpy(), dest=rank + 1)
+            else:
+                into.copy_(going)
+        if sending is not None:
+            sending.Wait()
+        for into in arrived.split(max(1, rows_at_once)):
+            self._comm.Bcast(into.numpy(), root=ranks - 1)
+        return arrived.to(self._device)
+
     def gather(self, own: Tensor, units: int) -> Tensor:
         """[rows, local_units, ...] of each rank to [rows, units, ...] on all. Collective."""
         alone = self._comm.Get_size() == 1

@@ -225,7 +225,7 @@ class RowwiseAdagrad(Optimizer):
         """Of a matrix: a vector over its dealt axis."""
         dealt = 0 if spec.row_axis is not None else 1
         key = slot_key(slot, spec.key)
-        return TensorSpec(key, (spec.shape[dealt],), (spec.axes[dealt],))
+        return TensorSpec(key, (spec.shape[dealt],), (spec.axes[dealt],), least=spec.least)
 
     def update(
         self, weight: Tensor, gradient: Tensor, slots: Slots, lr: float, trained: int

@@ -205,8 +205,10 @@ def plan(config: Config, ranks: int, rounds: int, memory_gb: float | None = None
         "memory": memory,
         "bytes_a_round": {
             "ist": _ist_bytes(job, exchanges),
-            "local_sgd": {"expected_a_rank": cost.local_sgd_bytes(job)},
-            "data_parallel": {"expected_a_rank": cost.data_parallel_bytes(job)},
+            "local_sgd": _replica_bytes(job, cost.local_sgd_bytes(job), times=1),
+            "data_parallel": _replica_bytes(
+                job, cost.data_parallel_bytes(job), config.train.local_steps
+            ),
         },
         "flops_a_step": _flops(job),
     }
@@ -307,6 +309,8 @@ def _ist_bytes(job: cost.Job, exchanges: Sequence[cost.ExchangeBytes]) -> dict[s
         "exact_a_rank": _spread(received),
         "exact_all_ranks": _spread(totals),
         "averaging_a_rank": cost.averaging_bytes(job),
+        "all_ranks": sum(totals) / len(totals) + job.ranks * cost.averaging_bytes(job),
+        "through_server": cost.subnets_through_server_bytes(job),
         "start_all_ranks": start.total,
         "evaluation_a_rank": cost.expected_bytes(job.weights, job.ranks, at_home=True),
         "checkpoint_a_rank": cost.expected_bytes(job.exchanged, job.ranks, at_home=True),
@@ -318,6 +322,15 @@ def _ist_bytes(job: cost.Job, exchanges: Sequence[cost.ExchangeBytes]) -> dict[s
             }
             for exchange in exchanges
         ],
+    }
+
+
+def _replica_bytes(job: cost.Job, received: float, times: int) -> dict[str, float]:
+    """Of an algorithm whose ranks have the whole model and bring it together `times` a round."""
+    return {
+        "expected_a_rank": received,
+        "all_ranks": job.ranks * received,
+        "through_server": times * cost.wholes_through_server_bytes(job),
     }
 
 

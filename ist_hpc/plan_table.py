@@ -71,6 +71,8 @@ def _comparison(report: Mapping[str, Any]) -> list[str]:
     if ist["averaging_a_rank"]:
         rows.append(("  and to average shared weights", of_ist(ist["averaging_a_rank"])))
     rows += [
+        ("  of all ranks together", of_all(traffic, "all_ranks")),
+        ("  if weights went to a server and back", of_all(traffic, "through_server")),
         ("  and in an evaluation", of_ist(ist["evaluation_a_rank"])),
         ("  or in a checkpoint", of_ist(ist["checkpoint_a_rank"])),
         ("GFLOP of a rank a step", [_giga(flops[name]["a_rank"]) for name in _ALGORITHMS]),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__
 from ist_hpc.commandline import Parser
-from ist_hpc.config import ModelConfig, channels_of
+from ist_hpc.config import ModelConfig, channels_of, sections_of, subnets_of
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 
 if TYPE_CHECKING:
@@ -151,19 +151,23 @@ def _facts(checkpoint: "Checkpoint", opened: "OpenCheckpoint") -> Iterator[tuple
         f"{progress.samples} samples",
     )
     yield "best", f"test {opened.metric.replace('_', ' ')} {best}"
-    hidden = ", ".join(map(str, opened.config.model.hidden))
-    yield "model", f"{opened.config.model.kind}, hidden [{hidden}]{_channels(opened.config.model)}"
+    yield "model", f"{opened.config.model.kind}, {_widths(opened.config.model)}"
     yield "features", f"{data.features} a row{', sparse' if data.sparse else ''}"
     yield "labels" if data.sparse else "classes", f"{data.outputs}: {classes}{more}"
 
 
-def _channels(model: ModelConfig) -> str:
-    """Of a network with convolutions, what `show` says of them."""
-    if model.kind != "vgg11":
-        return ""
+def _widths(model: ModelConfig) -> str:
+    """What `show` says of the sizes of a network."""
+    hidden, channels, sections = (
+        ", ".join(map(str, sizes))
+        for sizes in (model.hidden, channels_of(model), sections_of(model))
+    )
+    if model.kind == "resnet":
+        return f"sections [{sections}], channels [{channels}]"
+    if model.kind == "mlp":
+        return f"hidden [{hidden}]"
     held = "dealt out" if model.deal_channels else "frozen" if model.freeze_body else "shared"
-    channels = ", ".join(map(str, channels_of(model)))
-    return f", channels [{channels}], {held}"
+    return f"hidden [{hidden}], channels [{channels}], {held}"
 
 
 def _epochs(folder: Path, round_index: int) -> float | None:
@@ -368,7 +372,8 @@ def _model(opened: "OpenCheckpoint") -> "Model":
     from ist_hpc import models
 
     data = opened.data
-    return models.build(opened.config.model, data.features, data.outputs, data.sparse)
+    subnets = subnets_of(opened.config, opened.progress.ranks)
+    return models.build(opened.config.model, data.features, data.outputs, data.sparse, subnets)
 
 
 def _value(opened: "OpenCheckpoint", entry: "ExportEntry") -> "Tensor":

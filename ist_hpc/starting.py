@@ -14,7 +14,7 @@ from ist_hpc.checkpoint_read import (
     newest_first,
     round_folder,
 )
-from ist_hpc.config import Config
+from ist_hpc.config import Config, subnets_of
 from ist_hpc.errors import InputError
 from ist_hpc.evaluation import main_metric, metrics_for
 from ist_hpc.meters import Meter
@@ -115,7 +115,7 @@ def _open(config: Config, ranks: int) -> tuple[Dataset, Model]:
             raise InputError(f"{dataset.path}: the {split} split has no rows")
     images.scaling_of(config.data, dataset)  # these refuse data that they are not for
     images.augmentation_of(config.data, dataset, config.seed, rank=0)
-    model = build_model(config, dataset)
+    model = build_model(config, dataset, ranks)
     algorithms.refuse_unfit(config, model, ranks)
     metrics_for(dataset, config.evaluate)  # refuses propensities that cannot be
     for split, count in (
@@ -127,9 +127,10 @@ def _open(config: Config, ranks: int) -> tuple[Dataset, Model]:
     return dataset, model
 
 
-def build_model(config: Config, dataset: Dataset) -> Model:
+def build_model(config: Config, dataset: Dataset, ranks: int) -> Model:
     """The configured model for the data; `InputError` if the configuration says other widths."""
-    model = models.build(config.model, *widths(config, dataset), dataset.sparse)
+    subnets = subnets_of(config, ranks)
+    model = models.build(config.model, *widths(config, dataset), dataset.sparse, subnets)
     models.refuse_other_rows(model, dataset.feature_shape, dataset.path)
     return model
 

@@ -294,7 +294,7 @@ class Trainer:
             shared=algorithm.shared,
             shared_slots=algorithm.shared_slots,
             statistics=network.statistics,
-            statistics_sizes={spec.key: spec.size for spec in self.model.statistics},
+            statistics_shapes={spec.key: spec.shape for spec in self.model.statistics},
         )
         keep = self.config.checkpoint.keep
         return checkpoint.save(self.comm, self.folder.checkpoints, contents, keep)

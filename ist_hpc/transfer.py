@@ -171,6 +171,12 @@ def plan_settling(
     return [*plans, _settling(group, placement, rank)] if group else plans
 
 
+def settling_counts(specs: Sequence[TensorSpec], placement: Placement) -> npt.NDArray[np.int64]:
+    """Elements that go from s to q to settle a round's shared units; int64, [ranks, ranks]."""
+    total = np.zeros((placement.ranks, placement.ranks), dtype=np.int64)
+    return sum((_copied(spec, placement) for spec in specs), total)
+
+
 def _copied(spec: TensorSpec, placement: Placement) -> npt.NDArray[np.int64]:
     """Elements that go from s to q as copies of units that q holds; int64 [ranks, ranks]."""
     ranks, axis = placement.ranks, spec.row_axis

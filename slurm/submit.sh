@@ -48,6 +48,7 @@ name=$(basename "$config" .yaml)
 if [[ -z $template ]]; then
     case $name in
         amazon670k) template=slurm/amazon670k.sbatch ;;
+        resist*) template=slurm/resist.sbatch ;;
         vgg11*) template=slurm/vgg11.sbatch ;;
         *) template=slurm/speech.sbatch ;;
     esac

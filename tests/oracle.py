@@ -14,7 +14,7 @@ from torch import Tensor
 from ist_hpc.config import OptimizerConfig
 from ist_hpc.models.base import Model
 from ist_hpc.models.many_labels import softmax
-from ist_hpc.placement import deal
+from ist_hpc.placement import Deal, deal
 from ist_hpc.sparse import Rows, SparseRows
 
 Gradient = Tensor | tuple[Tensor, Tensor]
@@ -89,9 +89,10 @@ class Oracle:
             ):
                 whole.clear()
         deals = {
-            axis: deal(axis, size, self.ranks, self.seed, index)
-            for axis, size in self.model.axes.items()
+            name: deal(name, axis, self.ranks, self.seed, index)
+            for name, axis in self.model.axes.items()
         }
+        others: list[tuple[int, dict[str, list[Tensor]]]] = []
         for rank in range(self.ranks):
             units = {axis: torch.from_numpy(deals[axis].units(rank)) for axis in deals}
             thin = {key: self._cut(key, whole, units) for key, whole in self.whole.items()}
@@ -99,8 +100,21 @@ class Oracle:
                 thin[key] = list(copies[rank].parts())
             for features, labels in batches[rank]:
                 self._step(thin, features, labels, lr)
+            others.append((rank, thin))
+        # After all have trained: who shares a unit begins from the same weights.
+        for rank, thin in others:
+            units = {axis: torch.from_numpy(deals[axis].units(rank)) for axis in deals}
             for key, whole in self.whole.items():
-                self._paste(key, whole, units, thin[key])
+                if not self._shares(whole, deals):
+                    self._paste(key, whole, units, thin[key])
+        for key, whole in self.whole.items():
+            if self._shares(whole, deals):
+                trained = [(rank, thin[key]) for rank, thin in others]
+                _bring_together(whole, deals[whole.axes[0] or ""], trained)
+
+    @staticmethod
+    def _shares(whole: Whole, deals: dict[str, Deal]) -> bool:
+        return whole.axes[0] is not None and len(deals[whole.axes[0]].copies[0]) > 0
 
     def _cut(self, key: str, whole: Whole, units: dict[str, Tensor]) -> list[Tensor]:
         parts = []
@@ -130,7 +144,11 @@ class Oracle:
             if key not in running
         }
         gradients: dict[str, Gradient] = {}
-        hidden = _convolved(weights, running, features) if "conv1.weight" in weights else features
+        hidden = features
+        if "conv1.weight" in weights:
+            hidden = _convolved(weights, running, features)
+        elif "stem.weight" in weights:
+            hidden = _residual(weights, running, features)
         depth = sum(key.startswith("fc") for key in weights)
         for i in range(1, depth + 1):
             if isinstance(hidden, SparseRows):
@@ -150,7 +168,8 @@ class Oracle:
             gradients["out.weight"] = torch.cat(blocks, dim=1)
             hidden.backward(loss.hidden_gradient)
         else:
-            logits = hidden @ weights["out.weight"]
+            turned = "out.weight" in self.transposed
+            logits = hidden @ (weights["out.weight"] if turned else weights["out.weight"].t())
             if "out.bias" in weights:
                 logits = logits + weights["out.bias"]
             else:
@@ -235,6 +254,60 @@ def _convolved(weights: dict[str, Tensor], running: dict[str, Tensor], rows: Row
         if i in (1, 2, 4, 6, 8):
             values = F.max_pool2d(values, 2)
     return values.flatten(1)
+
+
+def _residual(weights: dict[str, Tensor], running: dict[str, Tensor], rows: Rows) -> Tensor:
+    """A residual network up to its linear map; `running` is brought up to date."""
+    assert isinstance(rows, Tensor)
+
+    def normed(name: str, values: Tensor, at: int | None = None) -> Tensor:
+        scale, shift = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        if at is not None:
+            scale, shift = scale[at], shift[at]
+        mean, variance = running.get(f"{name}.running_mean"), running.get(f"{name}.running_var")
+        return F.relu(F.batch_norm(values, mean, variance, scale, shift, True))
+
+    def block(name: str, values: Tensor, at: int | None = None) -> Tensor:
+        first, second = weights[f"{name}.conv1.weight"], weights[f"{name}.conv2.weight"]
+        if at is not None:
+            first, second = first[at], second[at]
+        entering = normed(f"{name}.norm1", values, at)
+        shortcut = weights.get(f"{name}.shortcut.weight")
+        section, _, number = name.removeprefix("section").partition(".")
+        stride = 2 if number == "0" and section != "1" else 1
+        branch = F.conv2d(entering, first, stride=stride, padding=1)
+        branch = F.conv2d(normed(f"{name}.norm2", branch, at), second, padding=1)
+        if shortcut is not None:
+            values = F.conv2d(entering, shortcut, stride=stride)
+        return values + branch
+
+    values = F.conv2d(rows.view(-1, 3, 32, 32), weights["stem.weight"], padding=1)
+    names = sorted({key.split(".conv1")[0] for key in weights if key.endswith("conv1.weight")})
+    for section in ("section1", "section2", "section3", "blocks", "section4"):
+        for name in names:
+            if name == "blocks" == section:
+                for at in range(len(weights["blocks.conv1.weight"])):
+                    values = block(name, values, at)
+            elif name.startswith(f"{section}."):
+                values = block(name, values)
+    return normed("norm", values).mean(dim=(2, 3))
+
+
+def _bring_together(whole: Whole, dealt: Deal, trained: list[tuple[int, list[Tensor]]]) -> None:
+    """Of units that several ranks trained the mean: the holder's first, then by rank."""
+    trainers: dict[int, list[int]] = {
+        unit: [int(rank)] for unit, rank in enumerate(dealt.holder.tolist())
+    }
+    for unit, rank in zip(*(part.tolist() for part in dealt.copies), strict=True):
+        trainers[unit].append(rank)
+    of_rank = dict(trained)
+    for unit, ranks in trainers.items():
+        for part, full in enumerate(whole.parts()):
+            copies = [of_rank[rank][part][dealt.units(rank).tolist().index(unit)] for rank in ranks]
+            total = copies[0].clone()
+            for copy in copies[1:]:
+                total += copy
+            full[unit] = total / len(copies) if len(copies) > 1 else total
 
 
 def _bags(rows: SparseRows, table: Tensor) -> Tensor:

@@ -334,13 +334,13 @@ def section(cls: type, /, **fixed) -> st.SearchStrategy:
     return st.builds(cls, **(drawn | fixed))
 
 
-PERCEPTRON = {
-    "kind": st.just("mlp"),
-    "channels": st.just([]),
+NO_BODY = {
     "deal_channels": st.just(False),
     "body_from": st.none(),
     "freeze_body": st.just(False),
 }
+NO_BLOCKS = {"sections": st.just([]), "min_blocks": st.just(1)}
+PERCEPTRON = {"kind": st.just("mlp"), "channels": st.just([]), **NO_BODY, **NO_BLOCKS}
 SUBNETS = {
     "algorithm": st.just("ist"),
     "warmup_steps": st.just(0),
@@ -377,6 +377,19 @@ valid = st.builds(
         output_norm=st.just("none"),
         loss=st.sampled_from(["auto", "cross_entropy"]),
         deal_channels=st.just(False),
+        **NO_BLOCKS,
+    )
+    | section(
+        ModelConfig,
+        kind=st.just("resnet"),
+        hidden=st.just([]),
+        sections=st.sampled_from([[], [1, 2, 23, 4], [9, 1, 2**16, 1]]),
+        min_blocks=st.integers(1, 22),
+        channels=st.just([]) | st.lists(st.integers(1, 2**16), min_size=4, max_size=4),
+        output_norm=st.just("none"),
+        output_bias=st.just(True),
+        loss=st.sampled_from(["auto", "cross_entropy"]),
+        **NO_BODY,
     ),
     name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,9}", fullmatch=True),
     seed=st.integers(0, 2**64 - 1),

@@ -20,9 +20,9 @@ from tests.checkpoints import newest, same_tensors
 from tests.launching import ROOT
 
 HOSTS = str(ROOT / "bench" / "hosts.sh")
-AMAZON, AMAZON_CPU, VGG11, SPEECH, SCALING = (
-    ROOT / "slurm" / f"{name}.sbatch"
-    for name in ("amazon670k", "amazon670k_cpu", "vgg11", "speech", "scaling")
+NAMES = ("amazon670k", "amazon670k_cpu", "vgg11", "resist", "speech", "scaling")
+AMAZON, AMAZON_CPU, VGG11, RESIST, SPEECH, SCALING = (
+    ROOT / "slurm" / f"{name}.sbatch" for name in NAMES
 )
 TEMPLATES = sorted((ROOT / "slurm").glob("*.sbatch"))
 NODES = 4
@@ -65,10 +65,11 @@ def test_bash_accepts_the_template(template):
         (AMAZON, "TEXT", "http://manikvarma.org/downloads/XC/XMLRepository.html"),
         (AMAZON_CPU, "TEXT", "http://manikvarma.org/downloads/XC/XMLRepository.html"),
         (VGG11, "IMAGES", "https://www.cs.toronto.edu/~kriz/cifar.html"),
+        (RESIST, "IMAGES", "https://www.cs.toronto.edu/~kriz/cifar.html"),
         (SPEECH, "RECORDINGS", "http://download.tensorflow.org/data/speech_commands_v0.02"),
         (SCALING, "", "slurm/speech.sbatch prepares them"),
     ],
-    ids=["amazon670k", "amazon670k_cpu", "vgg11", "speech", "scaling"],
+    ids=NAMES,
 )
 def test_without_data_it_says_where_to_get_them(tmp_path, template, variable, address):
     source = str(tmp_path / "source")
@@ -209,8 +210,8 @@ def _starts(folder: Path) -> list[dict[str, object]]:
     return starts
 
 
-def _status(folder: Path) -> str:
-    return (folder / "runs/small/STATUS").read_text(encoding="utf-8").strip()
+def _status(folder: Path, name: str = "small") -> str:
+    return (folder / f"runs/{name}/STATUS").read_text(encoding="utf-8").strip()
 
 
 def _write_text(folder: Path) -> str:
@@ -299,7 +300,7 @@ def test_the_gpu_template_on_nodes_without(cluster, shards, tmp_path, launcher):
     assert _status(tmp_path) == "finished"
 
 
-def test_vgg11_from_images_to_a_finished_run(cluster, tmp_path):
+def test_vgg11_and_resist_from_images_to_finished_runs(cluster, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -320,6 +321,13 @@ def test_vgg11_from_images_to_a_finished_run(cluster, tmp_path):
     assert _status(tmp_path) == "finished"
     summary = json.loads((tmp_path / "runs/small/summary.json").read_text(encoding="utf-8"))
     assert summary["bytes"]["averaged"] > 0
+
+    small = ["model.outputs=null", "model.channels=[4,4,4,4]", "model.sections=[1,1,4,1]"]
+    small += ["data.batch_size=8", "train.epochs=null", "train.rounds=2", "train.local_steps=2"]
+    words = ["--set", *small, "model.min_blocks=2"]
+    job = _submit(RESIST, tmp_path, *words, options=options, NAME="blocks")
+    assert "2 rank(s)" in _end(tmp_path, job)
+    assert _status(tmp_path, "blocks") == "finished"
 
 
 def test_speech_from_recordings_and_the_scaling_study_after_it(cluster, tmp_path):

@@ -28,6 +28,7 @@ NOT_PREEMPTED = PREEMPTED.replace("PreemptTime=2026-01-02T01:00:00", "PreemptTim
 PREEMPTED_EARLIER = PREEMPTED.replace("PreemptTime=2026-01-02", "PreemptTime=2026-01-01")
 CANCELLED = PREEMPTED.replace("RUNNING", "CANCELLED")
 
+TEMPLATES = sorted(path.stem for path in (ROOT / "slurm").glob("*.sbatch"))
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"  # as the package's lines have it
 
 # What the training does; its parent is the batch shell. It saves when it is told to.
@@ -156,6 +157,7 @@ class TestSettings:
             ("amazon670k_cpu", {"CONFIG": "configs/speech2.yaml"}, "speech2_cpu", "data/speech"),
             ("amazon670k_cpu", {"NAME": "mine"}, "mine", "data/amazon670k"),
             ("vgg11", {}, "vgg11_cifar100", "data/cifar100"),
+            ("resist", {}, "resist_cifar100", "data/cifar100"),
         ],
     )
     def test_a_run_and_its_data_are_those_of_the_configuration(
@@ -175,6 +177,7 @@ class TestSettings:
             ("amazon670k", "--config {} --name mine", "speech3", "runs/mine"),
             ("amazon670k_cpu", "--config={}", "speech3", "runs/speech3_cpu"),
             ("vgg11", "--runs=there --config {} --name=mine", "speech3", "there/mine"),
+            ("resist", "--config {}", "vgg11_cifar100", "runs/vgg11_cifar100"),
             ("vgg11", "--config none.yaml --runs there --config {}", "speech3", "there/speech3"),
         ],
     )
@@ -231,7 +234,7 @@ class TestSettings:
             assert problem in line
             assert site.got("plan") == site.got("train") == site.got("sbatch") == []
 
-    @pytest.mark.parametrize("name", ["amazon670k", "amazon670k_cpu", "scaling", "speech", "vgg11"])
+    @pytest.mark.parametrize("name", TEMPLATES)
     def test_a_job_of_another_folder_says_where_it_belongs(self, site, tmp_path, name):
         folder = tmp_path / "elsewhere"
         folder.mkdir()
@@ -257,7 +260,7 @@ class TestSettings:
             devices[template] = [word for word in words if word.startswith("device=")][-1]
         assert devices == {"amazon670k": "device=cuda", "amazon670k_cpu": "device=cpu"}
 
-    @pytest.mark.parametrize("template", ["speech", "amazon670k", "vgg11", "scaling"])
+    @pytest.mark.parametrize("template", sorted({*TEMPLATES} - {"amazon670k_cpu"}))
     @pytest.mark.parametrize(
         ("arguments", "settings", "origin"),
         [
@@ -311,6 +314,7 @@ class TestSettings:
             ("speech", "delicious", "data/delicious"),
             ("amazon670k", "delicious", "data/delicious"),
             ("vgg11", "quickstart", "data/digits"),
+            ("resist", "speech2", "data/speech"),
             ("scaling", "delicious", "data/delicious"),
         ],
     )

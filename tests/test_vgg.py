@@ -10,33 +10,28 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ist_hpc import config, cost, cost_memory
 from ist_hpc.errors import InputError
-from ist_hpc.models.base import Model
 from ist_hpc.models.vgg import VGG11
-from ist_hpc.shards import DatasetWriter
-from tests import checkpoints
+from tests import image_runs
 from tests.checkpoints import as_if_killed
-from tests.launching import one_error_line, run_python, run_ranks
+from tests.image_runs import (
+    CLASSES,
+    assert_bytes_are_those_planned,
+    assert_equal_runs,
+    batch,
+    export_differs,
+    make_images,
+    tensors,
+    thin_weights,
+)
+from tests.launching import one_error_line, run_python
 from tests.live_bytes import LiveBytes
 
-CLASSES = 4
 CHANNELS = "[4,4,6,5,6,5,6,7]"
-SETTINGS = ["data.path=images", "data.batch_size=8", "data.augment=crop_flip"]
-SETTINGS += ["data.mean=[0.5,0.5,0.5]", "data.std=[0.2,0.25,0.3]", "seed=2"]
-SETTINGS += ["model.kind=vgg11", f"model.channels={CHANNELS}", "model.hidden=[9,8]"]
-SETTINGS += ["train.local_steps=3", "optimizer.momentum=0.9", "optimizer.lr=0.05"]
-SETTINGS += ["evaluate.every_epochs=0", "evaluate.calibration_rows=40", "checkpoint.every_rounds=2"]
+SETTINGS = [*image_runs.SETTINGS, "model.kind=vgg11"]
+SETTINGS += [f"model.channels={CHANNELS}", "model.hidden=[9,8]"]
 
 
 # Costs.
-
-
-def thin_weights(model: Model, ranks: int) -> dict[str, torch.Tensor]:
-    weights = {spec.key: torch.rand(spec.subnet_shape(0, ranks)) for spec in model.specs}
-    return weights | {spec.key: torch.rand(spec.shape) for spec in model.shared}
-
-
-def batch(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.rand(rows, 3 * 32 * 32), torch.randint(CLASSES, (rows,))
 
 
 BODIES = [{}, {"deal_channels": True}, {"freeze_body": True}]
@@ -95,7 +90,7 @@ class OneOf4:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["model.kind=mlp"], "`model.channels` is of `model.kind: vgg11`"),
+        (["model.kind=mlp"], "`model.channels` is of `model.kind: vgg11 or resnet`, not of mlp"),
         (["model.kind=mlp", "model.channels=[]", "model.deal_channels=true"], "deal_channels"),
         (["model.channels=[1,2,3]"], "8 convolutions, or none, got [1, 2, 3]"),
         (["model.loss=bce", "model.output_norm=none"], "takes `model.loss: cross_entropy`"),
@@ -121,77 +116,24 @@ def place(tmp_path_factory):
     return folder
 
 
-def make_images(folder, shape=(3, 32, 32)):
-    generator = np.random.default_rng(0)
-    with DatasetWriter(
-        folder,
-        name="images",
-        feature_shape=shape,
-        feature_dtype="uint8",
-        classes=[f"class {label}" for label in range(CLASSES)],
-        made_by={"command": "test"},
-    ) as writer:
-        for split, rows in (("train", 150), ("test", 41)):
-            labels = generator.integers(CLASSES, size=rows)
-            pixels = generator.integers(0, 120, (rows, *shape), dtype=np.uint8)
-            for row, label in zip(pixels, labels, strict=True):
-                row[:, 16 * (label // 2) :, 16 * (label % 2) :][:, :16, :16] += 120
-            writer.append(split, pixels, labels)
-
-
-def train(folder, name, rounds, *settings, ranks=2, resume=False, check=True):
-    arguments = ["-m", "ist_hpc.train", "--name", name, *(["--resume"] if resume else [])]
-    values = [*SETTINGS, f"train.rounds={rounds}", *settings]
-    return run_ranks(ranks, [*arguments, "--set", *values], cwd=folder, check=check)
-
-
-def tensors(folder, name, rounds, group="parameters"):
-    found = checkpoints.tensors(folder / f"runs/{name}/checkpoints/round-{rounds:08d}")
-    prefix = f"{group}/"
-    return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+def train(folder, name, rounds, *settings, **options):
+    return image_runs.train(folder, name, rounds, *SETTINGS, *settings, **options)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(place):
     """With augmented images, averaged running statistics and momentum."""
     as_if_killed(place / "runs/shared", place / "runs/parts", 2)
     train(place, "parts", 4, resume=True)
-    for group in ("parameters", "statistics"):
-        expected, found = (tensors(place, name, 4, group) for name in ("shared", "parts"))
-        assert expected.keys() == found.keys()
-        assert all(np.array_equal(expected[key], found[key]) for key in expected)
+    assert_equal_runs(place, "shared", "parts", 4)
 
 
 def test_bytes_are_those_of_the_plan(place):
-    values = ["--set", *SETTINGS, "train.rounds=4", "--ranks", "2", "--rounds", "3", "--json"]
-    planned = json.loads(run_python(["-m", "ist_hpc.plan", *values], place).stdout)
-    rows = [
-        json.loads(line) for line in (place / "runs/shared/metrics.jsonl").read_text().splitlines()
-    ]
-    rounds = [row for row in rows if row["kind"] == "round"]
-    traffic = planned["bytes_a_round"]["ist"]
-    expected = [sum(exchange["received"]) for exchange in traffic["exchanges"]]
-    assert [row["bytes_received"] for row in rounds] == expected
-    assert [row["bytes_averaged"] for row in rounds] == [2 * traffic["averaging_a_rank"]] * 4
+    assert_bytes_are_those_planned(place, "shared", 4, *SETTINGS)
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_the_exported_module_gives_the_logits_of_evaluate(place, tmp_path, ranks):
-    run = place / "runs/shared"
-    done = run_python(["-m", "ist_hpc.show", run, "--export", "model.pt"], tmp_path)
-    source = done.stdout.split("nothing but PyTorch:\n")[1]
-    evaluate = ["-m", "ist_hpc.evaluate", run, "--data", place / "images", "--predictions", "p.h5"]
-    run_ranks(ranks, evaluate, cwd=tmp_path)
-    compare = f"""{source}
-import h5py
-with h5py.File({str(place / "images/test-0000.h5")!r}) as file:
-    rows = torch.from_numpy(file["features"][...]).float() / 255
-mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.5, 0.5, 0.5], [0.2, 0.25, 0.3]))
-with torch.no_grad(), h5py.File("p.h5") as file:
-    logits = model(((rows - mean) / std).flatten(1))
-    print((logits - torch.from_numpy(file["logits"][...])).abs().max().item())
-"""
-    (tmp_path / "compare.py").write_text(compare)
-    assert float(run_python(["-I", "compare.py"], tmp_path).stdout) < 2e-5
+    assert export_differs(place, place / "runs/shared", tmp_path, ranks) < 2e-5
 
 
 @pytest.mark.parametrize("source", ["run", "file"])

@@ -151,13 +151,18 @@ class IndependentSubnets(Algorithm):
         return loss
 
     def end_round(self) -> None:
-        """Average the shared weights and, if carried, their slots. Collective if there are any."""
+        """Average the shared weights, and the copies of shared units; carried slots, too.
+
+        Collective if there are any.
+        """
         self._room = {}
         if self.sharing is not None:
             changed = [self.shared[spec.key] for spec in self.model.shared if spec.changes]
             averaged = [*changed, *self.shared_slots.values()]
             self.sharing.average(averaged)
             self.meter.count_average(sum(tensor.numel() for tensor in averaged), self.ranks)
+        specs = (*self.model.specs, *self.slot_specs)
+        self.meter.count_exchange(self.exchanger.settle(specs, self.placement, self.state))
 
     def changing(self) -> Iterator[Tensor]:
         """The subnet, its slots, and what is shared. Local."""

@@ -4,19 +4,24 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ist_hpc.config import ModelConfig, channels_of
+from ist_hpc.config import ModelConfig, channels_of, sections_of
 from ist_hpc.errors import InputError
 from ist_hpc.models.base import Model
 from ist_hpc.models.convolutions import IMAGE
 from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.resnet import ResNet
 from ist_hpc.models.vgg import VGG11
 
 
-def build(config: ModelConfig, inputs: int, outputs: int, sparse: bool = False) -> Model:
+def build(
+    config: ModelConfig, inputs: int, outputs: int, sparse: bool = False, subnets: int = 1
+) -> Model:
     """The model that a configuration names, for data of `inputs` features and `outputs` classes.
 
-    sparse  whether the data have sparse rows and sets of labels. Raises `InputError` if the
-            configured loss is of other labels.
+    sparse   whether the data have sparse rows and sets of labels
+    subnets  how many networks are trained at a time, of which the full one is scaled for: 1 where
+             every rank has the whole one
+    Raises `InputError` if the configured loss is of other labels.
     """
     loss = config.loss
     if loss == "auto":
@@ -27,8 +32,12 @@ def build(config: ModelConfig, inputs: int, outputs: int, sparse: bool = False) 
             f"`model.output_norm: none`; got `model.loss: {config.loss}` and "
             f"`model.output_norm: {config.output_norm}`"
         )
+    if config.kind != "mlp":
+        _refuse_no_images(config, inputs, sparse)
     if config.kind == "vgg11":
-        return _vgg11(config, inputs, outputs, sparse)
+        return _vgg11(config, outputs)
+    if config.kind == "resnet":
+        return ResNet(sections_of(config), channels_of(config), outputs, config.min_blocks, subnets)
     return MultiLayerPerceptron(
         inputs=inputs,
         hidden=config.hidden,
@@ -41,14 +50,17 @@ def build(config: ModelConfig, inputs: int, outputs: int, sparse: bool = False) 
     )
 
 
-def _vgg11(config: ModelConfig, inputs: int, outputs: int, sparse: bool) -> Model:
+def _refuse_no_images(config: ModelConfig, inputs: int, sparse: bool) -> None:
     expected = math.prod(IMAGE)
     if sparse or inputs != expected:
         got = "sparse rows" if sparse else f"rows of {inputs} numbers"
         raise InputError(
-            f"`model.kind: vgg11` takes images of {_by(IMAGE)}, that is "
+            f"`model.kind: {config.kind}` takes images of {_by(IMAGE)}, that is "
             f"{expected} numbers a row; the data have {got}"
         )
+
+
+def _vgg11(config: ModelConfig, outputs: int) -> Model:
     return VGG11(
         hidden=config.hidden,
         outputs=outputs,

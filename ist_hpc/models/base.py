@@ -7,7 +7,7 @@ the ranks with which activations are gathered are handed to them as `Peers`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +36,13 @@ class Peers(Protocol):
 
     def share(self, units: int) -> slice:
         """This rank's part of so many units. Local."""
+
+    def relay(self, values: Tensor, stage: Callable[[Tensor], Tensor], rows_at_once: int) -> Tensor:
+        """Rows through the ranks' stages, one after the other: [rows, ...], all on all ranks.
+
+        `stage` is this rank's and keeps the shape of [some rows, ...]; while it has some rows,
+        other ranks have others. Collective.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,13 +92,22 @@ class SharedSpec:
 
 @dataclass(frozen=True)
 class StatisticSpec:
-    """Mean and variance of one normalisation layer of the full network, each of shape [size].
+    """Mean and variance of one normalisation layer of the full network, each of shape `shape`.
 
     They are computed over calibration rows, in home blocks of `size`, and never in thin networks.
+
+    size    units, or channels, or of a stack of norms how many
+    across  the other dimensions: channels of each norm of a stack
     """
 
     key: str
     size: int
+    across: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Global."""
+        return (self.size, *self.across)
 
 
 @dataclass(frozen=True)
@@ -209,14 +225,22 @@ class Model(ABC):
         """The state dict of the full network as a plain PyTorch module, in the module's order."""
 
     @abstractmethod
-    def modules(self) -> list[tuple[str, str]]:
-        """(name, Python expression) of the modules of the full network, an `nn.Sequential`."""
-
     def module_source(self) -> str:
         """Python source, importing only torch, that leaves that module in the variable `model`.
 
         The module loads the state dict of `export_entries` with `strict=True`.
         """
+
+
+class SequentialModel(Model):
+    """A network whose full module is an `nn.Sequential`."""
+
+    @abstractmethod
+    def modules(self) -> list[tuple[str, str]]:
+        """(name, Python expression) of the modules of the full network."""
+
+    def module_source(self) -> str:
+        """Python source of an `nn.Sequential`; see the base class."""
         lines = [
             "from collections import OrderedDict",
             "import torch",

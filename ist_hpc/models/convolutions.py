@@ -26,7 +26,7 @@ from ist_hpc.models.base import (
     StatisticSpec,
     Tensors,
 )
-from ist_hpc.models.norms import NORM_EPSILON, batch_norm, full_norm, stored_norm
+from ist_hpc.models.norms import NORM_EPSILON, NORM_MOMENTUM, batch_norm, full_norm, stored_norm
 from ist_hpc.placement import Axis, TensorSpec
 
 IMAGE = (3, 32, 32)
@@ -35,7 +35,6 @@ BODY_PREFIX = "conv"
 """What the keys of all its tensors begin with."""
 _POOLED = (True, True, False, True, False, True, False, True)
 _KERNEL = 3
-_MOMENTUM = 0.1  # of running statistics, PyTorch's default
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ class Convolutions:
                     scale,
                     shift,
                     training=True,
-                    momentum=_MOMENTUM,
+                    momentum=NORM_MOMENTUM,
                     eps=NORM_EPSILON,
                 )
             values = _after_norm(layer, values)

@@ -25,9 +25,9 @@ from ist_hpc.models import initial, many_labels, sparse_input
 from ist_hpc.models.base import (
     ExportEntry,
     Gradients,
-    Model,
     Peers,
     Room,
+    SequentialModel,
     SharedSpec,
     Statistics,
     StatisticSpec,
@@ -50,7 +50,7 @@ class _Layer:
     bias: str | None
 
 
-class MultiLayerPerceptron(Model):
+class MultiLayerPerceptron(SequentialModel):
     """A perceptron of any depth and width.
 
     inputs, outputs  widths of the first input and of the output

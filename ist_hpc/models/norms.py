@@ -7,6 +7,8 @@ from torch import Tensor
 from ist_hpc.models.base import Statistics
 
 NORM_EPSILON = 1e-5
+NORM_MOMENTUM = 0.1
+"""Of running statistics, PyTorch's default."""
 
 
 def batch_norm(values: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from ist_hpc.config import VGG11_CHANNELS
 from ist_hpc.cost import Layer
+from ist_hpc.models import autograd
 from ist_hpc.models.base import (
     ExportEntry,
     Gradients,
-    Model,
     Peers,
     Room,
+    SequentialModel,
     SharedSpec,
     Statistics,
     Tensors,
@@ -30,7 +30,7 @@ from ist_hpc.placement import TensorSpec
 from ist_hpc.sparse import Rows
 
 
-class VGG11(Model):
+class VGG11(SequentialModel):
     """VGG11 of any width.
 
     hidden         widths of the fully connected hidden layers, the axes `hidden{i}`
@@ -90,15 +90,7 @@ class VGG11(Model):
         """Loss of a batch and its gradients; see the base class."""
         assert isinstance(features, Tensor), "images are dense"
         assert isinstance(labels, Tensor), "one class a row"
-        fixed = {spec.key for spec in self.shared if not spec.trained}
-        leaves = {
-            key: weight.detach().requires_grad_(True)
-            for key, weight in weights.items()
-            if key not in fixed
-        }
-        loss = self.loss({**weights, **leaves}, features, labels)
-        gradients = torch.autograd.grad(loss, list(leaves.values()))
-        return loss.detach(), dict(zip(leaves, gradients, strict=True))
+        return autograd.loss_and_gradients(self, weights, features, labels)
 
     def full_hidden(
         self,

@@ -1,0 +1,21 @@
+"""Gradients of a model's loss by PyTorch's autograd."""
+
+import torch
+from torch import Tensor
+
+from ist_hpc.models.base import Gradients, Model, Tensors
+
+
+def loss_and_gradients(
+    model: Model, weights: Tensors, features: Tensor, labels: Tensor
+) -> tuple[Tensor, Gradients]:
+    """As `Model.loss_and_gradients`, for a differentiable model."""
+    fixed = {spec.key for spec in model.shared if not spec.trained}
+    leaves = {
+        key: weight.detach().requires_grad_(True)
+        for key, weight in weights.items()
+        if key not in fixed
+    }
+    loss = model.loss({**weights, **leaves}, features, labels)
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    return loss.detach(), dict(zip(leaves, gradients, strict=True))

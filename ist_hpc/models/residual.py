@@ -1,0 +1,118 @@
+"""The blocks of a pre-activation residual network, and its sections of them (ResIST, section 3).
+
+A block is norm, ReLU, convolution, norm, ReLU, convolution, added to what came in. The first block
+of a section may halve the image and change the channels: then what came in passes a convolution of
+1 x 1, after the first norm and ReLU.
+
+Blocks stand for their own tensors here, whoever holds them: `weights` are those of one block, under
+the names of `BlockShape.shapes`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ist_hpc.cost import Layer
+
+Norm = Callable[[str, Tensor], Tensor]
+"""The norm of a name, such as `norm1`, applied to values [rows, channels, height, width]."""
+
+_KERNEL = 3
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """A block of a section: channels in and out, and the step of its first convolution.
+
+    size  height and width of the images that come in
+    """
+
+    inputs: int
+    outputs: int
+    stride: int
+    size: int
+
+    @property
+    def has_shortcut(self) -> bool:
+        """Whether what came in passes a convolution before it is added."""
+        return self.stride != 1 or self.inputs != self.outputs
+
+    @property
+    def size_out(self) -> int:
+        """Height and width of the images that go out."""
+        return -(-self.size // self.stride)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of each trained tensor, in the order of the forward pass."""
+        shapes = {
+            **self.norms("norm1", self.inputs),
+            "conv1.weight": (self.outputs, self.inputs, _KERNEL, _KERNEL),
+            **self.norms("norm2", self.outputs),
+            "conv2.weight": (self.outputs, self.outputs, _KERNEL, _KERNEL),
+        }
+        if self.has_shortcut:
+            shapes["shortcut.weight"] = (self.outputs, self.inputs, 1, 1)
+        return shapes
+
+    @property
+    def norm_sizes(self) -> dict[str, int]:
+        """Channels of each norm."""
+        return {"norm1": self.inputs, "norm2": self.outputs}
+
+    @staticmethod
+    def norms(name: str, channels: int) -> dict[str, tuple[int, ...]]:
+        """The trained tensors of a norm."""
+        return {f"{name}.weight": (channels,), f"{name}.bias": (channels,)}
+
+    def forward(
+        self, weights: Mapping[str, Tensor], norm: Norm, values: Tensor, scale: float = 1.0
+    ) -> Tensor:
+        """Through the block; its branch is multiplied by `scale` before it is added.
+
+        values  float32 [rows, inputs, size, size]; returns [rows, outputs, size_out, size_out]
+        """
+        entering = F.relu(norm("norm1", values))
+        branch = F.conv2d(entering, weights["conv1.weight"], stride=self.stride, padding=1)
+        branch = F.conv2d(F.relu(norm("norm2", branch)), weights["conv2.weight"], padding=1)
+        if self.has_shortcut:
+            values = F.conv2d(entering, weights["shortcut.weight"], stride=self.stride)
+        return values + (branch if scale == 1.0 else scale * branch)
+
+    def layers(self, **facts: object) -> tuple[Layer, ...]:
+        """Its convolutions, from which costs are counted; `facts` are of all of them."""
+        before, after = self.size**2, self.size_out**2
+
+        def layer(outputs: int, inputs: int, kernel: int, positions_in: int) -> Layer:
+            return Layer(outputs, inputs, False, False, kernel, after, positions_in, **facts)  # type: ignore[arg-type]
+
+        found = [
+            layer(self.outputs, self.inputs, _KERNEL**2, before),
+            layer(self.outputs, self.outputs, _KERNEL**2, after),
+        ]
+        if self.has_shortcut:
+            found.append(layer(self.outputs, self.inputs, 1, before))
+        return tuple(found)
+
+
+def sections_of(
+    counts: tuple[int, ...], channels: tuple[int, ...], size: int
+) -> list[list[BlockShape]]:
+    """The blocks of each section, whose first halves the image but for the first section's.
+
+    counts    blocks in each section
+    channels  of each section; the first has those of the stem
+    size      height and width of the images
+    """
+    sections: list[list[BlockShape]] = []
+    inputs = channels[0]
+    for index, (count, outputs) in enumerate(zip(counts, channels, strict=True)):
+        blocks = []
+        for block in range(count):
+            stride = 2 if index and not block else 1
+            blocks.append(BlockShape(inputs, outputs, stride, size))
+            inputs, size = outputs, blocks[-1].size_out
+        sections.append(blocks)
+    return sections

@@ -1,0 +1,191 @@
+"""Residual networks: their size and costs, what their configuration refuses, and runs on images."""
+
+import json
+
+import numpy as np
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
+from ist_hpc import config, cost, cost_memory, plan
+from ist_hpc.errors import InputError
+from ist_hpc.models.resnet import ResNet
+from tests import image_runs
+from tests.checkpoints import as_if_killed
+from tests.image_runs import (
+    CLASSES,
+    assert_bytes_are_those_planned,
+    assert_equal_runs,
+    batch,
+    export_differs,
+    make_images,
+    tensors,
+    thin_weights,
+)
+from tests.launching import ROOT, one_error_line, run_python
+from tests.live_bytes import LiveBytes
+
+SETTINGS = [*image_runs.SETTINGS, "model.kind=resnet", "model.hidden=[]"]
+SETTINGS += ["model.channels=[4,5,6,7]", "model.sections=[1,2,6,1]", "model.min_blocks=3"]
+SETTINGS += ["model.output_norm=none", "model.output_bias=true"]
+
+
+# Its size and costs.
+
+
+def test_the_paper_s_network_has_its_weights():
+    """41.4 million: its ResNet101 is of basic blocks (its table of communication says so)."""
+    model = ResNet(config.RESNET_SECTIONS, (64, 128, 256, 512), 100)
+    dealt = sum(cost.elements(spec) for spec in model.specs)
+    shared = sum(int(np.prod(spec.shape)) for spec in model.shared if spec.trained)
+    assert dealt == 22 * (2 * 9 * 256**2 + 4 * 256)
+    assert dealt + shared == 41_397_924
+
+
+@pytest.mark.parametrize(
+    ("ranks", "blocks", "resist_gb", "local_sgd_gb"),
+    [(2, 4, 0.4546, 0.662), (4, 6, 0.720, 1.325), (8, 4, 1.289, 2.649)],
+)
+def test_the_paper_s_table_of_communication(ranks, blocks, resist_gb, local_sgd_gb):
+    """Which counts every block down and up; it has 0.454 for two: docs/results.md."""
+    path = ROOT / "configs/resist_cifar100.yaml"
+    values = ["data.path=nowhere", f"model.min_blocks={blocks}"]
+    report = plan.plan(config.load(path, values), ranks, rounds=1)
+    counted = {name: n["through_server"] / 1e9 for name, n in report["bytes_a_round"].items()}
+    assert counted["ist"] == pytest.approx(resist_gb, abs=0.0005)
+    assert counted["local_sgd"] == pytest.approx(local_sgd_gb, abs=0.0005)
+    received = {name: n["all_ranks"] / 1e9 for name, n in report["bytes_a_round"].items()}
+    assert received["ist"] < received["local_sgd"] < counted["local_sgd"]
+
+
+@pytest.mark.parametrize(("ranks", "least"), [(1, 1), (2, 1), (3, 4)])
+def test_operations_are_those_that_torch_counts(ranks, least):
+    model = ResNet([2, 1, 8, 2], [8, 9, 10, 11], CLASSES, least)
+    with FlopCounterMode(display=False) as counter:
+        model.loss_and_gradients(thin_weights(model, ranks), *batch(5), {})
+    assert cost.step_flops(model.layers, 5, ranks) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_activations_of_a_step_are_about_those_that_are_held(ranks):
+    model = ResNet([2, 2, 12, 2], [16, 32, 64, 128], CLASSES)
+    job = job_of(model, ranks, batch_size=64)
+    weights = thin_weights(model, ranks)
+    with LiveBytes() as live:
+        model.loss_and_gradients(weights, *batch(64), {})
+    fixed = {spec.key for spec in model.shared if not spec.changes}
+    gradient = sum(4 * weight.numel() for key, weight in weights.items() if key not in fixed)
+    estimate = cost_memory.step_activations(job, ranks) + gradient
+    assert 0.75 < live.most / estimate < 1.25
+
+
+def job_of(model, ranks, **values):
+    return cost.Job(
+        weights=model.specs, slots=(), layers=model.layers, axes=model.axes, ranks=ranks, **values
+    )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 11])
+def test_a_rank_holds_its_blocks_and_no_others(ranks):
+    model = ResNet([1, 1, 12, 1], [4, 4, 4, 4], CLASSES, least=2)
+    for rank in range(ranks):
+        own = max(2, len(range(rank, 11, ranks)))
+        for spec in model.specs:
+            assert spec.subnet_shape(rank, ranks) == (own, *spec.shape[1:])
+
+
+# The configuration.
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["model.kind=mlp", "model.hidden=[3]"], "`model.sections` is of `model.kind: resnet`"),
+        (["model.hidden=[3]"], "no hidden layers of neurons: write `hidden: []`, got [3]"),
+        (["model.channels=[1,2,3]"], "those of 4 sections, or none, got [1, 2, 3]"),
+        (["model.sections=[1,2,3]"], "the blocks of four sections, two or more of the third"),
+        (["model.sections=[1,1,1,1]"], "two or more of the third, got [1, 1, 1, 1]"),
+        (["model.min_blocks=6"], "at most the 5 blocks that are dealt out, got 6"),
+        (["model.output_bias=false"], "`output_bias: true`"),
+        (["model.loss=bce"], "takes `model.loss: cross_entropy`"),
+        (["model.deal_channels=true"], "`model.deal_channels` is of `model.kind: vgg11`"),
+    ],
+)
+def test_keys_that_do_not_go_together(settings, said):
+    with pytest.raises(InputError) as error:
+        config.parse("", "nowhere", [*SETTINGS, "train.rounds=1", *settings])
+    assert said in str(error.value)
+
+
+# Runs.
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Images whose class is the brightest corner, and a run on them by two ranks."""
+    folder = tmp_path_factory.mktemp("resnet")
+    make_images(folder / "images")
+    train(folder, "whole", 4)
+    return folder
+
+
+def train(folder, name, rounds, *settings, **options):
+    return image_runs.train(folder, name, rounds, *SETTINGS, *settings, **options)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(place):
+    as_if_killed(place / "runs/whole", place / "runs/parts", 2)
+    train(place, "parts", 4, resume=True)
+    assert_equal_runs(place, "whole", "parts", 4)
+
+
+def test_bytes_are_those_of_the_plan(place):
+    """Those that settle shared blocks among them."""
+    assert_bytes_are_those_planned(place, "whole", 4, *SETTINGS)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_exported_module_gives_the_logits_of_evaluate(place, tmp_path, ranks):
+    assert export_differs(place, place / "runs/whole", tmp_path, ranks) < 2e-5
+
+
+def test_show_names_the_blocks(place):
+    shown = run_python(["-m", "ist_hpc.show", "runs/whole/checkpoints/round-00000004"], place)
+    assert "resnet, sections [1, 2, 6, 1], channels [4, 5, 6, 7]" in shown.stdout
+
+
+def test_it_goes_on_under_local_sgd_and_on_more_ranks(place):
+    """As a baseline every rank has all blocks, and the full network is not scaled."""
+    as_if_killed(place / "runs/whole", place / "runs/on", 4)
+    train(place, "on", 5, "train.algorithm=local_sgd", ranks=1, resume=True)
+    train(place, "on", 6, ranks=3, resume=True)
+    found = tensors(place, "on", 6)
+    assert found["blocks.conv1.weight"].shape == (5, 6, 6, 3, 3)
+    assert all(np.isfinite(values).all() for values in found.values())
+    before = tensors(place, "whole", 4)["blocks.conv1.weight"]
+    changed = (found["blocks.conv1.weight"] != before).reshape(5, -1).any(axis=1)
+    assert changed.all()
+
+
+def test_a_round_that_diverges_is_skipped_on_all_ranks(place):
+    """Shared blocks are not settled then, and the round before is as it was."""
+    steep = ["optimizer.lr=1e15", "train.on_nan=skip_round"]
+    as_if_killed(place / "runs/whole", place / "runs/steep", 4)
+    train(place, "steep", 5, *steep, resume=True)
+    lines = (place / "runs/steep/metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["kind"] == "round"]
+    assert [row["round"] for row in rows if row.get("skipped")] == [5]
+    before, after = (tensors(place, name, n) for name, n in (("whole", 4), ("steep", 5)))
+    assert all(np.array_equal(after[key], values) for key, values in before.items())
+
+
+def test_fewer_blocks_than_ranks_are_refused(place):
+    done = train(place, "bad", 1, "model.sections=[1,1,2,1]", "model.min_blocks=1", check=False)
+    assert "axis `blocks` has 1 units, too few for 2 ranks" in one_error_line(done)
+    assert not (place / "runs/bad").exists()
+
+
+def test_it_learns(place):
+    wide = ["model.channels=[8,8,8,8]", "optimizer.lr=0.1", "optimizer.state=reset"]
+    train(place, "wide", 10, *wide, "train.local_steps=10", "data.augment=none")
+    summary = json.loads((place / "runs/wide/summary.json").read_text())
+    assert summary["test"]["accuracy"] > 3 / CLASSES
