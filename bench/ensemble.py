@@ -1,0 +1,100 @@
+#!/usr/bin/env python
+"""Runs of one rank as an ensemble: the mean of their class probabilities, on the test rows.
+
+usage: python bench/ensemble.py OUTPUT MEMBER MEMBER [MEMBER ...]
+
+MEMBER is the folder of a run whose checkpoints of all evaluations were kept. OUTPUT becomes a run
+folder that `ist_hpc.plot` can draw: an evaluation for each round of which all members have a
+checkpoint, `steps` of a member, `samples` of all. No weight or gradient goes from one to another.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from mpi4py import MPI
+
+from ist_hpc import checkpoint, models
+from ist_hpc.checkpoint_read import newest_first
+from ist_hpc.config import subnets_of
+from ist_hpc.evaluation import HomeNetwork
+from ist_hpc.files import write_text
+from ist_hpc.images import scaling_of
+from ist_hpc.metrics import ClassificationMetrics
+from ist_hpc.plot_runs import read_metrics
+from ist_hpc.rows import CommonRows
+from ist_hpc.shards import Dataset
+
+COMM = MPI.COMM_SELF
+SPLIT = "test"
+
+
+def main(output: Path, members: Sequence[Path]) -> None:
+    """Evaluate the ensemble wherever all members were saved, and write its run folder."""
+    saved = [{path.name: path for path in newest_first(run / "checkpoints")} for run in members]
+    common = sorted(set.intersection(*(set(of_run) for of_run in saved)))
+    metrics = [read_metrics(run / "metrics.jsonl") for run in members]
+    rows = []
+    for name in common:
+        number = int(name.removeprefix("round-"))
+        rounds = [of_round(run, number) for run in metrics]
+        result = evaluate([of_run[name] for of_run in saved])
+        row = {key: rounds[0][key] for key in ("round", "steps", "epoch")}
+        row["samples"] = sum(round_["samples"] for round_ in rounds)
+        seconds = max(trained_s(run, number) for run in metrics)
+        before_s = sum(row["seconds"]["train"] for row in rows if row["kind"] == "round")
+        nothing = {"bytes_sent": 0, "bytes_received": 0, "bytes_averaged": 0}
+        rows.append({"kind": "round", **row, **nothing, "seconds": {"train": seconds - before_s}})
+        rows.append({"kind": "evaluation", **row, SPLIT: result, "seconds": {}})
+        print(f"{output} {name} {row['samples']} samples: {result['accuracy']:.4f}", flush=True)
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(output / "config.yaml", (members[0] / "config.yaml").read_text(encoding="utf-8"))
+    write_text(output / "run.json", json.dumps({"starts": [{"ranks": len(members)}]}))
+
+
+def of_round(rows: Sequence[dict], number: int) -> dict:
+    """The row of a round."""
+    return next(row for row in rows if row["kind"] == "round" and row["round"] == number)
+
+
+def trained_s(rows: Sequence[dict], number: int) -> float:
+    """Seconds of the rounds of a run up to one."""
+    return sum(
+        sum(row["seconds"].values())
+        for row in rows
+        if row["kind"] == "round" and row["round"] <= number
+    )
+
+
+def evaluate(folders: Sequence[Path]) -> dict[str, float]:
+    """Metrics of the mean of the members' class probabilities."""
+    total, labels = None, None
+    for folder in folders:
+        found = checkpoint.check(COMM, folder)
+        with found.opened() as opened, Dataset.open(opened.config.data.path) as dataset:
+            config, data = opened.config, opened.data
+            subnets = subnets_of(config, opened.progress.ranks)
+            model = models.build(config.model, data.features, data.outputs, data.sparse, subnets)
+            restored = checkpoint.restore(opened, model, (), (), rank=0, ranks=1)
+            weights = {spec.key: restored.state[spec.key].place("home") for spec in model.specs}
+            network = HomeNetwork(COMM, model, weights | restored.shared, restored.statistics)
+            rows = CommonRows(COMM, dataset, SPLIT, "rows", scaling_of(config.data, dataset))
+            batches = network.predict(rows, config.evaluate.batch_rows, ClassificationMetrics())
+            parts = [(batch["logits"].softmax(dim=1), batch["labels"]) for _, batch in batches]
+        probabilities = torch.cat([part for part, _ in parts])
+        labels = torch.cat([part for _, part in parts])
+        total = probabilities if total is None else total + probabilities
+    assert total is not None
+    assert labels is not None
+    metrics = ClassificationMetrics()
+    metrics.add((total / len(folders)).log(), labels)
+    return metrics.result()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]])
