@@ -162,9 +162,12 @@ MAY_CALL = {
     "Ialltoallv": {"exchange"},
     "Alltoallv": {"bench.exchange", "check", "exchange"},
     "Allgatherv": {"evaluation", "rows"},
+    "Isend": {"evaluation"},
+    "Recv": {"evaluation"},
 }
-"""Who moves arrays. Of these only `exchange` moves partitioned state: the raw Alltoallv of the
-benchmark and the one of the check bring numbers that nobody uses."""
+"""Who moves arrays. Of these only `exchange` moves partitioned state: `evaluation` and `rows` move
+rows and activations; the raw Alltoallv of the benchmark and the one of the check bring numbers
+that nobody uses."""
 
 MOVES = {
     f"{kind}{name}{suffix}"
