@@ -1,0 +1,1 @@
+"""Independent subnet training on quadratics, where theory predicts the fixed point and its bias."""
