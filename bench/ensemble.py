@@ -18,7 +18,7 @@ from mpi4py import MPI
 
 from ist_hpc import checkpoint, models
 from ist_hpc.checkpoint_read import newest_first
-from ist_hpc.config import subnets_of
+from ist_hpc.config_keys import subnets_of
 from ist_hpc.evaluation import HomeNetwork
 from ist_hpc.files import write_text
 from ist_hpc.images import scaling_of

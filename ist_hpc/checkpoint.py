@@ -44,7 +44,7 @@ from ist_hpc.checkpoint_read import (
     rank_file,
     round_folder,
 )
-from ist_hpc.config import Config
+from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
 from ist_hpc.files import flush_to_disk, sha256_of
 from ist_hpc.hdf5_writing import written

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__
 from ist_hpc.commandline import Parser
-from ist_hpc.config import MOST_TOP, RuntimeConfig, subnets_of
+from ist_hpc.config_keys import MOST_TOP, RuntimeConfig, subnets_of
 from ist_hpc.errors import InputError
 from ist_hpc.runtime import AgreedInputError, Runtime, launch, on_root, say, together
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ist_hpc.checkpoint_read import Checkpoint, OpenCheckpoint
-    from ist_hpc.config import EvaluateConfig
+    from ist_hpc.config_keys import EvaluateConfig
     from ist_hpc.evaluation import HomeNetwork
     from ist_hpc.hdf5_writing import Hdf5Output
     from ist_hpc.images import Scaling

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ist_hpc.config import EvaluateConfig
+from ist_hpc.config_keys import EvaluateConfig
 from ist_hpc.devices import moved
 from ist_hpc.metrics import ClassificationMetrics
 from ist_hpc.models.base import Model, Statistics

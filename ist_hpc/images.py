@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ist_hpc import streams
-from ist_hpc.config import DataConfig
+from ist_hpc.config_keys import DataConfig
 from ist_hpc.errors import InputError
 from ist_hpc.shards import Dataset
 

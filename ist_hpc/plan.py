@@ -16,7 +16,7 @@ from typing import Any
 from ist_hpc import __version__, cost, cost_memory, figure2
 from ist_hpc import config as configuration
 from ist_hpc.commandline import Parser
-from ist_hpc.config import Config, ModelConfig
+from ist_hpc.config_keys import Config, ModelConfig
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.memory_limits import BASE_BYTES
 from ist_hpc.placement import TensorSpec

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ist_hpc import cost, cost_memory, optimizer
-from ist_hpc.config import Config
+from ist_hpc.config_keys import Config
 from ist_hpc.devices import free_gpu_bytes
 from ist_hpc.errors import InputError
 from ist_hpc.memory_limits import Grant, granted_bytes, refusal

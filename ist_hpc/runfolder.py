@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ist_hpc import __version__, config
-from ist_hpc.config import Config
+from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
 from ist_hpc.files import write_text
 from ist_hpc.meters import KINDS

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__
 from ist_hpc.commandline import Parser
-from ist_hpc.config import ModelConfig, channels_of, sections_of, subnets_of
+from ist_hpc.config_keys import ModelConfig, channels_of, sections_of, subnets_of
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 
 if TYPE_CHECKING:

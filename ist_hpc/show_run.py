@@ -8,7 +8,7 @@ from typing import Any
 
 from ist_hpc import config as configuration
 from ist_hpc.checkpoint_read import MANIFEST, newest_first
-from ist_hpc.config import Config
+from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
 from ist_hpc.meters import KINDS
 from ist_hpc.progress import spoken

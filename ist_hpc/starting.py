@@ -14,7 +14,7 @@ from ist_hpc.checkpoint_read import (
     newest_first,
     round_folder,
 )
-from ist_hpc.config import Config, subnets_of
+from ist_hpc.config_keys import Config, subnets_of
 from ist_hpc.errors import InputError
 from ist_hpc.evaluation import main_metric, metrics_for
 from ist_hpc.meters import Meter

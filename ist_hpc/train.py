@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from ist_hpc import __version__
 from ist_hpc import config as configuration
 from ist_hpc.commandline import Parser
-from ist_hpc.config import QUICKSTART, Config
+from ist_hpc.config import QUICKSTART
+from ist_hpc.config_keys import Config, is_folder_name
 from ist_hpc.errors import EXIT_GO_ON, InputError
 from ist_hpc.runtime import AgreedInputError, AgreedRunError, Runtime, launch, log, on_root, say
 from ist_hpc.stopping import StopRequest, name_of
@@ -147,7 +148,7 @@ def _configuration(arguments: argparse.Namespace) -> tuple[Config, bool]:
     path = arguments.config
     if arguments.resume and not arguments.name:
         raise InputError("--resume goes on with a run that has a name; give its --name")
-    if arguments.name and not configuration.is_folder_name(arguments.name):
+    if arguments.name and not is_folder_name(arguments.name):
         raise InputError(
             f"--name names a folder in {arguments.runs}/: letters, digits, dots, dashes and "
             f"underscores, got {arguments.name!r}; use --runs for another place"

@@ -12,7 +12,7 @@ import torch
 from ist_hpc import checkpoint
 from ist_hpc.algorithms.base import Algorithm
 from ist_hpc.checkpoint_read import DataShape, Progress, round_folder
-from ist_hpc.config import Config
+from ist_hpc.config_keys import Config
 from ist_hpc.devices import moved
 from ist_hpc.evaluation import HomeNetwork, main_metric, metrics_for
 from ist_hpc.images import augmentation_of, scaling_of

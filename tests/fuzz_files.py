@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ist_hpc import checkpoint, models, optimizer
 from ist_hpc import config as configuration
 from ist_hpc.checkpoint_read import Checkpoint, DataShape
+from ist_hpc.config_keys import Config
 from ist_hpc.csr import Csr
 from ist_hpc.errors import InputError
 from ist_hpc.shards import Dataset, DatasetWriter
@@ -48,7 +49,7 @@ RANKS = 3  # that read; two wrote
 
 
 @functools.cache
-def _run(made: Path) -> tuple[configuration.Config, DataShape]:
+def _run(made: Path) -> tuple[Config, DataShape]:
     """Of the run that made the checkpoint: a resume takes nothing of this from the checkpoint."""
     config = configuration.load(made / "run/config.yaml")
     return config, DataShape.of(Dataset.open(made / "dense"))

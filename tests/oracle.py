@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ist_hpc.config import OptimizerConfig
+from ist_hpc.config_keys import OptimizerConfig
 from ist_hpc.models.base import Model
 from ist_hpc.models.many_labels import softmax
 from ist_hpc.placement import Deal, deal

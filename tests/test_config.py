@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ist_hpc import config
-from ist_hpc.config import (
+from ist_hpc.config_keys import (
     CheckpointConfig,
     Config,
     DataConfig,

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ist_hpc import cost, cost_memory, evaluation, exchange, optimizer
-from ist_hpc.config import OptimizerConfig
+from ist_hpc.config_keys import OptimizerConfig
 from ist_hpc.exchange import Exchanger
 from ist_hpc.held import state_bytes, zeros_at
 from ist_hpc.models.mlp import MultiLayerPerceptron

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ist_hpc.config import OptimizerConfig
+from ist_hpc.config_keys import OptimizerConfig
 from ist_hpc.models.base import RowGradient
 from ist_hpc.optimizer import build, learning_rate
 from ist_hpc.placement import TensorSpec

@@ -7,6 +7,7 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from ist_hpc import config, cost, cost_memory, plan
+from ist_hpc.config_keys import RESNET_SECTIONS
 from ist_hpc.errors import InputError
 from ist_hpc.models.resnet import ResNet
 from tests import image_runs
@@ -34,7 +35,7 @@ SETTINGS += ["model.output_norm=none", "model.output_bias=true"]
 
 def test_the_paper_s_network_has_its_weights():
     """41.4 million: its ResNet101 is of basic blocks (its table of communication says so)."""
-    model = ResNet(config.RESNET_SECTIONS, (64, 128, 256, 512), 100)
+    model = ResNet(RESNET_SECTIONS, (64, 128, 256, 512), 100)
     dealt = sum(cost.elements(spec) for spec in model.specs)
     shared = sum(int(np.prod(spec.shape)) for spec in model.shared if spec.trained)
     assert dealt == 22 * (2 * 9 * 256**2 + 4 * 256)

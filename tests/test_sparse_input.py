@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ist_hpc import optimizer
-from ist_hpc.config import OptimizerConfig
+from ist_hpc.config_keys import OptimizerConfig
 from ist_hpc.models import sparse_input
 from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.sparse import SparseRows

@@ -20,6 +20,8 @@ LAYERS = [
         "ist_hpc",
         "configtypes",
         "config",
+        "config_keys",
+        "config_rules",
         "config_yaml",
         "cost",
         "cost_memory",

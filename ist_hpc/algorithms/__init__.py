@@ -10,7 +10,7 @@ from ist_hpc.algorithms.data_parallel import DataParallel
 from ist_hpc.algorithms.ddp import Ddp
 from ist_hpc.algorithms.ist import IndependentSubnets
 from ist_hpc.algorithms.local_sgd import LocalSgd
-from ist_hpc.config import Config
+from ist_hpc.config_keys import Config
 from ist_hpc.cost import elements
 from ist_hpc.errors import InputError
 from ist_hpc.exchange import Exchanger

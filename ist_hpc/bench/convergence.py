@@ -32,7 +32,7 @@ from ist_hpc.bench.study_tables import (
     times,
     told,
 )
-from ist_hpc.config import Config
+from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
 from ist_hpc.plot_runs import RoundSeconds, Run, read_metrics, read_run
 from ist_hpc.progress import spoken

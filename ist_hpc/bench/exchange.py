@@ -14,7 +14,7 @@ import torch
 from ist_hpc import config as configuration
 from ist_hpc import models, optimizer, prediction
 from ist_hpc.bench.report import count, slowest, spread, table
-from ist_hpc.config import Config
+from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
 from ist_hpc.exchange import Exchanger, allocate_home
 from ist_hpc.placement import at_round, home

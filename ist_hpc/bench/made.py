@@ -12,7 +12,7 @@ import numpy as np
 
 from ist_hpc import algorithms, models
 from ist_hpc.checkpoint_read import Progress
-from ist_hpc.config import Config
+from ist_hpc.config_keys import Config
 from ist_hpc.csr import Csr
 from ist_hpc.errors import InputError
 from ist_hpc.rows import rank_segments

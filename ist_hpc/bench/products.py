@@ -16,7 +16,7 @@ import torch
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import timed, trainer_in_a_round
 from ist_hpc.bench.report import count, slowest, spread, table
-from ist_hpc.config import Config
+from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
 from ist_hpc.meters import peak_rss_mib
 from ist_hpc.runtime import Runtime, together

@@ -28,7 +28,7 @@ from ist_hpc.bench.study_tables import (
     times,
     told,
 )
-from ist_hpc.config import Config
+from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
 from ist_hpc.plot_runs import read_metrics
 from ist_hpc.shard_meta import load_meta

@@ -18,7 +18,7 @@ from torch import nn
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import ROWS, timed, trainer_in_a_round
 from ist_hpc.bench.report import count, slowest, spread, table
-from ist_hpc.config import Config
+from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
 from ist_hpc.images import scaling_of
 from ist_hpc.placement import Axis, block_bounds

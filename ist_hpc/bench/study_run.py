@@ -29,7 +29,7 @@ from ist_hpc.bench.study_launch import (
     train_command,
 )
 from ist_hpc.bench.study_state import Row, State, opened
-from ist_hpc.config import Config
+from ist_hpc.config_keys import Config
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.runtime import stop_on_sigterm
 

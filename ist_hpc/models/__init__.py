@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ist_hpc.config import ModelConfig, channels_of, sections_of
+from ist_hpc.config_keys import ModelConfig, channels_of, sections_of
 from ist_hpc.errors import InputError
 from ist_hpc.models.base import Model
 from ist_hpc.models.convolutions import IMAGE

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ist_hpc.config import VGG11_CHANNELS
+from ist_hpc.config_keys import VGG11_CHANNELS
 from ist_hpc.cost import Layer
 from ist_hpc.models import autograd
 from ist_hpc.models.base import (

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ist_hpc import optimizer
 from ist_hpc.algorithms.ist import IndependentSubnets
-from ist_hpc.config import OptimizerConfig
+from ist_hpc.config_keys import OptimizerConfig
 from ist_hpc.exchange import Exchanger
 from ist_hpc.models.base import Model
 from ist_hpc.placement import TensorSpec
