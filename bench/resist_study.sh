@@ -16,15 +16,15 @@ set -euo pipefail
 stage=${1:?a stage: rates, curves or ensemble}
 folder=${2:-runs/resist-study}
 read -ra seeds <<<"${SEEDS:-0 1 2}"
-epochs=${EPOCHS:-10}
+epochs=${EPOCHS:-8}
 local_steps=20
 LR=${LR:-0.1}
 
 study() {
     python -m ist_hpc.bench convergence --config configs/resist_cifar100.yaml \
-        --set "model.channels=[8,16,32,64]" "model.sections=[1,1,13,1]" data.batch_size=32 \
+        --set "model.channels=[8,8,16,32]" "model.sections=[1,1,13,1]" data.batch_size=32 \
         optimizer.lr="$LR" optimizer.state=carry "optimizer.decay_epochs=[$(share 0.5),$(share 0.75)]" \
-        train.epochs="$epochs" evaluate.every_epochs="$(share 0.2)" evaluate.calibration_rows=512 \
+        train.epochs="$epochs" evaluate.every_epochs="$(share 0.25)" evaluate.calibration_rows=512 \
         checkpoint.keep=1 --time-limit 7200 "$@"
 }
 
@@ -37,7 +37,7 @@ members() {
     for seed in "${seeds[@]}"; do
         for ((at = 0; at < number; at++)); do all+=($((number * seed + at))); done
     done
-    every=$((epochs * 10000 / 5 / 32 / local_steps / number)) # rounds, about as often as the others
+    every=$((epochs * 10000 / 4 / 32 / local_steps / number)) # rounds, about as often as the others
     study --methods "sgd@member$number" --ranks 1 --seeds "${all[@]}" --set "model.sections=$sections" \
         model.min_blocks=1 train.epochs="$(share 1 "$number")" \
         "optimizer.decay_epochs=[$(share 0.5 "$number"),$(share 0.75 "$number")]" \
