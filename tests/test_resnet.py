@@ -2,6 +2,7 @@
 
 import json
 
+import h5py
 import numpy as np
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,6 +11,7 @@ from ist_hpc import config, cost, cost_memory, plan
 from ist_hpc.config_keys import RESNET_SECTIONS
 from ist_hpc.errors import InputError
 from ist_hpc.models.resnet import ResNet
+from ist_hpc.plot_runs import read_metrics
 from tests import image_runs
 from tests.checkpoints import as_if_killed
 from tests.image_runs import (
@@ -183,6 +185,29 @@ def test_fewer_blocks_than_ranks_are_refused(place):
     done = train(place, "bad", 1, "model.sections=[1,1,2,1]", "model.min_blocks=1", check=False)
     assert "axis `blocks` has 1 units, too few for 2 ranks" in one_error_line(done)
     assert not (place / "runs/bad").exists()
+
+
+def test_an_ensemble_is_the_mean_of_its_members_probabilities(place, tmp_path):
+    """bench/ensemble.py, of a run and another seed; both have checkpoints of rounds 2 and 4."""
+    train(place, "other", 4, "seed=3")
+    members = [place / "runs/whole", place / "runs/other"]
+    run_python([ROOT / "bench/ensemble.py", tmp_path / "both", *members], place)
+    probabilities = 0
+    for number, run in enumerate(members):
+        target = tmp_path / f"{number}.h5"
+        words = ["-m", "ist_hpc.evaluate", run, "--data", place / "images", "--predictions", target]
+        run_python(words, place)
+        with h5py.File(target) as file:
+            labels, logits = file["labels"][...], file["logits"][...].astype(np.float64)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = probabilities + powers / powers.sum(axis=1, keepdims=True)
+    rows = read_metrics(tmp_path / "both/metrics.jsonl")
+    assert [row["round"] for row in rows] == [2, 2, 4, 4]
+    assert rows[-1]["samples"] == 2 * read_metrics(members[0] / "metrics.jsonl")[-1]["samples"]
+    expected = (probabilities.argmax(axis=1) == labels).mean()
+    assert rows[-1]["test"]["accuracy"] == pytest.approx(expected)
+    loss = -np.log(probabilities[np.arange(len(labels)), labels] / 2).mean()
+    assert rows[-1]["test"]["loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_it_learns(place):
