@@ -146,9 +146,8 @@ def test_bytes_are_those_of_the_plan(place):
     assert_bytes_are_those_planned(place, "whole", 4, *SETTINGS)
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_the_exported_module_gives_the_logits_of_evaluate(place, tmp_path, ranks):
-    assert export_differs(place, place / "runs/whole", tmp_path, ranks) < 2e-5
+def test_the_exported_module_gives_the_logits_of_evaluate(place, tmp_path):
+    assert export_differs(place, place / "runs/whole", tmp_path, ranks=3) < 2e-5
 
 
 def test_show_names_the_blocks(place):

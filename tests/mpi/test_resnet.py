@@ -19,10 +19,13 @@ def network(least: int, subnets: int = 1) -> ResNet:
     return ResNet(SECTIONS, CHANNELS, CLASSES, least, subnets)
 
 
-@pytest.mark.parametrize("least", [1, 3, 5], ids=["each block once", "some shared", "all shared"])
-@pytest.mark.parametrize("config", RULES.values(), ids=RULES.keys())
-def test_ranks_equal_one_process_that_trains_the_subnets_in_turn(world, hvd, least, config):
-    model = network(least)
+@pytest.mark.parametrize(
+    ("least", "rule"),
+    [(3, rule) for rule in RULES] + [(least, "momentum, carried") for least in (1, 5)],
+    ids=[f"some blocks shared, {rule}" for rule in RULES] + ["each block once", "all shared"],
+)
+def test_ranks_equal_one_process_that_trains_the_subnets_in_turn(world, hvd, least, rule):
+    model, config = network(least), RULES[rule]
     algorithm = build(world, model, config, SEED, hvd=hvd)
     oracle = Oracle(model, world.Get_size(), SEED, config)
     for index in rounds(world, algorithm, oracle, config.lr, 4, images):
