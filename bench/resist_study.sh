@@ -18,6 +18,7 @@ folder=${2:-runs/resist-study}
 read -ra seeds <<<"${SEEDS:-0 1 2}"
 epochs=${EPOCHS:-8}
 local_steps=20
+rows=10000 # of the training split
 LR=${LR:-0.1}
 
 study() {
@@ -37,9 +38,9 @@ members() {
     for seed in "${seeds[@]}"; do
         for ((at = 0; at < number; at++)); do all+=($((number * seed + at))); done
     done
-    every=$((epochs * 10000 / 4 / 32 / local_steps / number)) # rounds, about as often as the others
+    every=$((epochs * rows / 4 / 32 / local_steps / number)) # rounds, about as often as the others
     study --methods "sgd@member$number" --ranks 1 --seeds "${all[@]}" --set "model.sections=$sections" \
-        model.min_blocks=1 train.epochs="$(share 1 "$number")" \
+        model.min_blocks=1 train.local_steps=$local_steps train.epochs="$(share 1 "$number")" \
         "optimizer.decay_epochs=[$(share 0.5 "$number"),$(share 0.75 "$number")]" \
         evaluate.every_epochs=0 evaluate.every_rounds=$every checkpoint.every_rounds=$every \
         checkpoint.keep=100 --output "$folder/members$number"
