@@ -61,9 +61,10 @@ _Entry = tuple[str, dict[str, object]]
 
 _CHUNK_BYTES = 1 << 20
 # Widths are compared apart, and channels with those that stand for none; a block is a matter of
-# memory and speed; where convolutions came from, and whether they are trained, is another.
+# memory and speed; where convolutions came from, whether they are trained, and how many blocks a
+# rank trains are others.
 _NOT_OF_THE_MODEL = frozenset(
-    ("inputs", "outputs", "channels", "label_block", "body_from", "freeze_body")
+    ("inputs", "outputs", "channels", "label_block", "body_from", "freeze_body", "min_blocks")
 )
 
 

@@ -92,6 +92,12 @@ def check_together(config: Config, where: Callable[[str], str]) -> None:
             f"`optimizer.weight_decay` is of sgd, not of {optimizer.kind}; set it to 0, got "
             f"{optimizer.weight_decay} {where('optimizer.weight_decay')}"
         )
+    if optimizer.kind == "rowwise_adagrad" and model.kind == "resnet":
+        raise InputError(
+            "`optimizer.kind: rowwise_adagrad` has a number a dealt unit, which of "
+            "`model.kind: resnet` is a whole block; take adagrad, sgd or adam "
+            f"{where('optimizer.kind')}"
+        )
     if 0 < config.evaluate.every_epochs < _FEWEST_EPOCHS:
         raise InputError(
             f"`evaluate.every_epochs` must be 0 or at least {_FEWEST_EPOCHS}, got "

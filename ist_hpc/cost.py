@@ -28,6 +28,8 @@ class Layer:
     trained                      whether it has a gradient; those that have none come first
     copies                       of a layer that is dealt out as a whole: of how many alike
     calibrated                   of a shared one: its norm takes all calibration rows at once
+    beside                       values as many as its outputs that are held at a time in the full
+                                 network, with them: two, before and after a norm
     """
 
     outputs: int
@@ -40,6 +42,7 @@ class Layer:
     trained: bool = True
     copies: Axis | None = None
     calibrated: bool = False
+    beside: int = 2
 
     def own_copies(self, ranks: int, rank: int = 0) -> int:
         """How many such layers, one after the other, a rank has in a round."""

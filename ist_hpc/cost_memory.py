@@ -11,7 +11,14 @@ from dataclasses import dataclass
 
 from ist_hpc.cost import Job, Layer, matrices
 from ist_hpc.placement import TensorSpec, block_bounds, home
-from ist_hpc.transfer import ELEMENT_BYTES, Plan, pair_counts, plan_exchange, with_slack
+from ist_hpc.transfer import (
+    ELEMENT_BYTES,
+    Plan,
+    pair_counts,
+    plan_exchange,
+    settling_buffers,
+    with_slack,
+)
 
 UPDATE_SLAB_ELEMENTS = 1 << 20
 """Elements of a weight that the optimiser updates at a time, at least a row."""
@@ -198,7 +205,8 @@ def full_activations(job: Job) -> int:
     its outputs and those of all ranks, with the rows that are being gathered. The larger of the
     calibration (whose input is counted as kept rows) and of a batch of the evaluation. Of labels in
     blocks, some blocks of logits; of convolutions, some rows at a time, but for the calibration of
-    those that are dealt out.
+    those that are dealt out. Through layers that are dealt out as a whole all rows go from rank to
+    rank: every rank has them before and after.
     """
     layers = job.layers
     peak = 0
@@ -211,9 +219,14 @@ def full_activations(job: Job) -> int:
             came_in = 0 if kept else _rows_bytes(job, rows)
             whole = kept and (layer.calibrated or not layer.shared)
             if layer.positions > 1 and not whole:
-                rows = min(rows, IMAGES_AT_ONCE)
+                of_rank = -(-rows // job.ranks) if layer.shared and layer.copies is None else rows
+                rows = min(of_rank, IMAGES_AT_ONCE)
             if index:
                 came_in += rows * layer.inputs * layer.positions_in * ELEMENT_BYTES
+            if layer.copies is not None:
+                # What arrives; in an evaluation also what is sent, and with one rank put together.
+                times = 1 if kept else 3 if job.ranks == 1 else 2
+                came_in += times * all_rows * layer.outputs * layer.positions * ELEMENT_BYTES
             if blocked and job.label_block is not None:
                 own = int(block_bounds(layer.outputs, job.ranks)[1])
                 at_once = min(job.label_block, own)
@@ -243,7 +256,7 @@ def _layer_bytes(layer: Layer, rows: int, ranks: int) -> int:
     """Bytes of so many rows through one layer of the full network, beside what came in."""
     whole = layer.outputs * layer.positions
     if layer.shared:  # every rank computes all of it, for rows of its own
-        return rows * 2 * whole * ELEMENT_BYTES
+        return rows * layer.beside * whole * ELEMENT_BYTES
     own = int(block_bounds(layer.outputs, ranks)[1]) * layer.positions
     norming = rows * 2 * own * ELEMENT_BYTES
     gathering = rows * (own + whole) * ELEMENT_BYTES
@@ -271,6 +284,9 @@ def _exchange_scratch(job: Job, specs: Sequence[TensorSpec], to_home: bool) -> _
         for axis in (0, 1):
             most = -(-int(counts.sum(axis=axis).max()) // len(plan.chunks))
             buffers += of_either_kind * with_slack(most) * ELEMENT_BYTES
+    if not to_home:
+        settled = settling_buffers(specs, target, job.buffer_bytes)
+        buffers = max(buffers, sum(with_slack(most) for most in settled) * ELEMENT_BYTES)
     doubled = 0 if to_home else _doubled_bytes(plan)
     return _Scratch(buffers, doubled)
 

@@ -1,8 +1,9 @@
 """The full network, evaluated without any rank holding it.
 
 Each rank computes its home block of every layer's outputs for the same rows, and the ranks gather
-the activations (rows x width, small beside the weights). Of many labels each rank keeps the best of
-its own, and only those are gathered. Batch-norm statistics come from calibration rows of the
+the activations (rows x width, small beside the weights). Through layers that are dealt out as a
+whole the rows go from rank to rank. Of many labels each rank keeps the best of its own, and only
+those are gathered. Batch-norm statistics come from calibration rows of the
 training data with the full network, layer by layer (paper, section 5), and never from the rows that
 are evaluated.
 """
@@ -192,7 +193,7 @@ class _Peers:
         rank, ranks = self._comm.Get_rank(), self._comm.Get_size()
         parts = values.split(max(1, rows_at_once))
         if ranks == 1:
-            return torch.cat([stage(part) for part in parts])
+            return stage(values) if len(parts) == 1 else torch.cat([stage(part) for part in parts])
         arrived = torch.empty(values.shape)
         sending = None
         for part, into in zip(parts, arrived.split(max(1, rows_at_once)), strict=True):
@@ -212,6 +213,15 @@ class _Peers:
         for into in arrived.split(max(1, rows_at_once)):
             self._comm.Bcast(into.numpy(), root=ranks - 1)
         return arrived.to(self._device)
+
+    def gather_rows(self, own: Tensor, rows: int) -> Tensor:
+        """[own rows, ...] of each rank to [rows, ...] on all. Collective."""
+        if self._comm.Get_size() == 1:
+            return own
+        whole = torch.empty(rows, *own.shape[1:])
+        counts = np.diff(block_bounds(rows, self._comm.Get_size())) * math.prod(own.shape[1:])
+        self._comm.Allgatherv(own.contiguous().cpu().numpy(), [whole.numpy(), counts])
+        return whole.to(self._device)
 
     def gather(self, own: Tensor, units: int) -> Tensor:
         """[rows, local_units, ...] of each rank to [rows, units, ...] on all. Collective."""

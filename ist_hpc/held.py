@@ -189,11 +189,8 @@ def add(target: Tensor, piece: Piece, values: Tensor) -> None:
 
 def divide(target: Tensor, by: npt.NDArray[np.int64]) -> None:
     """Divide the rows of a subnet; by is int64 [rows], and 1 changes nothing."""
-    rows = np.flatnonzero(by > 1)
-    if len(rows):
-        index = torch.from_numpy(rows).to(target.device)
-        divisors = torch.from_numpy(by[rows]).to(target.device, target.dtype)
-        target[index] = target[index] / divisors.view(-1, *[1] * (target.dim() - 1))
+    for row in np.flatnonzero(by > 1).tolist():  # one at a time: no second copy of them all
+        target[row].div_(int(by[row]))
 
 
 def _row_numbers(rows: Selection) -> Tensor:

@@ -122,7 +122,8 @@ def deal(name: str, axis: Axis, ranks: int, seed: int, round_index: int) -> Deal
     if size < ranks:
         raise InputError(
             f"axis `{name}` has {size} units, too few for {ranks} ranks: each rank needs at least "
-            f"one; widen the layer (`model.hidden`) or start at most {size} ranks"
+            f"one; start at most {size} ranks, or take a larger network (`model.hidden`, or "
+            "`model.sections` of a residual one)"
         )
     order = streams.permutation(f"deal/{name}", seed, round_index, size)
     holder = np.empty(size, dtype=np.int64)

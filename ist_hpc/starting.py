@@ -123,7 +123,8 @@ def _open(config: Config, ranks: int) -> tuple[Dataset, Model]:
         ("test", config.evaluate.batch_rows),
     ):
         if not dataset.sparse:
-            refuse_uncountable(min(count, dataset.rows(split)), dataset.features)
+            numbers = max(dataset.features, model.relayed_numbers)
+            refuse_uncountable(min(count, dataset.rows(split)), numbers)
     return dataset, model
 
 

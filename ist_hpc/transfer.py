@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ist_hpc.geometry import Place, Rectangle, Selection, TensorGeometry, compact, selection_size
-from ist_hpc.placement import Placement, TensorSpec
+from ist_hpc.placement import Deal, Placement, TensorSpec, Units
 
 ELEMENT_BYTES = 4
 """Everything that is exchanged is float32."""
@@ -154,52 +154,89 @@ def plan_settling(
 ) -> list[Settling]:
     """Plan the means of what several ranks trained in a round, for `rank`; the same number on all.
 
-    All copies of a unit are in one call, so that they are added in the order of the ranks.
+    Each call moves what fits into `buffer_bytes`, or the copies of one unit of one tensor. All
+    copies of a unit are in one call, so that they are added in the order of the ranks.
     """
-    plans: list[Settling] = []
-    group: list[TensorSpec] = []
-    filled = np.zeros((placement.ranks, placement.ranks), dtype=np.int64)
-    for spec in specs:
-        counts = _copied(spec, placement)
-        if not counts.any():
-            continue
-        if group and _chunk_count(filled + counts, buffer_bytes) > 1:
-            plans.append(_settling(group, placement, rank))
-            group, filled = [], np.zeros_like(filled)
-        group.append(spec)
-        filled += counts
-    return [*plans, _settling(group, placement, rank)] if group else plans
+    lots = _settling_lots(specs, placement, buffer_bytes)
+    return [_settling(lot, placement, rank) for lot, _ in lots]
+
+
+def settling_buffers(
+    specs: Sequence[TensorSpec], placement: Placement, buffer_bytes: int
+) -> tuple[int, int]:
+    """(sent, received): the most elements of any rank in one call of `plan_settling`."""
+    sent, received = 0, 0
+    for _, counts in _settling_lots(specs, placement, buffer_bytes):
+        sent = max(sent, int(counts.sum(axis=1).max()))
+        received = max(received, int(counts.sum(axis=0).max()))
+    return sent, received
 
 
 def settling_counts(specs: Sequence[TensorSpec], placement: Placement) -> npt.NDArray[np.int64]:
     """Elements that go from s to q to settle a round's shared units; int64, [ranks, ranks]."""
     total = np.zeros((placement.ranks, placement.ranks), dtype=np.int64)
-    return sum((_copied(spec, placement) for spec in specs), total)
+    return sum((_copied(spec, placement, _shared_units(spec, placement)) for spec in specs), total)
 
 
-def _copied(spec: TensorSpec, placement: Placement) -> npt.NDArray[np.int64]:
+_Lot = dict[str, tuple[TensorSpec, list[Units]]]
+"""By key: a tensor, and which of its shared units are brought together."""
+
+
+def _settling_lots(
+    specs: Sequence[TensorSpec], placement: Placement, buffer_bytes: int
+) -> list[tuple[_Lot, npt.NDArray[np.int64]]]:
+    """What each call brings together, and its elements from s to q; int64 [ranks, ranks]."""
+    lots: list[tuple[_Lot, npt.NDArray[np.int64]]] = []
+    for spec in specs:
+        shared = _shared_units(spec, placement)
+        if not len(shared):
+            continue
+        fits = _chunk_count(_copied(spec, placement, shared), buffer_bytes) == 1
+        for units in [shared] if fits else np.split(shared, len(shared)):
+            counts = _copied(spec, placement, units)
+            if not lots or _chunk_count(lots[-1][1] + counts, buffer_bytes) > 1:
+                lots.append(({}, np.zeros_like(counts)))
+            lot, filled = lots[-1]
+            lot.setdefault(spec.key, (spec, []))[1].append(units)
+            filled += counts
+    return lots
+
+
+def _shared_units(spec: TensorSpec, placement: Placement) -> Units:
+    """The units of a tensor that several ranks train, ascending; int64 [units]."""
+    if spec.row_axis is None or spec.column_axis is not None:  # such units are never shared
+        return np.empty(0, dtype=np.int64)
+    return np.unique(placement.deals[spec.row_axis].copies[0])
+
+
+def _copies_of(dealt: Deal, units: Units) -> tuple[Units, Units]:
+    """(units, ranks) of the copies of some units."""
+    chosen = np.isin(dealt.copies[0], units)
+    return dealt.copies[0][chosen], dealt.copies[1][chosen]
+
+
+def _copied(spec: TensorSpec, placement: Placement, units: Units) -> npt.NDArray[np.int64]:
     """Elements that go from s to q as copies of units that q holds; int64 [ranks, ranks]."""
-    ranks, axis = placement.ranks, spec.row_axis
-    if axis is None or spec.column_axis is not None:  # such units are never shared
+    ranks = placement.ranks
+    if not len(units):
         return np.zeros((ranks, ranks), dtype=np.int64)
-    dealt = placement.deals[axis]
-    units, takers = dealt.copies
-    pairs = np.bincount(takers * ranks + dealt.holder[units], minlength=ranks * ranks)
+    dealt = placement.deals[spec.row_axis or ""]
+    copied, takers = _copies_of(dealt, units)
+    pairs = np.bincount(takers * ranks + dealt.holder[copied], minlength=ranks * ranks)
     across = spec.columns * spec.element_width
     return pairs.reshape(ranks, ranks).astype(np.int64) * across
 
 
-def _settling(specs: Sequence[TensorSpec], placement: Placement, rank: int) -> Settling:
+def _settling(lot: _Lot, placement: Placement, rank: int) -> Settling:
     ranks = placement.ranks
     sends: list[list[Piece]] = [[] for _ in range(ranks)]
     receives: list[list[Piece]] = [[] for _ in range(ranks)]
     copies: dict[str, npt.NDArray[np.int64]] = {}
-    for spec in specs:
-        assert spec.row_axis is not None
-        dealt = placement.deals[spec.row_axis]
-        units, takers = dealt.copies
+    for key, (spec, parts) in lot.items():
+        dealt = placement.deals[spec.row_axis or ""]
+        units, takers = _copies_of(dealt, np.concatenate(parts))
         holders, own = dealt.holder[units], dealt.units(rank)
-        copies[spec.key] = np.where(
+        copies[key] = np.where(
             dealt.holder[own] == rank, 1 + np.bincount(units, minlength=len(dealt.holder))[own], 1
         )
         for peer in range(ranks):

@@ -15,7 +15,7 @@ from ist_hpc import held, transfer
 from ist_hpc.exchange import Exchanger, allocate_home
 from ist_hpc.held import Held
 from ist_hpc.placement import Axis, Placement, TensorSpec, at_round, home
-from ist_hpc.transfer import pair_counts, plan_exchange
+from ist_hpc.transfer import pair_counts, plan_exchange, plan_settling, settling_buffers
 from tests.threads import ThreadRanks
 
 SEED = 11
@@ -330,6 +330,26 @@ def test_settling_leaves_the_mean_of_the_copies_at_the_holder(size, buffer, inde
 
     numbers = sum(int(np.prod(spec.shape[1:])) for spec in specs)
     assert sum(ThreadRanks(ranks).run(body)) == 4 * numbers * len(dealt.copies[0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(shared_sizes, buffers, st.integers(0, 1000))
+def test_settling_stays_within_its_buffers_or_brings_one_unit_together(size, buffer, index):
+    ranks, units, least = size
+    axes, specs = blocks(units, least)
+    placement = at_round(axes, ranks, SEED, index)
+    of_ranks = [plan_settling(specs, placement, rank, buffer) for rank in range(ranks)]
+    most = [0, 0]
+    for plans in zip(*of_ranks, strict=True):
+        sent = max(int(plan.chunk.send_counts.sum()) for plan in plans)
+        received = max(int(plan.chunk.recv_counts.sum()) for plan in plans)
+        most = [max(most[0], sent), max(most[1], received)]
+        if 8 * max(sent, received) > buffer:
+            together = [
+                int((of_tensor > 1).sum()) for plan in plans for of_tensor in plan.copies.values()
+            ]
+            assert sum(together) == 1
+    assert settling_buffers(specs, placement, buffer) == tuple(most)
 
 
 def test_one_round_is_one_alltoallv():

@@ -5,6 +5,7 @@ import json
 import h5py
 import numpy as np
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ist_hpc import config, cost, cost_memory, plan
@@ -81,6 +82,50 @@ def test_activations_of_a_step_are_about_those_that_are_held(ranks):
     assert 0.75 < live.most / estimate < 1.25
 
 
+class OneOf:
+    """Peers of which one is here: others bring nothing, and take nothing away."""
+
+    def __init__(self, ranks):
+        self.ranks = ranks
+
+    def share(self, units):
+        return slice(0, -(-units // self.ranks))
+
+    def gather_rows(self, own, rows):
+        return own if self.ranks == 1 else torch.zeros(rows, *own.shape[1:])
+
+    def gather(self, own, units):
+        return own if self.ranks == 1 else torch.zeros(len(own), units, *own.shape[2:])
+
+    def relay(self, values, stage, rows_at_once):
+        if self.ranks == 1:
+            parts = values.split(rows_at_once)
+            return stage(values) if len(parts) == 1 else torch.cat([stage(part) for part in parts])
+        arrived = torch.empty(values.shape)
+        for part, into in zip(values.split(rows_at_once), arrived.split(rows_at_once), strict=True):
+            into.copy_(stage(part))
+        return arrived
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("rows", [96, 512])
+@pytest.mark.parametrize("channels", [(32, 64, 128, 256), (8, 8, 16, 32)], ids=["wide", "narrow"])
+def test_activations_of_the_full_network_are_about_those_that_are_held(channels, rows, ranks):
+    """Of the calibration, and of a batch of an evaluation."""
+    model, statistics = ResNet([1, 1, 5, 1], channels, CLASSES), {}
+    weights = {spec.key: torch.rand(spec.shape) for spec in model.shared}
+    for spec in model.specs:
+        weights[spec.key] = torch.rand(spec.home_rows(0, ranks)[1], *spec.shape[1:])
+    for calibrate in (True, False):
+        sizes = {"calibration_rows": rows if calibrate else 2, "evaluation_rows": rows}
+        if calibrate:
+            sizes["evaluation_rows"] = 1
+        with torch.no_grad(), LiveBytes() as live:
+            model.full_hidden(weights, statistics, batch(rows)[0], OneOf(ranks), calibrate)
+        held = live.most - (4 * 3072 * rows if calibrate else 0)  # rows that are counted as kept
+        assert 0.7 < held / cost_memory.full_activations(job_of(model, ranks, **sizes)) < 1.2
+
+
 def job_of(model, ranks, **values):
     return cost.Job(
         weights=model.specs, slots=(), layers=model.layers, axes=model.axes, ranks=ranks, **values
@@ -110,6 +155,7 @@ def test_a_rank_holds_its_blocks_and_no_others(ranks):
         (["model.min_blocks=6"], "at most the 5 blocks that are dealt out, got 6"),
         (["model.output_bias=false"], "`output_bias: true`"),
         (["model.loss=bce"], "takes `model.loss: cross_entropy`"),
+        (["optimizer.kind=rowwise_adagrad", "optimizer.momentum=0"], "take adagrad, sgd or adam"),
         (["model.deal_channels=true"], "`model.deal_channels` is of `model.kind: vgg11`"),
     ],
 )
@@ -155,11 +201,11 @@ def test_show_names_the_blocks(place):
     assert "resnet, sections [1, 2, 6, 1], channels [4, 5, 6, 7]" in shown.stdout
 
 
-def test_it_goes_on_under_local_sgd_and_on_more_ranks(place):
+def test_it_goes_on_under_another_algorithm_and_with_other_blocks_a_rank(place):
     """As a baseline every rank has all blocks, and the full network is not scaled."""
     as_if_killed(place / "runs/whole", place / "runs/on", 4)
-    train(place, "on", 5, "train.algorithm=local_sgd", ranks=1, resume=True)
-    train(place, "on", 6, ranks=3, resume=True)
+    train(place, "on", 5, "train.algorithm=ddp", "model.min_blocks=1", resume=True)
+    train(place, "on", 6, "model.min_blocks=2", ranks=3, resume=True)
     found = tensors(place, "on", 6)
     assert found["blocks.conv1.weight"].shape == (5, 6, 6, 3, 3)
     assert all(np.isfinite(values).all() for values in found.values())

@@ -34,8 +34,11 @@ class Peers(Protocol):
         Collective.
         """
 
+    def gather_rows(self, own: Tensor, rows: int) -> Tensor:
+        """[own rows, ...] of each rank, its `share` of them, to [rows, ...] on all. Collective."""
+
     def share(self, units: int) -> slice:
-        """This rank's part of so many units. Local."""
+        """This rank's part of so many units or rows. Local."""
 
     def relay(self, values: Tensor, stage: Callable[[Tensor], Tensor], rows_at_once: int) -> Tensor:
         """Rows through the ranks' stages, one after the other: [rows, ...], all on all ranks.
@@ -144,6 +147,8 @@ class Model(ABC):
     """Whether `own_outputs` has statistics to calibrate."""
     feature_shape: tuple[int, ...] | None = None
     """Shape of a row's features as stored, where it must be this one."""
+    relayed_numbers: int = 0
+    """Numbers of a row that pass from rank to rank at a time, in an evaluation."""
     differentiable: bool
     """Whether there is a `loss` for autograd: not with sparse rows, nor with labels in blocks."""
 

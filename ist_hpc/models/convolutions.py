@@ -182,7 +182,7 @@ class Convolutions:
             self._by_running_statistics(weights, part)
             for part in rows[peers.share(len(rows))].split(IMAGES_AT_ONCE)
         ]
-        return peers.gather(torch.cat(own).t(), len(rows)).t().contiguous()
+        return peers.gather_rows(torch.cat(own), len(rows))
 
     def _by_running_statistics(self, weights: Tensors, rows: Tensor) -> Tensor:
         """Features of any rows, of a shared body; [rows, channels]. Local."""

@@ -15,11 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ist_hpc.cost import Layer
+from ist_hpc.placement import Axis
 
 Norm = Callable[[str, Tensor], Tensor]
 """The norm of a name, such as `norm1`, applied to values [rows, channels, height, width]."""
 
 _KERNEL = 3
+_BESIDE = 5  # what came in after its norm, the branch, and both sides of a norm and a convolution
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,17 @@ class BlockShape:
             values = F.conv2d(entering, weights["shortcut.weight"], stride=self.stride)
         return values + (branch if scale == 1.0 else scale * branch)
 
-    def layers(self, **facts: object) -> tuple[Layer, ...]:
-        """Its convolutions, from which costs are counted; `facts` are of all of them."""
+    def layers(self, copies: Axis | None = None, calibrated: bool = False) -> tuple[Layer, ...]:
+        """Its convolutions, from which costs are counted; see `Layer`."""
         before, after = self.size**2, self.size_out**2
 
         def layer(outputs: int, inputs: int, kernel: int, positions_in: int) -> Layer:
-            return Layer(outputs, inputs, False, False, kernel, after, positions_in, **facts)  # type: ignore[arg-type]
+            return Layer(
+                *(outputs, inputs, False, False, kernel, after, positions_in),
+                copies=copies,
+                calibrated=calibrated,
+                beside=_BESIDE,
+            )
 
         found = [
             layer(self.outputs, self.inputs, _KERNEL**2, before),

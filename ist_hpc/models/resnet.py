@@ -81,6 +81,7 @@ class ResNet(Model):
         before = [*blocks[:_DEALT_SECTION], blocks[_DEALT_SECTION][:1]]
         self._front = _named(before, first=1)
         self._tail = _named(blocks[_DEALT_SECTION + 1 :], first=_DEALT_SECTION + 2)
+        self.relayed_numbers = self._block.inputs * self._block.size**2
         axis = Axis(units, least)
         self.axes = {AXIS: axis}
         self._scale = max(1 / subnets, min(least, units) / units) if subnets > 1 else 1.0
@@ -209,11 +210,15 @@ class ResNet(Model):
         """
         assert isinstance(features, Tensor), "images are dense"
         rows = len(features)
-        own = [
-            self._through_front(weights, part)
-            for part in features[peers.share(rows)].split(IMAGES_AT_ONCE)
-        ]
-        values = _gather_rows(torch.cat(own), rows, peers)
+        values = peers.gather_rows(
+            torch.cat(
+                [
+                    self._through_front(weights, part)
+                    for part in features[peers.share(rows)].split(IMAGES_AT_ONCE)
+                ]
+            ),
+            rows,
+        )
         at_once = rows if calibrate else IMAGES_AT_ONCE
         stage = _Stage(self._block, weights, statistics, self._scale, calibrate)
         values = peers.relay(values, stage.through, at_once)
@@ -233,7 +238,7 @@ class ResNet(Model):
             self._through_tail(weights, stored, part)
             for part in values[peers.share(rows)].split(IMAGES_AT_ONCE)
         ]
-        return _gather_rows(torch.cat(own), rows, peers)
+        return peers.gather_rows(torch.cat(own), rows)
 
     def _through_front(self, weights: Tensors, rows: Tensor) -> Tensor:
         """By the running statistics."""
@@ -382,9 +387,3 @@ def _of_all_ranks(own: tuple[Tensor, Tensor], size: int, peers: Peers) -> tuple[
     """Whole mean and variance, of which each rank has its part. Collective."""
     mean, variance = (peers.gather(part.unsqueeze(0), size)[0] for part in own)
     return mean, variance
-
-
-def _gather_rows(own: Tensor, rows: int, peers: Peers) -> Tensor:
-    """[own rows, ...] of each rank to [rows, ...] on all. Collective."""
-    across = peers.gather(own.flatten(1).t(), rows).t()
-    return across.reshape(rows, *own.shape[1:])
