@@ -5,12 +5,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ist_hpc import optimizer
+from ist_hpc.algorithms.ist import IndependentSubnets
+from ist_hpc.devices import CPU, moved
 from ist_hpc.evaluation import HomeNetwork
+from ist_hpc.exchange import Exchanger
 from ist_hpc.models.resnet import ResNet
+from ist_hpc.shared import SharedWeights
+from ist_hpc.staging import InPlace, Staging, ThroughHost
 from tests.mpi.against_oracle import RULES, SEED, assert_equal, follow_averages, rounds
 from tests.mpi.helpers import build, full
 from tests.mpi.test_vgg import CLASSES, images
 from tests.oracle import Oracle
+from tests.pretended_gpu import GPU, PretendedGpu
 
 SECTIONS, CHANNELS = (1, 2, 6, 1), (4, 5, 6, 7)
 
@@ -108,3 +115,37 @@ def test_the_full_network_is_evaluated_as_anybody_would(world, hvd, rows):
         expected, _ = plain(model, weights, tested, 0.5, means)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     assert len(set(world.allgather(logits.numpy().tobytes()))) == 1
+
+
+def test_on_a_gpu_it_trains_and_is_evaluated_as_on_the_cpu(world, hvd):
+    """On a pretended one; shared blocks are settled through its staging, rows relayed."""
+    config, sample = RULES["momentum, carried"], images(0, 78, rows=5)[0]
+
+    def found(staging: Staging) -> Tensor:
+        device, model = staging.device, network(least=3, subnets=2)
+        algorithm = IndependentSubnets(
+            world,
+            model,
+            optimizer.build(config),
+            Exchanger(world, 1.0, staging),
+            SEED,
+            True,
+            SharedWeights(hvd),
+        )
+        algorithm.start_new(SEED)
+        for index in range(2):
+            algorithm.begin_round(index)
+            rows = (moved(part, device) for part in images(world.Get_rank(), index))
+            algorithm.step(*rows, 0.05, index)
+            algorithm.end_round()
+        algorithm.visit_home(with_slots=False)
+        own = {spec.key: algorithm.state[spec.key].place("home") for spec in model.specs}
+        full_network = HomeNetwork(world, model, own | algorithm.shared)
+        full_network.calibrate(images(0, 77, rows=20)[0])
+        return full_network.outputs(sample)
+
+    direct = found(InPlace(CPU))
+    with PretendedGpu() as gpu:
+        staged = found(ThroughHost(GPU))
+    assert gpu.waits
+    torch.testing.assert_close(staged, direct, atol=1e-5, rtol=1e-5)
