@@ -105,7 +105,8 @@ class Exchanger:
         """Give each unit that several ranks trained the mean of their copies, at its holder.
 
         The other copies are stale then. Sums begin with the holder's and go on by rank, so they
-        are the same in every run. Does nothing where no unit is shared. Collective.
+        are the same in every run. Buffers are those of an exchange, but hold all copies of a unit
+        of one tensor in any case. Does nothing where no unit is shared. Collective.
         """
         begin = time.perf_counter()
         plans = plan_settling(specs, placement, self.rank, self.buffer_bytes)
