@@ -11,7 +11,7 @@
 #   python -m ist_hpc.prepare cifar100 --input cifar-100-python --output data/cifar100
 #
 # A narrow network that two cores can train, in the third section of which 12 blocks are dealt out. Momentum is
-# begun anew each round by ResIST, as the authors do, and carried on by the others.
+# begun anew each round by ResIST, as the authors do, and carried on by the others and by ist:20@carry.
 set -euo pipefail
 stage=${1:?a stage: rates, curves or ensemble}
 folder=${2:-runs/resist-study}
@@ -63,8 +63,9 @@ case $stage in
         done
         ;;
     curves)
-        study --methods sgd ist:$local_steps local_sgd:$local_steps data_parallel --ranks 2 4 \
-            --seeds "${seeds[@]}" --set-for ist:$local_steps optimizer.state=reset --output "$folder/curves"
+        study --methods sgd ist:$local_steps local_sgd:$local_steps data_parallel ist:$local_steps@carry \
+            --ranks 2 4 --seeds "${seeds[@]}" --set-for ist:$local_steps optimizer.state=reset \
+            --output "$folder/curves"
         ;;
     ensemble) # section 3 as deep as a rank's: its first block and 12 / 2; and min_blocks on 4 ranks
         members 2 "[1,1,7,1]"
