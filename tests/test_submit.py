@@ -314,7 +314,7 @@ class TestSettings:
             ("speech", "delicious", "data/delicious"),
             ("amazon670k", "delicious", "data/delicious"),
             ("vgg11", "quickstart", "data/digits"),
-            ("resist", "speech2", "data/speech"),
+            ("resist", "delicious", "data/delicious"),
             ("scaling", "delicious", "data/delicious"),
         ],
     )
