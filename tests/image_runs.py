@@ -2,12 +2,15 @@
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ist_hpc import cost
 from ist_hpc.models.base import Model
 from ist_hpc.shards import DatasetWriter
 from tests import checkpoints
@@ -108,12 +111,44 @@ with torch.no_grad(), h5py.File("p.h5") as file:
     return float(run_python(["-I", "compare.py"], place).stdout)
 
 
-def thin_weights(model: Model, ranks: int) -> dict[str, torch.Tensor]:
+def thin_weights(model: Model, ranks: int) -> dict[str, Tensor]:
     """Random weights as rank 0 of `ranks` would train."""
     weights = {spec.key: torch.rand(spec.subnet_shape(0, ranks)) for spec in model.specs}
     return weights | {spec.key: torch.rand(spec.shape) for spec in model.shared}
 
 
-def batch(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(rows: int) -> tuple[Tensor, Tensor]:
     """Random images and classes."""
     return torch.rand(rows, 3 * 32 * 32), torch.randint(CLASSES, (rows,))
+
+
+def job_of(model: Model, ranks: int, **values: Any) -> cost.Job:
+    """A job of a network, as far as activations depend on it."""
+    return cost.Job(
+        weights=model.specs, slots=(), layers=model.layers, axes=model.axes, ranks=ranks, **values
+    )
+
+
+class OneOf:
+    """Peers of which one is here: others bring nothing, and take nothing away."""
+
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
+
+    def share(self, units: int) -> slice:
+        return slice(0, -(-units // self.ranks))
+
+    def gather_rows(self, own: Tensor, rows: int) -> Tensor:
+        return own if self.ranks == 1 else torch.zeros(rows, *own.shape[1:])
+
+    def gather(self, own: Tensor, units: int) -> Tensor:
+        return own if self.ranks == 1 else torch.zeros(len(own), units, *own.shape[2:])
+
+    def relay(self, values: Tensor, stage: Callable[[Tensor], Tensor], rows_at_once: int) -> Tensor:
+        if self.ranks == 1:
+            parts = values.split(rows_at_once)
+            return stage(values) if len(parts) == 1 else torch.cat([stage(part) for part in parts])
+        arrived = torch.empty(values.shape)
+        for part, into in zip(values.split(rows_at_once), arrived.split(rows_at_once), strict=True):
+            into.copy_(stage(part))
+        return arrived

@@ -17,10 +17,12 @@ from tests import image_runs
 from tests.checkpoints import as_if_killed
 from tests.image_runs import (
     CLASSES,
+    OneOf,
     assert_bytes_are_those_planned,
     assert_equal_runs,
     batch,
     export_differs,
+    job_of,
     make_images,
     tensors,
     thin_weights,
@@ -82,31 +84,6 @@ def test_activations_of_a_step_are_about_those_that_are_held(ranks):
     assert 0.75 < live.most / estimate < 1.25
 
 
-class OneOf:
-    """Peers of which one is here: others bring nothing, and take nothing away."""
-
-    def __init__(self, ranks):
-        self.ranks = ranks
-
-    def share(self, units):
-        return slice(0, -(-units // self.ranks))
-
-    def gather_rows(self, own, rows):
-        return own if self.ranks == 1 else torch.zeros(rows, *own.shape[1:])
-
-    def gather(self, own, units):
-        return own if self.ranks == 1 else torch.zeros(len(own), units, *own.shape[2:])
-
-    def relay(self, values, stage, rows_at_once):
-        if self.ranks == 1:
-            parts = values.split(rows_at_once)
-            return stage(values) if len(parts) == 1 else torch.cat([stage(part) for part in parts])
-        arrived = torch.empty(values.shape)
-        for part, into in zip(values.split(rows_at_once), arrived.split(rows_at_once), strict=True):
-            into.copy_(stage(part))
-        return arrived
-
-
 @pytest.mark.parametrize("ranks", [1, 4])
 @pytest.mark.parametrize("rows", [96, 512])
 @pytest.mark.parametrize("channels", [(32, 64, 128, 256), (8, 8, 16, 32)], ids=["wide", "narrow"])
@@ -117,19 +94,12 @@ def test_activations_of_the_full_network_are_about_those_that_are_held(channels,
     for spec in model.specs:
         weights[spec.key] = torch.rand(spec.home_rows(0, ranks)[1], *spec.shape[1:])
     for calibrate in (True, False):
-        sizes = {"calibration_rows": rows if calibrate else 2, "evaluation_rows": rows}
-        if calibrate:
-            sizes["evaluation_rows"] = 1
+        counted = {"calibration_rows": 2, "evaluation_rows": 1}
+        counted["calibration_rows" if calibrate else "evaluation_rows"] = rows
         with torch.no_grad(), LiveBytes() as live:
             model.full_hidden(weights, statistics, batch(rows)[0], OneOf(ranks), calibrate)
         held = live.most - (4 * 3072 * rows if calibrate else 0)  # rows that are counted as kept
-        assert 0.7 < held / cost_memory.full_activations(job_of(model, ranks, **sizes)) < 1.2
-
-
-def job_of(model, ranks, **values):
-    return cost.Job(
-        weights=model.specs, slots=(), layers=model.layers, axes=model.axes, ranks=ranks, **values
-    )
+        assert 0.7 < held / cost_memory.full_activations(job_of(model, ranks, **counted)) < 1.2
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 11])

@@ -15,10 +15,12 @@ from tests import image_runs
 from tests.checkpoints import as_if_killed
 from tests.image_runs import (
     CLASSES,
+    OneOf,
     assert_bytes_are_those_planned,
     assert_equal_runs,
     batch,
     export_differs,
+    job_of,
     make_images,
     tensors,
     thin_weights,
@@ -49,9 +51,7 @@ def test_operations_are_those_that_torch_counts(ranks, options):
 @pytest.mark.parametrize("options", BODIES)
 def test_activations_of_a_step_are_about_those_that_are_held(options):
     model = VGG11([256, 256], CLASSES, **options)
-    job = cost.Job(
-        weights=model.specs, slots=(), layers=model.layers, axes=model.axes, ranks=2, batch_size=64
-    )
+    job = job_of(model, 2, batch_size=64)
     weights = thin_weights(model, 2)
     with LiveBytes() as live:
         model.loss_and_gradients(weights, *batch(64), {})
@@ -64,24 +64,11 @@ def test_activations_of_a_step_are_about_those_that_are_held(options):
 def test_activations_of_a_shared_body_are_those_of_all_its_channels():
     """However many ranks: each has rows of its own, which it brings through the whole body."""
     model = VGG11([16], CLASSES)
-    job = cost.Job(
-        weights=model.specs, slots=(), layers=model.layers, axes=model.axes, ranks=4,
-        calibration_rows=2, evaluation_rows=300,
-    )  # fmt: skip
+    job = job_of(model, 4, calibration_rows=2, evaluation_rows=300)
     weights = {spec.key: torch.rand(spec.shape) for spec in model.shared}
     with torch.no_grad(), LiveBytes() as live:
-        model._body.full(weights, {}, torch.rand(300, 3 * 32 * 32), OneOf4(), False)
+        model._body.full(weights, {}, torch.rand(300, 3 * 32 * 32), OneOf(4), False)
     assert 0.9 < live.most / cost_memory.full_activations(job) < 1.1
-
-
-class OneOf4:
-    """Peers of which one is here; it gathers nothing."""
-
-    def share(self, units):
-        return slice(0, units // 4)
-
-    def gather_rows(self, own, rows):
-        return own
 
 
 # The configuration.
