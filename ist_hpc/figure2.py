@@ -6,11 +6,9 @@ beside it what this program moves and computes for the same network (`cost`).
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ist_hpc import cost, paper_cost
-from ist_hpc.errors import InputError
+from ist_hpc import cost, paper_cost, pictures
 from ist_hpc.placement import TensorSpec
 from ist_hpc.transfer import ELEMENT_BYTES
 
@@ -39,8 +37,6 @@ COUNTING = {
 }
 """How the numbers are counted, in the words of the table."""
 
-FORMATS = (".png", ".pdf", ".svg")
-
 _COUNTINGS = {"paper": "the paper's counting", "this_program": "this program"}
 _LINES = {
     ("paper", "data_parallel"): "data parallel",
@@ -49,7 +45,7 @@ _LINES = {
     ("this_program", "ist"): "IST",
 }
 _QUANTITIES = (("bytes_a_step", "MB received", 1e6), ("flops_a_step", "GFLOP", 1e9))
-_COLOURS = {"data_parallel": "#D55E00", "ist": "#0072B2"}
+_COLOURS = {"data_parallel": pictures.COLOURS[1], "ist": pictures.COLOURS[0]}
 _DASHES = {"paper": "-", "this_program": "--"}
 _LEFT = 12  # characters of the table's first column
 
@@ -144,28 +140,9 @@ def _block(report: Mapping[str, Any], quantity: str, title: str, unit: float) ->
 # The picture.
 
 
-def save(report: Mapping[str, Any], output: Path) -> None:
-    """Draw the numbers of `figures` into a file, which is replaced.
-
-    Raises `InputError` if matplotlib is missing or the file cannot be written.
-    """
-    figure = draw(report)
-    try:
-        figure.savefig(output)
-    except OSError as error:
-        raise InputError(f"cannot write {output}: {error.strerror}") from None
-
-
 def draw(report: Mapping[str, Any]) -> "Figure":
     """The picture of the numbers of `figures`. Raises `InputError` if matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError(
-            "the picture needs matplotlib, which is not installed; pip install 'ist_hpc[plot]', or "
-            "leave --output out and take the table"
-        ) from None
-    figure = Figure(figsize=(11.6, 4.8), dpi=150, layout="constrained")
+    figure = pictures.new_figure(11.6, 4.8, "take the table")
     panels = figure.subplots(1, 2)
     for axes, (quantity, title, unit) in zip(panels, _QUANTITIES, strict=True):
         _panel(axes, report, quantity, unit)
@@ -208,9 +185,7 @@ def _panel(axes: "Axes", report: Mapping[str, Any], quantity: str, unit: float) 
     axes.set_yticks([step for step in steps if low <= step <= high])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.yaxis.set_minor_formatter("")
-    axes.grid(axis="y", color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    pictures.plain(axes)
 
 
 def _steps(span: float) -> tuple[int, ...]:

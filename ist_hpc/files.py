@@ -1,7 +1,9 @@
 """Files that are complete or absent: written beside, flushed to disk, renamed."""
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from ist_hpc.errors import InputError
@@ -35,15 +37,23 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write or replace a text file so that a reader sees the old one or the new one."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The name of a file to write in the block, which then takes the place of `path`.
+
+    A reader sees the old one or the new one; after an error in the block the old one is left.
+    """
     beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield beside
+        flush_to_disk(beside)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
     flush_to_disk(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write or replace a text file so that a reader sees the old one or the new one."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ist_hpc import __version__, cost, cost_memory, figure2
+from ist_hpc import __version__, cost, cost_memory, figure2, pictures
 from ist_hpc import config as configuration
 from ist_hpc.commandline import Parser
 from ist_hpc.config_keys import Config, ModelConfig
@@ -148,11 +148,11 @@ def _figure2(arguments: argparse.Namespace) -> str:
             option = name.replace("_", "-")
             raise InputError(f"--figure2 is the paper's own example and takes no --{option}")
     output: Path | None = arguments.output
-    if output is not None and output.suffix.lower() not in figure2.FORMATS:
-        raise InputError(f"--output must end with {', '.join(figure2.FORMATS)}, got {output}")
+    if output is not None:
+        pictures.refuse_format(output)
     report = figure2.figures(figure2_specs())
     if output is not None:
-        figure2.save(report, output)
+        pictures.save(figure2.draw(report), output)
     return json.dumps(report, indent=1) if arguments.json else figure2.table(report)
 
 

@@ -4,17 +4,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ist_hpc import __version__, plot_study
+from ist_hpc import __version__, pictures, plot_study
 from ist_hpc.commandline import Parser
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.plot_curves import curves, table
 from ist_hpc.plot_draw import draw, draw_scaling
 from ist_hpc.plot_runs import Run, read_run
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _PROGRAM = "python -m ist_hpc.plot"
 _EPILOG = f"""\
@@ -39,7 +35,6 @@ examples:
 A run that is still going can be plotted. Seconds and bytes are those of training and exchanging;
 evaluations and checkpoints are left out, so that how often one looks does not change the curve.
 """
-_FORMATS = (".png", ".pdf", ".svg")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,8 +99,8 @@ def _run(arguments: argparse.Namespace) -> None:
     output: Path | None = arguments.output
     if output is None and not arguments.table:
         raise InputError("nothing to do: give --output FILE for a plot, or --table; see --help")
-    if output is not None and output.suffix.lower() not in _FORMATS:
-        raise InputError(f"--output must end with {', '.join(_FORMATS)}, got {output}")
+    if output is not None:
+        pictures.refuse_format(output)
     studies = [found for path in arguments.runs if (found := plot_study.find(path))]
     of_scaling = [plot_study.is_scaling(study) for study in studies]
     together = len(studies) == len(arguments.runs) and all(of_scaling)
@@ -130,7 +125,7 @@ def _of_runs(arguments: argparse.Namespace) -> None:
     _refuse_mixed(runs)
     lines = curves(runs, arguments.group, arguments.label)
     if arguments.output is not None:
-        _save(draw(lines, arguments.x or ["steps"], arguments.log), arguments.output)
+        pictures.save(draw(lines, arguments.x or ["steps"], arguments.log), arguments.output)
     if arguments.table:
         print(table(lines))
 
@@ -142,14 +137,16 @@ def _of_study(studies: Sequence[Path], arguments: argparse.Namespace) -> None:
         if getattr(arguments, name):
             raise InputError(f"--{name.replace('_', '-')} is not for {study}; leave it out")
     if arguments.output is not None and scaling:
-        _save(draw_scaling(plot_study.scaling_summary(studies, arguments.ranks)), arguments.output)
+        pictures.save(
+            draw_scaling(plot_study.scaling_summary(studies, arguments.ranks)), arguments.output
+        )
     elif arguments.output is not None:
         lines = plot_study.curves(
             study, arguments.ranks, arguments.label, arguments.metric, arguments.seconds_from
         )
         _refuse_mixed([run for line in lines for run in line.runs])
         time = "steps x seconds a step, measured apart" if arguments.seconds_from else ""
-        _save(draw(lines, arguments.x or ["steps"], arguments.log, time), arguments.output)
+        pictures.save(draw(lines, arguments.x or ["steps"], arguments.log, time), arguments.output)
     if arguments.table:
         print(plot_study.table(studies, arguments.ranks, arguments.seconds_from))
 
@@ -161,13 +158,6 @@ def _refuse_mixed(runs: Sequence[Run]) -> None:
             f"the runs have different metrics, {' and '.join(metrics)}; plot them apart, or name "
             "one that all have: --metric"
         )
-
-
-def _save(figure: "Figure", output: Path) -> None:
-    try:
-        figure.savefig(output)
-    except OSError as error:
-        raise InputError(f"cannot write {output}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

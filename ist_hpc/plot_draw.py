@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ist_hpc.errors import InputError
+from ist_hpc.pictures import COLOURS, new_figure, plain
 from ist_hpc.plot_curves import Curve
 from ist_hpc.plot_runs import Values
 from ist_hpc.progress import spoken
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which colour-blind people can tell apart; black last, no yellow."""
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -52,14 +51,7 @@ def draw(
 
 
 def _figure(width: float) -> "Figure":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError(
-            "plots need matplotlib, which is not installed; pip install 'ist_hpc[plot]', or leave "
-            "--output out and take --table"
-        ) from None
-    return Figure(figsize=(width, 4.2), dpi=150, layout="constrained")
+    return new_figure(width, 4.2, "take --table")
 
 
 def _styles(methods: Sequence[str]) -> list[tuple[str, str]]:
@@ -71,8 +63,8 @@ def _styles(methods: Sequence[str]) -> list[tuple[str, str]]:
         name = method or f"line {place}"
         colour = colours.setdefault(name, len(colours))
         line = lines[name] = lines.get(name, -1) + 1
-        dash = line if method else colour // len(_COLOURS)
-        styles.append((_COLOURS[colour % len(_COLOURS)], _DASHES[dash % len(_DASHES)]))
+        dash = line if method else colour // len(COLOURS)
+        styles.append((COLOURS[colour % len(COLOURS)], _DASHES[dash % len(_DASHES)]))
     return styles
 
 
@@ -91,13 +83,7 @@ def _panel(axes: "Axes", lines: Sequence[Curve], x: str, time: str) -> None:
                 at / unit, 100 * low, 100 * high, color=colour, alpha=0.18, linewidth=0
             )
     axes.set_xlabel(label)
-    _plain(axes)
-
-
-def _plain(axes: "Axes") -> None:
-    axes.grid(axis="y", color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
 
 
 def _legend_beside(figure: "Figure", lines: Sequence[Curve], x: str) -> None:
@@ -206,7 +192,7 @@ def draw_scaling(found: Sequence[Mapping[str, Any]]) -> "Figure":
         axes.set_ylabel("speed-up of an epoch over one rank")
     else:
         axes.set_ylabel("seconds an epoch")
-    _plain(axes)
+    plain(axes)
     _label_ends(axes)
     return figure
 

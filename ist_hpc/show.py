@@ -395,19 +395,14 @@ def _refuse_target(target: Path, overwrite: bool) -> None:
 def _save(state: dict[str, "Tensor"], target: Path) -> None:
     import torch
 
-    from ist_hpc.files import flush_to_disk
+    from ist_hpc.files import replacing
 
-    beside = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
-        torch.save(state, beside)
-        flush_to_disk(beside)
-        os.replace(beside, target)
-        flush_to_disk(target.parent)
+        with replacing(target) as beside:
+            torch.save(state, beside)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"--export {target}: cannot be written ({reason})") from None
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -146,6 +146,7 @@ LAYERS = [
         "check",
         "evaluate",
         "figure2",
+        "pictures",
         "plan",
         "plan_table",
         "plot",

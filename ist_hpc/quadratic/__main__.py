@@ -4,11 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
-from importlib.util import find_spec
 from math import comb, isfinite
 from pathlib import Path
 
-from ist_hpc import __version__, streams
+from ist_hpc import __version__, pictures, streams
 from ist_hpc.commandline import Parser
 from ist_hpc.errors import EXIT_FAILED, InputError
 from ist_hpc.quadratic import figures, formulas, theory
@@ -18,7 +17,6 @@ from ist_hpc.quadratic.problems import KINDS
 from ist_hpc.runtime import AgreedInputError, Runtime, launch, on_root
 
 _PROGRAM = "python -m ist_hpc.quadratic"
-_FORMATS = (".png", ".pdf", ".svg")
 _WORKERS = 8
 _LEAST_REPLICAS = 16
 _MOST_COORDINATES = 512
@@ -115,8 +113,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if not (isfinite(given.condition) and 1 <= given.condition <= _MOST_CONDITION):
         raise InputError(f"--condition must be 1 to {_MOST_CONDITION:g}, got {given.condition:g}")
     output: Path | None = given.output
-    if output is not None and output.suffix.lower() not in _FORMATS:
-        raise InputError(f"--output must end with {', '.join(_FORMATS)}, got {output}")
+    if output is not None:
+        pictures.refuse_format(output)
     return given
 
 
@@ -124,8 +122,7 @@ def _refuse_output(output: Path) -> None:
     """What would be found wrong only after minutes of measuring. Local, on the rank that draws."""
     if not output.parent.is_dir():
         raise InputError(f"--output: there is no folder {output.parent}")
-    if find_spec("matplotlib") is None:
-        raise InputError("--output needs matplotlib: pip install 'ist_hpc[plot]', or leave it out")
+    pictures.require_matplotlib(figures.OTHERWISE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

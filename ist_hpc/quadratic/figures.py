@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ist_hpc.errors import InputError
+from ist_hpc import pictures
 from ist_hpc.quadratic import problems, theory
 from ist_hpc.quadratic.descent import Run, in_process
 from ist_hpc.quadratic.formulas import COUNTEREXAMPLE, Study
@@ -19,7 +19,10 @@ from ist_hpc.quadratic.problems import Array, Quadratic
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+OTHERWISE = "take the table"
+"""What a user without matplotlib can do."""
+
+_COLOURS = pictures.COLOURS[:4]
 _DASHED: dict[str, Any] = {"linestyle": "--", "lw": 1.1, "zorder": 1}
 _ROUNDS = 200
 _SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the safe step
@@ -33,31 +36,19 @@ def save(study: Study, output: Path) -> None:
 
     Raises `InputError` if matplotlib is missing or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError(
-            "the picture needs matplotlib, which is not installed; pip install 'ist_hpc[plot]', or "
-            "leave --output out and take the table"
-        ) from None
     study = replace(study, descend=in_process)
-    figure = Figure(figsize=(11.6, 8.2), dpi=150, layout="constrained")
+    figure = pictures.new_figure(11.6, 8.2, OTHERWISE)
     panels = (_distance, _step_size, _share, _descent)
     for axes, panel in zip(figure.subplots(2, 2).flat, panels, strict=True):
         panel(axes, study)
-        axes.grid(axis="y", color="0.9", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        pictures.plain(axes)
         axes.legend(frameon=False, fontsize="small")
     figure.suptitle(
         f"{study.workers} workers, {study.q} of {study.q * study.workers} coordinates each; "
         f"{study.kind}, eigenvalues 1 to {study.condition:g}; dashed: predicted",
         fontsize="medium",
     )
-    try:
-        figure.savefig(output)
-    except OSError as error:
-        raise InputError(f"cannot write {output}: {error.strerror}") from None
+    pictures.save(figure, output)
 
 
 def _distance(axes: "Axes", study: Study) -> None:

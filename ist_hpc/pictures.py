@@ -1,0 +1,58 @@
+"""What the pictures of all commands have in common; matplotlib is imported as one is drawn."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ist_hpc.errors import InputError
+from ist_hpc.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, which colour-blind people can tell apart; black last, no yellow."""
+_FORMATS = (".png", ".pdf", ".svg")
+
+
+def refuse_format(output: Path) -> None:
+    """Raise `InputError` for the name of a file that is no picture."""
+    if output.suffix.lower() not in _FORMATS:
+        raise InputError(f"--output must end with {', '.join(_FORMATS)}, got {output}")
+
+
+def require_matplotlib(otherwise: str) -> "type[Figure]":
+    """The class of figures. Raises `InputError` if matplotlib is missing.
+
+    otherwise  what a user without it can do instead of giving --output
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError(
+            "--output needs matplotlib, which is not installed; pip install 'ist_hpc[plot]', or "
+            f"leave it out and {otherwise}"
+        ) from None
+    return Figure
+
+
+def new_figure(width: float, height: float, otherwise: str) -> "Figure":
+    """An empty figure, in inches; see `require_matplotlib`."""
+    figure = require_matplotlib(otherwise)
+    return figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def plain(axes: "Axes") -> None:
+    """Nothing but what is read off: no frame, a light grid behind the lines."""
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure: "Figure", output: Path) -> None:
+    """Draw into a file, which is replaced. Raises `InputError` if it cannot be written."""
+    try:
+        with replacing(output) as beside:
+            figure.savefig(beside, format=output.suffix[1:].lower())
+    except OSError as error:
+        raise InputError(f"cannot write {output}: {error.strerror}") from None
