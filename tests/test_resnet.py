@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ist_hpc import config, cost, cost_memory, plan
-from ist_hpc.config_keys import RESNET_SECTIONS
+from ist_hpc import config, cost, cost_memory, models, plan
+from ist_hpc.config_keys import RESNET_SECTIONS, subnets_of
 from ist_hpc.errors import InputError
 from ist_hpc.models.resnet import ResNet
 from ist_hpc.plot_runs import read_metrics
@@ -111,6 +111,27 @@ def test_a_rank_holds_its_blocks_and_no_others(ranks):
             assert spec.subnet_shape(rank, ranks) == (own, *spec.shape[1:])
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "ranks", "blocks", "scale"),
+    [
+        ("ist", 4, 6, 6 / 22),
+        ("ist", 4, 4, 1 / 4),
+        ("ist", 8, 4, 4 / 22),
+        ("ist", 2, 4, 1 / 2),
+        ("ist", 1, 4, 1.0),
+        ("local_sgd", 4, 4, 1.0),
+    ],
+)
+def test_the_full_network_is_scaled_by_the_part_that_a_rank_trains(algorithm, ranks, blocks, scale):
+    """As the commands build it: max(1/S, the least over all), 1 where every rank trains all."""
+    values = [*SETTINGS, "model.sections=[1,1,23,1]", f"model.min_blocks={blocks}"]
+    values += [f"train.algorithm={algorithm}", "train.rounds=1"]
+    found = config.parse("", "nowhere", values)
+    model = models.build(found.model, 3 * 32 * 32, CLASSES, subnets=subnets_of(found, ranks))
+    assert model.axes["blocks"].size == 22
+    assert f'self.block("blocks", values, at=at, scale={scale})' in model.module_source()
+
+
 # The configuration.
 
 
@@ -172,7 +193,7 @@ def test_show_names_the_blocks(place):
 
 
 def test_it_goes_on_under_another_algorithm_and_with_other_blocks_a_rank(place):
-    """As a baseline every rank has all blocks, and the full network is not scaled."""
+    """As a baseline, then on more ranks with fewer blocks a rank; the blocks go with it."""
     as_if_killed(place / "runs/whole", place / "runs/on", 4)
     train(place, "on", 5, "train.algorithm=ddp", "model.min_blocks=1", resume=True)
     train(place, "on", 6, "model.min_blocks=2", ranks=3, resume=True)
