@@ -113,13 +113,9 @@ def test_descent_and_theta_are_those_of_the_mean_over_all_deals(drawn):
         assert bent == pytest.approx(theta * fallen)
 
 
-@settings(max_examples=60, deadline=None)
-@given(drawn.filter(lambda found: found[1] == 1))
-def test_preconditioned_sketches_are_the_papers(drawn):
-    """B = I; the mean step, bias and variance of theorem 2, by whole matrices C_i."""
-    problem, _ = drawn
-    n, matrix = problem.workers, problem.matrix
-    pulls = []
+def preconditioned_pulls(problem) -> np.ndarray:
+    """(1/n) sum C_i b_i of every deal, C_i as whole matrices; [deals, d]. Checks that B = I."""
+    n, pulls = problem.workers, []
     for masks in all_masks(n, 1):
         sketches = [
             np.sqrt(n) * mask * d**-0.5 for mask, d in zip(masks, problem.diagonals, strict=True)
@@ -128,6 +124,15 @@ def test_preconditioned_sketches_are_the_papers(drawn):
         blocks, vectors = zip(*[(c @ own @ c, c @ vector) for c, own, vector in both], strict=True)
         assert relative(np.mean(blocks, 0), np.eye(n)) < 1e-12
         pulls.append(np.mean(vectors, 0))
+    return np.array(pulls)
+
+
+@settings(max_examples=60, deadline=None)
+@given(drawn.filter(lambda found: found[1] == 1))
+def test_preconditioned_sketches_are_the_papers(drawn):
+    """B = I; the mean step, bias and variance of theorem 2, by whole matrices C_i."""
+    problem, _ = drawn
+    matrix, pulls = problem.matrix, preconditioned_pulls(problem)
     mean = np.mean(pulls, 0)
     assert relative(theory.preconditioned_fixed_point(problem), mean) < 1e-11
     theorem = theory.Theorem2.of(problem)
@@ -136,6 +141,32 @@ def test_preconditioned_sketches_are_the_papers(drawn):
     gradient = matrix @ mean - problem.vector
     left = gradient @ np.linalg.solve(matrix, gradient)
     assert theorem.bias == pytest.approx(left, rel=1e-9, abs=1e-12)
+
+
+def mean_square_after(problem, pulls, steps) -> float:
+    """The mean of |grad f|^2 in the norm of L^(-1) after x+ = (1 - step) x + step v, v drawn.
+
+    Each round a deal is drawn for itself, so mean and covariance of x follow from those of v.
+    """
+    drift, scatter = pulls.mean(0), np.cov(pulls.T, bias=True)
+    mean, covariance = np.full(problem.size, 3.0), np.zeros_like(scatter)
+    for step in steps:
+        mean = (1 - step) * mean + step * drift
+        covariance = (1 - step) ** 2 * covariance + step**2 * scatter
+    away = mean - problem.minimiser()
+    return float(away @ problem.matrix @ away + (problem.matrix * covariance).sum())
+
+
+@settings(max_examples=60, deadline=None)
+@given(drawn.filter(lambda found: found[1] == 1), st.floats(0.1, 1.9), st.integers(1, 40))
+def test_the_limits_of_theorem_2_are_those_of_all_deals(drawn, step, rounds):
+    """At a constant step, and after rounds at 1, 1/2, 1/3, ..., whose first forgets the start."""
+    problem, _ = drawn
+    pulls, theorem = preconditioned_pulls(problem), theory.Theorem2.of(problem)
+    limit = mean_square_after(problem, pulls, [step] * 400)  # 0.9^400 of the start is left
+    assert theorem.stationary(step) == pytest.approx(limit, rel=1e-9, abs=1e-12)
+    after = mean_square_after(problem, pulls, 1 / np.arange(1.0, 1 + rounds))
+    assert theorem.averaged(rounds) == pytest.approx(after, rel=1e-9, abs=1e-12)
 
 
 @given(drawn, st.floats(0.01, 0.99), st.floats(0.01, 0.49), st.integers(1, 1000))
@@ -319,8 +350,24 @@ def without_coupling(matrix, m):
     return np.diag(np.diagonal(matrix) * m.diagonals.mean(0))
 
 
+def of_half_the_step(self, step):
+    return self.bias + step / 2 * self.noise
+
+
+def without_noise(self, step):
+    return self.bias
+
+
+def of_twice_the_rounds(self, rounds):
+    return self.bias + self.noise / (2 * rounds)
+
+
 SCATTERED = {"workers": 4, "condition": 30.0, "seed": 1}
 COUPLED = {"workers": 2, "condition": 10.0, "seed": 18}
+DENSE = {"workers": 8, "q": 1, "condition": 10.0}
+# Few rounds and like eigenvalues, so that noise is not lost beside the bias.
+NOISY = {"workers": 4, "q": 1, "kind": "diagonal", "condition": 2.0, "seed": 3}
+NOISY |= {"rounds": 4, "replicas": 200}
 
 
 @pytest.mark.parametrize(
@@ -333,10 +380,13 @@ COUPLED = {"workers": 2, "condition": 10.0, "seed": 18}
         ("_deal_moments", with_replacement, formulas.theorem2, 2, COUPLED),
         ("_deal_moments", without_scatter, formulas.descent, 1, SCATTERED),
         ("descent_matrix", without_coupling, formulas.descent, 3, SMALL),
+        ("Theorem2.stationary", of_half_the_step, formulas.theorem2, 1, DENSE),
+        ("Theorem2.stationary", without_noise, formulas.theorem2, 2, NOISY),
+        ("Theorem2.averaged", of_twice_the_rounds, formulas.theorem2, 1, NOISY),
     ],
 )
 def test_a_wrong_formula_is_found(name, wrong, rows, least, settings, monkeypatch):
-    monkeypatch.setattr(theory, name, wrong)
+    monkeypatch.setattr(f"{theory.__name__}.{name}", wrong)
     assert len(failing(rows(Study(in_process, **settings)))) >= least
 
 
