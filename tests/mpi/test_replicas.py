@@ -15,6 +15,7 @@ from ist_hpc.held import Held
 from ist_hpc.meters import Meter
 from ist_hpc.models.base import RowGradient, SharedSpec
 from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.resnet import ResNet
 from ist_hpc.models.vgg import VGG11
 from tests.mpi.helpers import INPUTS, OUTPUTS, batch, build, full, rule, same_bits, sparse_batch
 from tests.pretended_gpu import GPU, PretendedGpu
@@ -48,6 +49,15 @@ class Counting(MultiLayerPerceptron):
 
 def perceptron():
     return MultiLayerPerceptron(INPUTS, [9, 7], OUTPUTS, output_norm=False, output_bias=True)
+
+
+def residual():
+    return ResNet((1, 1, 3, 1), (4, 5, 6, 7), OUTPUTS)
+
+
+def images(rank, step):
+    generator = torch.Generator().manual_seed(1000 * rank + step)
+    return torch.randn(8, 3 * 32 * 32, generator=generator), batch(rank, step)[1]
 
 
 def algorithm_of(world, hvd, kind, model, config, device=CPU, warmup=0, compression="none"):
@@ -171,23 +181,22 @@ def test_equals_one_process_that_averages_gradients(world, hvd, kind, config):
 
 
 @pytest.mark.parametrize("kind", ["data_parallel", "ddp"])
-def test_images_and_shared_convolutions_too(world, hvd, kind):
-    model = VGG11([6], OUTPUTS, channels=[4] * 8)
-
-    def draw(rank, step):
-        generator = torch.Generator().manual_seed(1000 * rank + step)
-        return torch.randn(8, 3 * 32 * 32, generator=generator), batch(rank, step)[1]
-
+@pytest.mark.parametrize(
+    ("model", "running"),
+    [
+        (VGG11([6], OUTPUTS, channels=[4] * 8), "conv1_norm.running_var"),
+        (residual(), "section1.0.norm1.running_var"),
+    ],
+    ids=["vgg11", "resnet"],
+)
+def test_images_and_shared_convolutions_too(world, hvd, kind, model, running):
     algorithm = started(world, hvd, kind, model, rule(lr=0.01))
-    train(world, algorithm, rule(lr=0.01), 1, draw)
+    train(world, algorithm, rule(lr=0.01), 1, images)
     found = everything(world, algorithm)
-    expected = on_mean_gradients(world, model, rule(lr=0.01), 1, draw)
-    for spec in model.shared:
-        if spec.trained:
-            torch.testing.assert_close(
-                found[spec.key], expected[spec.key].detach(), atol=1e-5, rtol=0
-            )
-    assert (found["conv1_norm.running_var"] != 1).all()
+    expected = on_mean_gradients(world, model, rule(lr=0.01), 1, images)
+    for spec in (*model.specs, *(spec for spec in model.shared if spec.trained)):
+        torch.testing.assert_close(found[spec.key], expected[spec.key].detach(), atol=1e-5, rtol=0)
+    assert (found[running] != 1).all()
 
 
 def test_data_parallel_on_sparse_rows_too(world, hvd):
@@ -218,10 +227,17 @@ def test_half_precision_is_near_and_takes_half_the_bytes(world, hvd, draw):
     assert torch.equal(near, exact) == (ranks == 1)
 
 
-@pytest.mark.parametrize("config", RULES.values(), ids=RULES.keys())
-def test_local_sgd_equals_copies_that_are_averaged(world, hvd, config):
+@pytest.mark.parametrize(
+    ("model", "draw", "config"),
+    [
+        *((perceptron(), batch, config) for config in RULES.values()),
+        (residual(), images, RULES["momentum"]),
+    ],
+    ids=[*RULES, "resnet, momentum"],
+)
+def test_local_sgd_equals_copies_that_are_averaged(world, hvd, model, draw, config):
     """Averages within 1e-6; given the same averages, the next ones."""
-    model, rank, ranks = perceptron(), world.Get_rank(), world.Get_size()
+    rank, ranks = world.Get_rank(), world.Get_size()
     algorithm = started(world, hvd, "local_sgd", model, config)
     copies = [Plain(model, config) for _ in range(ranks)]
     for index in range(3):
@@ -229,9 +245,9 @@ def test_local_sgd_equals_copies_that_are_averaged(world, hvd, config):
         for copy in copies if config.state == "reset" else ():
             copy.begin()
         for step in range(STEPS * index, STEPS * (index + 1)):
-            algorithm.step(*batch(rank, step), config.lr, step)
+            algorithm.step(*draw(rank, step), config.lr, step)
             for other, copy in enumerate(copies):
-                copy.step(copy.gradients(*batch(other, step)))
+                copy.step(copy.gradients(*draw(other, step)))
         # before they are averaged: this rank's own copy, to the bit
         for spec in model.specs:
             own = algorithm._weights[spec.key]
