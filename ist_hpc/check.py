@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__
+from ist_hpc.ending import end
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -267,3 +268,4 @@ if __name__ == "__main__":
     code = main()
     if code:
         os._exit(code)  # without MPI_Finalize, which would wait for ranks that do not get there
+    end(code)

@@ -16,6 +16,7 @@ A checkpoint is a folder, complete or absent:
 import dataclasses
 import json
 import shutil
+import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -60,6 +61,7 @@ _Entry = tuple[str, dict[str, object]]
 """A file of the manifest: its name, its bytes and SHA-256."""
 
 _CHUNK_BYTES = 1 << 20
+_MOST_HOSTS = 8  # that are named
 # Widths are compared apart, and channels with those that stand for none; a block is a matter of
 # memory and speed; where convolutions came from, whether they are trained, and how many blocks a
 # rank trains are others.
@@ -315,13 +317,28 @@ def _check_readable(folder: Path, contents: Contents) -> None:
 def check(comm: "MPI.Comm", folder: Path) -> Checkpoint:
     """Read the manifest and check every file, each by one rank. Collective.
 
-    Raises `AgreedInputError` that names what is damaged.
+    Raises `AgreedInputError` that names what is damaged, or hosts that do not see the folder.
     """
+    _refuse_unseen(comm, folder)
     checkpoint = together(comm, lambda: Checkpoint(folder))
     names = sorted(checkpoint.files)[comm.Get_rank() :: comm.Get_size()]
     together(comm, lambda: checkpoint.check_files(names))
     together(comm, lambda: checkpoint.check_parts(names))
     return checkpoint
+
+
+def _refuse_unseen(comm: "MPI.Comm", folder: Path) -> None:
+    """Raise `AgreedInputError` if rank 0 sees the folder and others do not: it is not damaged."""
+    seen = comm.allgather((folder.is_dir(), socket.gethostname()))
+    blind = sorted({host for is_seen, host in seen if not is_seen})
+    if seen[0][0] and blind:
+        error = AgreedInputError(
+            f"{folder} is there on {seen[0][1]}, but not on {', '.join(blind[:_MOST_HOSTS])}"
+            f"{', ...' if blind[_MOST_HOSTS:] else ''}; see whether its file system is mounted "
+            "there, and start again"
+        )
+        error.unreadable = True
+        raise error
 
 
 def newest_valid(comm: "MPI.Comm", checkpoints: Path) -> Checkpoint | None:

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ist_hpc import __version__
 from ist_hpc.commandline import Parser
 from ist_hpc.config_keys import MOST_TOP, RuntimeConfig, subnets_of
+from ist_hpc.ending import end
 from ist_hpc.errors import InputError
 from ist_hpc.runtime import AgreedInputError, Runtime, launch, on_root, say, together
 
@@ -385,4 +385,4 @@ def _refuse_target(target: Path, overwrite: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -37,13 +37,18 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def partial_names(name: str, process: str = "*") -> str:
+    """What a file or folder of this name is called while a process writes it."""
+    return f".{name}.partial-{process}"
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """The name of a file to write in the block, which then takes the place of `path`.
 
     A reader sees the old one or the new one; after an error in the block the old one is left.
     """
-    beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    beside = path.with_name(partial_names(path.name, str(os.getpid())))
     try:
         yield beside
         flush_to_disk(beside)

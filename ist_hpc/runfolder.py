@@ -29,7 +29,7 @@ from typing import Any, TextIO
 from ist_hpc import __version__, config
 from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
-from ist_hpc.files import write_text
+from ist_hpc.files import partial_names, write_text
 from ist_hpc.meters import KINDS
 
 log = logging.getLogger("ist_hpc")
@@ -57,6 +57,7 @@ _LOCK_WAIT_S = 10.0
 _LOST_HOST_WAIT_S = 900.0  # until its rank 0 has ended itself, or the file system gives the lock up
 _LOCK_LOOK_S = 0.2
 _FAILING = ".failing-"  # and which start
+_REPLACED = ("STATUS", "config.yaml", "metrics.jsonl", "run.json", "summary.json")
 
 
 class RunFolder:
@@ -94,8 +95,10 @@ class RunFolder:
             raise InputError(f"cannot make the run folder {self.path}: {error.strerror}") from None
         self.checkpoints.mkdir(exist_ok=True)
 
-    def lock(self) -> None:
+    def lock(self, longest_s: float = _LOST_HOST_WAIT_S) -> None:
         """Keep other runs out of the folder for as long as this process lives.
+
+        longest_s  that it may wait at most
 
         Raises `InputError` that says who is in it. Waits a little first: a job that is ended may be
         ending still as its successor starts; and longer for the same Slurm job's earlier start,
@@ -104,7 +107,8 @@ class RunFolder:
         if self._lock is not None:
             return
         file = (self.path / ".lock").open("a+", encoding="utf-8")
-        begin_s, wait_s = time.monotonic(), _LOCK_WAIT_S
+        begin_s, wait_s = time.monotonic(), min(_LOCK_WAIT_S, longest_s)
+        is_waiting_longer = False
         while True:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,8 +119,9 @@ class RunFolder:
                     continue
                 file.seek(0)
                 owner = file.read().strip() or "unknown"
-                if wait_s == _LOCK_WAIT_S and _is_of_this_job(owner):
-                    wait_s = _LOST_HOST_WAIT_S
+                if not is_waiting_longer and _is_of_this_job(owner):
+                    is_waiting_longer = True
+                    wait_s = min(_LOST_HOST_WAIT_S, longest_s)
                     log.warning(
                         "this job's earlier start still has %s (%s); waiting for up to %.0f s",
                         *(self.path, owner, wait_s),
@@ -150,9 +155,9 @@ class RunFolder:
             pass
         return None
 
-    def first_to_fail(self) -> bool:
-        """Whether this rank is the first of this start to say why the run fails."""
-        name = f"{_FAILING}{zlib.crc32(self.start.encode()):08x}"
+    def first_to_fail(self, host: str = "") -> bool:
+        """Whether this rank is the first of this start, or of a host, to say why the run fails."""
+        name = f"{_FAILING}{zlib.crc32((self.start + host).encode()):08x}"
         try:
             os.close(os.open(self.path / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except FileExistsError:
@@ -162,9 +167,10 @@ class RunFolder:
         return True
 
     def forget_failure(self) -> None:
-        """Forget who failed in earlier starts."""
-        for path in self.path.glob(f"{_FAILING}*"):
-            path.unlink(missing_ok=True)
+        """Forget who failed in earlier starts, and files that one was killed in writing."""
+        for left in (f"{_FAILING}*", *map(partial_names, _REPLACED)):
+            for path in self.path.glob(left):
+                path.unlink(missing_ok=True)
 
     def is_of_this_start(self) -> bool:
         """Whether all ranks are in the folder, and no later start has taken it over since.

@@ -102,7 +102,7 @@ def launch(
         _refuse_bad_mpi(MPI, comm)
     except InputError as error:
         if rank_of_launcher() == 0:
-            print(f"{program}: error: {error}", file=sys.stderr, flush=True)
+            _refuse(f"{program}: error: {error}")
         return EXIT_BAD_INPUT
     rank, ranks = comm.Get_rank(), comm.Get_size()
     try:
@@ -112,7 +112,7 @@ def launch(
         return body(Runtime(comm, rank, ranks), arguments) or 0
     except AgreedInputError as error:
         if rank == 0:
-            print(f"{program}: error: {error}", file=sys.stderr, flush=True)
+            _refuse(f"{program}: error: {error}")
         return EXIT_BAD_INPUT
     except AgreedRunError as failure:
         if rank == 0:
@@ -120,7 +120,7 @@ def launch(
         return EXIT_FAILED
     except InputError as error:
         place = f" (rank {rank} of {ranks} on {socket.gethostname()})" if ranks > 1 else ""
-        print(f"{program}: error: {error}{place}", file=sys.stderr, flush=True)
+        _refuse(f"{program}: error: {error}{place}")
         return _end_all(comm, EXIT_BAD_INPUT)
     except KeyboardInterrupt as stopped:
         if rank == 0:
@@ -304,6 +304,14 @@ def set_threads(comm: "MPI.Comm", threads: int) -> int:
 def say(text: str) -> None:
     """Write what ended a run to stderr, with the time. Local."""
     print(f"{time.strftime(_time_format())} {text}", file=sys.stderr, flush=True)
+
+
+def _refuse(text: str) -> None:
+    """Write why a command is refused: plain to who gave it, with the time into a job's log."""
+    if "SLURM_JOB_ID" in os.environ and not sys.stderr.isatty():
+        say(text)
+    else:
+        print(text, file=sys.stderr, flush=True)
 
 
 def _time_format() -> str:

@@ -4,6 +4,8 @@ Everything goes into a hidden sibling folder that is renamed into place at the v
 reader never sees half a data set, and a failure leaves nothing behind.
 """
 
+import glob
+import logging
 import os
 import shlex
 import shutil
@@ -17,7 +19,7 @@ import numpy as np
 
 from ist_hpc import __version__, shard_files
 from ist_hpc.errors import InputError
-from ist_hpc.files import flush_to_disk, sha256_of
+from ist_hpc.files import flush_to_disk, partial_names, sha256_of
 from ist_hpc.label_counts import LabelCounts
 from ist_hpc.shard_layouts import Layout, layout_of
 from ist_hpc.shard_meta import (
@@ -31,6 +33,8 @@ from ist_hpc.shard_meta import (
     Schema,
     Shard,
 )
+
+log = logging.getLogger("ist_hpc")
 
 
 class DatasetWriter:
@@ -93,7 +97,7 @@ class DatasetWriter:
         self._label_counts = LabelCounts(self.schema.outputs) if kind == "sparse" else None
         # Resolved, so that a symbolic link to a data set is followed and not replaced.
         self._target = self.path.resolve()
-        self._partial = self._target.with_name(f".{self._target.name}.partial-{os.getpid()}")
+        self._partial = self._target.with_name(partial_names(self._target.name, str(os.getpid())))
         self._open: dict[str, _OpenShard] = {}
         self._done: dict[str, list[Shard]] = {}
 
@@ -109,7 +113,18 @@ class DatasetWriter:
             ) from error
         except OSError as error:
             raise InputError(f"cannot make the folder {self.path}: {error.strerror}") from error
+        self._name_left_behind()
         return self
+
+    def _name_left_behind(self) -> None:
+        """Warn of what a preparation that was killed left: it may be large, and nobody else's."""
+        alike = partial_names(glob.escape(self._target.name))
+        for left in sorted({*self._target.parent.glob(alike)} - {self._partial}):
+            log.warning(
+                "%s was left by a preparation that was killed, or belongs to one that runs; remove "
+                "it if none does",
+                left,
+            )
 
     def append(self, split: str, features: Any, labels: Any) -> None:
         """Add rows to `split` ("train" or "test").

@@ -29,6 +29,9 @@ from ist_hpc.shards import Dataset
 from ist_hpc.stopping import StopRequest
 from ist_hpc.training import Trainer
 
+_LOCK_SILENCES = 5
+"""Times of silence that a start may wait for the folder, which are less than the watchdog's six."""
+
 
 def start_run(
     runtime: Runtime,
@@ -44,7 +47,7 @@ def start_run(
     checkpoints are renamed, and that the folder of a resume was locked.
     """
     comm = runtime.comm
-    on_root(comm, lambda: _come_in(folder, resume))
+    on_root(comm, lambda: _come_in(folder, resume, config.runtime.silence_s))
     dataset, model = together(comm, lambda: _open(config, runtime.ranks))
     device = devices.choose(comm, config.device)  # before shards are read
     sharing, grants = devices.ranks_on_gpu(comm, device), prediction.grants_of_node(comm)
@@ -63,11 +66,14 @@ def start_run(
         together(comm, lambda: _check_saved(saved, config, dataset))
     given = together(comm, lambda: _given(config, model)) if saved is None else None
     algorithm = algorithms.build(comm, config, model, device)
+    saved_model = model
     if saved is None:
         progress = Progress(ranks=runtime.ranks)
         algorithm.start_new(config.seed, given)
     else:
-        progress, restored = together(comm, lambda: _restore(runtime, config, model, saved))
+        progress, restored, saved_model = together(
+            comm, lambda: _restore(runtime, config, dataset, model, saved)
+        )
         algorithm.start_from(restored.state, restored.shared, restored.shared_slots)
     folder.start = on_root(comm, lambda: _enter(runtime, config, folder, resume, progress))
     try:
@@ -84,6 +90,7 @@ def start_run(
     return Trainer(
         *(comm, config, dataset, model, algorithm, folder, segments, progress),
         saved=at,
+        saved_model=saved_model,
         stop=stop,
         meter=meter,
     )
@@ -98,14 +105,14 @@ def _see(folder: RunFolder) -> None:
         )
 
 
-def _come_in(folder: RunFolder, resume: bool) -> None:
+def _come_in(folder: RunFolder, resume: bool, silence_s: float) -> None:
     """Make sure that no other run is in the folder, before anything in it is looked at."""
     if not folder.path.exists():
         return
     if not resume:
         raise folder.exists_error()
     with folder.changing():
-        folder.lock()
+        folder.lock(_LOCK_SILENCES * silence_s)
 
 
 def _open(config: Config, ranks: int) -> tuple[Dataset, Model]:
@@ -183,8 +190,9 @@ def _check_saved(saved: Checkpoint, config: Config, dataset: Dataset) -> None:
 
 
 def _restore(
-    runtime: Runtime, config: Config, model: Model, saved: Checkpoint
-) -> tuple[Progress, checkpoint.Restored]:
+    runtime: Runtime, config: Config, dataset: Dataset, model: Model, saved: Checkpoint
+) -> tuple[Progress, checkpoint.Restored, Model]:
+    """Where it was, this rank's part of it, and the model scaled for how it was trained."""
     carry = config.optimizer.state == "carry"
     rule = optimizer.build(config.optimizer)
     slot_specs = rule.slot_specs(model.specs) if carry else ()
@@ -196,7 +204,10 @@ def _restore(
         progress = opened.progress
         if opened.metric != main_metric(opened.data.sparse, config.evaluate):
             progress = replace(progress, best=-1.0)  # of another metric
-        return progress, restored
+        before = opened.config
+        least = replace(config.model, min_blocks=before.model.min_blocks)
+        as_before = replace(config, train=before.train, model=least)
+        return progress, restored, build_model(as_before, dataset, progress.ranks)
 
 
 def _enter(

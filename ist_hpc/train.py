@@ -1,7 +1,7 @@
 """`python -m ist_hpc.train`: train a network by independent subnets, or by a baseline."""
 
 import argparse
-import sys
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from ist_hpc import config as configuration
 from ist_hpc.commandline import Parser
 from ist_hpc.config import QUICKSTART
 from ist_hpc.config_keys import Config, is_folder_name
+from ist_hpc.ending import end
 from ist_hpc.errors import EXIT_GO_ON, InputError
 from ist_hpc.runtime import AgreedInputError, AgreedRunError, Runtime, launch, log, on_root, say
 from ist_hpc.stopping import StopRequest, name_of
@@ -123,11 +124,12 @@ def _say_stopped(folder: "RunFolder", trainer: "Trainer") -> None:
 
 
 def _lost(folder: "RunFolder", reason: str) -> None:
-    """Say why a run ends in which nothing goes on: the first rank that finds it does so."""
-    if not folder.is_of_this_start():  # another's still, or already
+    """Say why a run ends in which nothing goes on: the first that finds it, and once a host."""
+    is_of_this_start = folder.is_of_this_start()  # and not another's still, or already
+    # The first of all may be on the host that is cut off, from which no line comes.
+    if not is_of_this_start or folder.first_to_fail(socket.gethostname()):
         say(f"train: failed: {reason}")
-    elif folder.first_to_fail():
-        say(f"train: failed: {reason}")
+    if is_of_this_start and folder.first_to_fail():
         folder.set_status(f"failed: {reason}")
 
 
@@ -171,4 +173,4 @@ def _prepare_quickstart(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

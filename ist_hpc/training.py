@@ -40,7 +40,8 @@ class Trainer:
     """Trains a model with an algorithm until the configured length is reached, or `stop` says so.
 
     Every public method is collective. The position of the run is `progress`, from which everything
-    else that a resume needs follows. `saved` is the newest checkpoint, None if there is none.
+    else that a resume needs follows. `saved` is the newest checkpoint, None if there is none, and
+    `saved_model` the full network scaled for the subnets that were trained before it.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class Trainer:
         segments: list[tuple[int, int]],
         progress: Progress,
         saved: Path | None = None,
+        saved_model: Model | None = None,
         stop: StopRequest | None = None,
         meter: Meter | None = None,
     ) -> None:
         self.comm, self.rank, self.ranks = comm, comm.Get_rank(), comm.Get_size()
         self.config, self.dataset, self.model = config, dataset, model
+        self._evaluated = saved_model or model  # until a round was trained here
         self.algorithm, self.folder = algorithm, folder
         if progress.ranks != self.ranks:
             # Other ranks, other rows: each has, on average, seen its share of the samples so far.
@@ -91,7 +94,7 @@ class Trainer:
         saved_bytes = ELEMENT_BYTES * sum(math.prod(spec.shape) for spec in specs) / self.ranks
         # until the first has been saved
         self._longest_s = {"round": 0.0, "checkpoint": saved_bytes / _ASSUMED_SAVING}
-        self._warned = False
+        self._warned: set[str] = set()
         self.saved, self._stop = saved, stop or StopRequest()
         self.stopped_by = 0  # the signal on which all ranks agreed
 
@@ -152,6 +155,8 @@ class Trainer:
             narrator.close()
         if not self._result:  # a resume of a finished run
             self.visit_home(evaluate=True, save=False)
+            if not self._result:  # it was asked to stop meanwhile
+                return None
         summary = self._summary(self._read_meter(), time.monotonic() - started)
         if self.rank == 0:
             self.folder.write_summary(summary)
@@ -178,6 +183,7 @@ class Trainer:
             with meter.timing("average"):
                 self.algorithm.end_round()
         progress.round += 1
+        self._evaluated = self.model
         self._took("round", time.monotonic() - begin_s)
         return unfit
 
@@ -252,7 +258,7 @@ class Trainer:
             weights = {
                 spec.key: self.algorithm.state[spec.key].place("home") for spec in self.model.specs
             }
-            network = HomeNetwork(self.comm, self.model, weights | self.algorithm.shared)
+            network = HomeNetwork(self.comm, self._evaluated, weights | self.algorithm.shared)
             network.calibrate(self._calibration_features())
             if evaluate:
                 evaluated_s = -time.monotonic()
@@ -360,17 +366,18 @@ class Trainer:
         """Take note of how long something takes that cannot be stopped; warn if it is too long."""
         self._longest_s[what] = max(self._longest_s[what], seconds)
         needed_s, lead_time_s = sum(self._longest_s.values()), self.config.runtime.lead_time_s
-        if self._warned or self.rank != 0:
+        if self.rank != 0:
             return
-        if self._longest_s["checkpoint"] > self.config.runtime.silence_s / 2:
-            self._warned = True
+        is_long = self._longest_s["checkpoint"] > self.config.runtime.silence_s / 2
+        if is_long and "silence" not in self._warned:
+            self._warned.add("silence")
             log.warning(
                 "a checkpoint takes about %.0f s; a rank that is silent for %.0f s is taken for "
                 "lost: raise runtime.silence_s",
                 *(self._longest_s["checkpoint"], self.config.runtime.silence_s),
             )
-        elif 0 < lead_time_s < needed_s:
-            self._warned = True
+        if 0 < lead_time_s < needed_s and "lead time" not in self._warned:
+            self._warned.add("lead time")
             log.warning(
                 "a round takes %.0f s and a checkpoint about %.0f s, but the warning comes only "
                 "%.0f s before the kill (runtime.lead_time_s): ask for an earlier one (sbatch "

@@ -220,9 +220,17 @@ train() {
     training=$!
     [[ -z $warned ]] || kill -USR1 "$training" 2>/dev/null || true # it came in between
     # A `wait` that a signal interrupts may lose the exit code: it is asked for when there is one.
-    while kill -0 "$training" 2>/dev/null; do sleep 1 || true; done
-    code=0
-    wait "$training" || code=$?
+    # mpirun stays twice MPIRUN_WAITS_S after ranks that ended with any code but 0, which may be too long for
+    # a job whose time is over.
+    while kill -0 "$training" 2>/dev/null && ! { [[ $LAUNCHER == mpirun ]] && is_saved "$folder"; }; do
+        sleep 1 || true
+    done
+    code=$GO_ON
+    if ! kill -0 "$training" 2>/dev/null; then
+        code=0
+        wait "$training" || code=$?
+        ((code == 2)) || ! is_saved "$folder" || code=$GO_ON # even if MPI came to no end of its own
+    fi
     training=''
     trap - TERM
     [[ -z $ended ]] || return "$code"
@@ -232,6 +240,12 @@ train() {
         "$BY_USR1") queue_again "$folder" "the time is over before training began" ;;
     esac
     return "$code"
+}
+
+# is_saved FOLDER: whether the run in it was warned and says that it stopped, which it does when it is saved. A
+# start that has not said that it starts has nothing to save.
+is_saved() {
+    [[ $warned && -r $1/STATUS && $(<"$1/STATUS") == stopped:* ]]
 }
 
 # queue_again FOLDER WHY: requeues a job that Slurm warned or preempted. The run in this folder counts

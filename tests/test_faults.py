@@ -131,6 +131,25 @@ sys.exit(main(sys.argv[1:]))
         assert "in launch" in done.stderr  # where it waited
         assert time.monotonic() - begin_s < 30
 
+    STAYING = """
+import os, sys, time
+from ist_hpc import ending
+from ist_hpc.train import main
+ending._END_S = 3.0
+code = main(sys.argv[1:])
+if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+    time.sleep(600)
+ending.end(code)
+"""
+
+    def test_that_never_comes_is_given_up_at_the_end_of_mpi(self, place):
+        words = command("e", *SMALL, "train.rounds=1")
+        done = run_ranks(2, ["-c", self.STAYING, *words[2:]], place, timeout_s=60, check=False)
+        assert done.returncode == 1
+        assert "Timeout (0:00:03)!" in done.stderr
+        assert "in end" in done.stderr
+        assert (place / "runs/e/STATUS").read_text() == "finished\n"
+
     SILENT = """
 import sys, time, types
 from ist_hpc import evaluate

@@ -22,6 +22,7 @@ from tests.job_site import (
 ENDS_BY_ITSELF_THEN = "trap '' USR1; kill -USR1 $PPID; exit 75"
 TOO_EARLY = "kill -USR1 $PPID; for _ in {1..500}; do sleep 1; done"
 IS_ASKED_TO_STOP = "exit 75"
+SAVES = "mkdir -p runs/n; echo 'stopped: SIGUSR1' >runs/n/STATUS; trap '' USR1; kill -USR1 $PPID"
 SHELL_IS_ENDED = "kill -TERM $PPID; exit 75"
 ENDED_WHILE_IT_SAVES = "kill -TERM $PPID; sleep 1; touch saved; exit 75"
 
@@ -42,6 +43,21 @@ class TestQueueAgain:
         assert (done.returncode, done.stderr) == (75, "")
         assert "the time is over and the run saved; queued again" in done.stdout
         assert site.was_queued_again()
+
+    def test_mpirun_need_not_end_where_the_run_is_saved(self, site):
+        """It stays 50 s after ranks that ended with a code."""
+        done = site.job(
+            "speech", LAUNCHER="mpirun", TRAINING=f"{SAVES}; /bin/sleep 40; exit 75", NAME="n"
+        )
+        assert (done.returncode, done.stderr) == (75, "")
+        assert site.was_queued_again()
+
+    @pytest.mark.parametrize(("code", "again"), [(1, True), (2, False)])
+    def test_a_run_that_is_saved_goes_on_though_mpi_came_to_no_end(self, site, code, again):
+        """Not where the command was refused: STATUS is then of an earlier start."""
+        done = site.job("speech", TRAINING=f"{SAVES}; exit {code}", NAME="n")
+        assert done.returncode == (75 if again else code)
+        assert site.was_queued_again() == again
 
     @pytest.mark.parametrize(
         ("left_s", "says"), [(119, False), (170, False), (60, True)], ids=["119", "170", "60"]

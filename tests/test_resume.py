@@ -1,6 +1,7 @@
 """Checkpoint and resume: as if never stopped, to the last bit, on the same number of ranks."""
 
 import json
+import re
 import shutil
 
 import h5py
@@ -9,7 +10,7 @@ import pytest
 
 from tests import checkpoints
 from tests.checkpoints import as_if_killed
-from tests.launching import run_ranks
+from tests.launching import one_error_line, run_ranks
 
 BASE = ["data.path=digits", "model.hidden=[21,14]", "train.local_steps=6", "seed=4"]
 BASE += ["checkpoint.every_rounds=3", "evaluate.every_rounds=2", "evaluate.every_epochs=0"]
@@ -153,11 +154,48 @@ def test_a_damaged_checkpoint_never_pushes_out_a_good_one(eight):
     assert names_of_checkpoints(eight) == ["damaged-round-00000008", "round-00000007"]
 
 
+BLIND = """
+import errno, os, sys
+from pathlib import Path
+from ist_hpc import checkpoint_read
+from ist_hpc.train import main
+def refuses(path):
+    raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+    whole = Path.is_dir
+    if sys.argv.pop(1) == "unseen":
+        Path.is_dir = lambda path: not path.name.startswith("round-") and whole(path)
+    else:
+        checkpoint_read.sha256_of = refuses
+else:
+    sys.argv.pop(1)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("unseen", r"round-00000008 is there on \S+, but not on \S+; see whether"),
+        ("unreadable", r"round-00000008/\S+: Input/output error on \S+, so nothing is known of"),
+    ],
+)
+def test_what_one_rank_cannot_read_is_not_taken_for_damaged(eight, how, said):
+    """A file system that is not mounted on one host, or that fails: nothing is changed."""
+    words = ["-c", BLIND, how, "--name", "r", "--resume", "--set", *BASE, "train.rounds=9"]
+    done = run_ranks(2, words, cwd=eight, check=False)
+    assert re.search(said, one_error_line(done))
+    assert names_of_checkpoints(eight) == ["round-00000006", "round-00000008"]
+
+
 def test_what_a_killed_save_left_behind_is_removed_by_the_next(eight):
     left = eight / "runs/r/checkpoints/.round-00000009.partial"
     left.mkdir()
     (left / "rank-0000.h5").write_bytes(b"half")
+    for name in ("STATUS", "metrics.jsonl"):
+        (eight / f"runs/r/.{name}.partial-99999").write_bytes(b"half")
     run(eight, "r", 9, resume=True)
+    assert not list((eight / "runs/r").glob(".*.partial-*"))
     assert names_of_checkpoints(eight) == ["round-00000008", "round-00000009"]
 
 

@@ -1,5 +1,6 @@
 """The data format: what is written is read back, and whatever is wrong is named."""
 
+import logging
 import os
 import re
 import subprocess
@@ -397,6 +398,13 @@ class TestWriter:
         ):
             with pytest.raises(InputError, match=message):
                 write(tmp_path / name, overwrite=True)
+
+    def test_what_a_killed_one_left_is_named(self, tmp_path, caplog):
+        (tmp_path / ".d.partial-1").mkdir()
+        with caplog.at_level(logging.WARNING, "ist_hpc"):
+            write(tmp_path / "d")
+        (record,) = caplog.records
+        assert f"{tmp_path}/.d.partial-1 was left by a preparation" in record.getMessage()
 
     def test_a_partial_folder_in_the_way(self, tmp_path):
         (tmp_path / f".d.partial-{os.getpid()}").mkdir()

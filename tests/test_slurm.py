@@ -505,13 +505,30 @@ class TestFaults:
     def a_node_is_cut_off(self) -> None:
         """Slurm hears of it later (SlurmdTimeout): the survivors end after the time of silence."""
         job = self.started("runtime.silence_s=8")
+        survivors = [_rank_process(self.folder, rank) for rank in (0, 1, 3)]
         with _within(30, "a node cut off, silence_s 8: survivors ended"):
             subprocess.run([HOSTS, "cut", "h3"], check=True, timeout=20)
-            _wait_until(lambda: _status(self.folder).startswith("failed: rank"), 40)
+            _wait_until(lambda: not any(map(_is_alive, survivors)), 40)
+        assert _status(self.folder).startswith("failed: rank")
+        printed = (self.folder / f"{job}.out").read_text(encoding="utf-8")
+        # of those whose lines still come: once a host
+        said = re.findall(r"train: failed: rank (\d) of 4 on (h\d) has come to no end of", printed)
+        assert {host for _, host in said} & {"h1", "h2", "h4"}
+        assert len(said) == len(set(said))
+        with _within(60, "the same: Slurm has ended the job, the node is still away"):
+            _wait_until(lambda: _state(job) not in ("RUNNING", "COMPLETING"), 60)
         subprocess.run([HOSTS, "heal", "h3"], check=True, timeout=20)
-        _wait_until(lambda: _state(job) not in ("RUNNING", "COMPLETING"), _LIMIT_S)
         _on_h1("scancel", job, check=False)  # Slurm may have queued it again itself
         _wait_until(_every_node_is_idle, _LIMIT_S)
+
+
+def _is_alive(process: str) -> bool:
+    """Whether it still computes or waits; a zombie does not."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def _rank_process(folder: Path, rank: int) -> str:

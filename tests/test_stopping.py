@@ -91,6 +91,23 @@ sys.exit(main(sys.argv[1:]))
         rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
         assert [row["seconds"]["save"] > 0 for row in rows].count(True) == 1
 
+    def test_gives_up_the_evaluation_of_a_finished_run(self, place):
+        """Its result of before stays; it is evaluated by the next start."""
+        run = place / "runs/f"
+        settings = [*SMALL, "train.rounds=2"]
+        run_ranks(2, command("f", *settings), place)
+        summary = (run / "summary.json").read_text()
+        words = command("f", *settings, "evaluate.batch_rows=2", resume=True)
+        with started(2, ["-c", self.SLOW_EVALUATION, *words[2:]], place) as process:
+            wait_for(lambda: self.evaluating(process, run))
+            os.kill(ranks_of(process)[0], signal.SIGUSR1)
+            process.communicate(timeout=20)
+        assert process.returncode == EXIT_GO_ON
+        assert (run / "STATUS").read_text() == "stopped: SIGUSR1, saved after round 2\n"
+        assert (run / "summary.json").read_text() == summary
+        run_ranks(2, command("f", *settings, resume=True), place)
+        assert (run / "STATUS").read_text() == "finished\n"
+
     @staticmethod
     def evaluating(process, run):
         """Whether the start that has begun is in the evaluation of the second round."""
@@ -167,3 +184,12 @@ sys.exit(main(sys.argv[1:]))
         words = command("w", *settings)[2:]
         done = run_python(["-c", slow.replace("import os,", "import time,"), *words], place)
         assert done.stderr.count("raise runtime.silence_s") == 1
+        assert "sbatch --signal" not in done.stderr
+
+    def test_both_are_warned_about(self, place):
+        slow = self.DURING_A_SAVE.replace("os.kill(os.getpid(), signal.SIGUSR1)", "time.sleep(2)")
+        settings = [*SMALL, "train.rounds=2", "checkpoint.every_rounds=1", "runtime.silence_s=3"]
+        words = command("w2", *settings, "runtime.lead_time_s=0.001")[2:]
+        done = run_python(["-c", slow.replace("import os,", "import time,"), *words], place)
+        assert done.stderr.count("raise runtime.silence_s") == 1
+        assert done.stderr.count("sbatch --signal") == 1

@@ -10,6 +10,7 @@ from typing import Any
 
 from ist_hpc.bench import convergence, scaling
 from ist_hpc.commandline import Parser, rank_of_launcher
+from ist_hpc.ending import end
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.runtime import Runtime, launch
 
@@ -96,4 +97,4 @@ def _print(module: ModuleType, figures: dict[str, Any], as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -1,7 +1,6 @@
 """`python -m ist_hpc.quadratic`: what independent subnets converge to, predicted and measured."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from functools import partial
 from math import comb, isfinite
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from ist_hpc import __version__, pictures, streams
 from ist_hpc.commandline import Parser
+from ist_hpc.ending import end
 from ist_hpc.errors import EXIT_FAILED, InputError
 from ist_hpc.quadratic import figures, formulas, theory
 from ist_hpc.quadratic.descent import in_process, over_ranks
@@ -218,4 +218,4 @@ def _line(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())
