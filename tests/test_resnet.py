@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ist_hpc import config, cost, cost_memory, models, plan
+from ist_hpc.bench.study_state import read_rows
 from ist_hpc.config_keys import RESNET_SECTIONS, subnets_of
 from ist_hpc.errors import InputError
 from ist_hpc.models.resnet import ResNet
@@ -205,6 +206,21 @@ def test_it_goes_on_under_another_algorithm_and_with_other_blocks_a_rank(place):
     assert changed.all()
 
 
+@pytest.mark.parametrize(
+    "settings", [["model.min_blocks=1"], ["train.algorithm=local_sgd"]], ids=lambda s: s[0]
+)
+def test_what_is_owed_is_evaluated_as_it_was_trained(place, settings):
+    """By the scale of the ranks, blocks a rank and algorithm of before, not of those that go on."""
+    name = f"owed-{settings[0]}".replace("=", "-")
+    as_if_killed(place / "runs/whole", place / "runs" / name, 4)
+    train(place, name, 4, *settings, ranks=1, resume=True)
+    expected, found = (
+        json.loads((place / f"runs/{run}/summary.json").read_text())["test"]
+        for run in ("whole", name)
+    )
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_round_that_diverges_is_skipped_on_all_ranks(place):
     """Shared blocks are not settled then, and the round before is as it was."""
     steep = ["optimizer.lr=1e15", "train.on_nan=skip_round"]
@@ -244,6 +260,9 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities(place, tmp_path):
     assert rows[-1]["test"]["accuracy"] == pytest.approx(expected)
     loss = -np.log(probabilities[np.arange(len(labels)), labels] / 2).mean()
     assert rows[-1]["test"]["loss"] == pytest.approx(loss, rel=1e-5)
+    (row,) = read_rows(tmp_path / "ensembles.csv", ("run",))
+    assert (row["run"], row["members"], row["seeds"]) == ("both", 2, "2 3")
+    assert (row["samples"], row["final"]) == (rows[-1]["samples"], rows[-1]["test"]["accuracy"])
 
 
 def test_it_learns(place):
