@@ -6,6 +6,7 @@ usage: python bench/ensemble.py OUTPUT MEMBER MEMBER [MEMBER ...]
 MEMBER is the folder of a run whose checkpoints of all evaluations were kept. OUTPUT becomes a run
 folder that `ist_hpc.plot` can draw: an evaluation for each round of which all members have a
 checkpoint, `steps` of a member, `samples` of all. No weight or gradient goes from one to another.
+The last one is also a row of ensembles.csv beside OUTPUT, in place of an earlier row of OUTPUT.
 """
 
 import json
@@ -17,13 +18,14 @@ import torch
 from mpi4py import MPI
 
 from ist_hpc import checkpoint, models
+from ist_hpc.bench.study_state import read_rows, write_rows
 from ist_hpc.checkpoint_read import newest_first
 from ist_hpc.config_keys import subnets_of
 from ist_hpc.evaluation import HomeNetwork
 from ist_hpc.files import write_text
 from ist_hpc.images import scaling_of
 from ist_hpc.metrics import ClassificationMetrics
-from ist_hpc.plot_runs import read_metrics
+from ist_hpc.plot_runs import read_metrics, read_run
 from ist_hpc.rows import CommonRows
 from ist_hpc.shards import Dataset
 
@@ -53,6 +55,23 @@ def main(output: Path, members: Sequence[Path]) -> None:
     write_text(output / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     write_text(output / "config.yaml", (members[0] / "config.yaml").read_text(encoding="utf-8"))
     write_text(output / "run.json", json.dumps({"starts": [{"ranks": len(members)}]}))
+    add_row(output, members, rows[-1])
+
+
+def add_row(output: Path, members: Sequence[Path], last: dict) -> None:
+    """Put the ensemble's last evaluation into ensembles.csv."""
+    configs = [read_run(run).config for run in members]
+    row = {
+        "run": output.name,
+        "members": len(members),
+        "seeds": " ".join(str(config["seed"]) for config in configs),
+        "lr": configs[0]["optimizer"]["lr"],
+        **{key: last[key] for key in ("steps", "samples", "epoch")},
+        "final": last[SPLIT]["accuracy"],
+    }
+    path = output.parent / "ensembles.csv"
+    before = read_rows(path, ("run",)) if path.exists() else []
+    write_rows(path, [*(old for old in before if old["run"] != output.name), row])
 
 
 def of_round(rows: Sequence[dict], number: int) -> dict:
