@@ -377,6 +377,29 @@ def _within(bound_s: float, case: str) -> Iterator[None]:
     assert took_s < bound_s, case
 
 
+def test_under_mpirun_a_run_that_is_saved_is_queued_again(healed, shards, tmp_path):
+    """Which is not when mpirun ends: 50 s after ranks that ended with a code of their own."""
+    options = ["--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", "--mem=3G"]
+    words = ["--set", *_SMALL, "train.epochs=null", "train.rounds=100000", "train.local_steps=5"]
+    ours = {"DATA": str(shards), "LAUNCHER": "mpirun"}
+    job = _submit(AMAZON, tmp_path, *words, "evaluate.every_epochs=0", options=options, **ours)
+    printed = tmp_path / f"{job}.out"
+    _wait_until(lambda: max(_rounds(tmp_path), default=0) > 5, _LIMIT_S)
+    with _within(30, "under mpirun, Slurm's warning: saved and queued again"):
+        _on_h1("scancel", "--batch", "--signal=USR1", job)
+        _wait_until(lambda: "the run saved; queued again" in printed.read_text(), 60)
+    _wait_until(lambda: len(_starts(tmp_path)) == 2, _LIMIT_S)
+    before = re.fullmatch(
+        r"stopped: SIGUSR1, saved after round (\d+)", _starts(tmp_path)[1]["before"]
+    )
+    assert before
+    _wait_until(lambda: max(_rounds(tmp_path)) > int(before[1]) + 5, _LIMIT_S)
+    with _within(60, "under mpirun, `scancel`: saved and ended"):
+        _on_h1("scancel", job)
+        _end(tmp_path, job, "CANCELLED")
+    assert _status(tmp_path).startswith("stopped: SIGTERM, saved after round")
+
+
 class TestFaults:
     """One run through all that ends a job: each ends as docs/reliability.md says, in its bound.
 
