@@ -158,7 +158,7 @@ from ist_hpc.errors import InputError
 try:
     print(config.load(Path(sys.argv[1]), sys.argv[2:]).data.path)
 except InputError as error:
-    print(f"config: error: {error}", file=sys.stderr)
+    print(error)
     sys.exit(2)'
 
 # find_data ARGS...: sets DATA to the folder of the shards. It is what the arguments of the training
@@ -173,7 +173,7 @@ find_data() {
     done
     if [[ -z $path ]]; then
         DATA_FROM="the data of $CONFIG"
-        path=$(python -c "$READ_DATA_PATH" "$CONFIG" "${settings[@]}") || exit
+        path=$(python -c "$READ_DATA_PATH" "$CONFIG" "${settings[@]}") || error "$path"
         [[ $path != data/* ]] || path=$DATA_ROOT/${path#data/}
     fi
     DATA=$path

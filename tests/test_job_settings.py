@@ -17,6 +17,12 @@ def site(tmp_path):
     return make_site(tmp_path)
 
 
+def test_a_setting_that_cannot_be_is_refused_with_the_time(site):
+    done = site.job("speech", "--set", "train.stpes=3")
+    assert done.returncode == 2
+    assert re.fullmatch(rf"{TIME} job: error: unknown key `train.stpes`.*\n", done.stderr)
+
+
 class TestSettings:
     """What a job makes of its configuration and arguments."""
 

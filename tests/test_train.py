@@ -1,6 +1,7 @@
 """The training command as users start it, and what it says to bad input."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -91,6 +92,12 @@ class TestBadInput:
         code = "import sys; from ist_hpc.train import main\ncode = main(['--set', 'a.b=1'])\n"
         code += "assert code == 2 and not {'torch', 'h5py'} & set(sys.modules)"
         assert "unknown key `a`" in run_python(["-c", code], cwd=tmp_path).stderr
+
+    def test_in_a_job_s_log_the_refusal_has_its_time(self, tmp_path):
+        words = ["-m", "ist_hpc.train", "--set", "a.b=1"]
+        done = run_python(words, tmp_path, env={"SLURM_JOB_ID": "7"}, check=False)
+        when = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+        assert re.match(rf"{when} train: error: unknown key `a`", one_error_line(done))
 
     @pytest.mark.parametrize(
         ("settings", "expected"),
