@@ -79,10 +79,9 @@ case $stage in
             --ranks 2 4 --seeds "${seeds[@]}" --set-for ist:$local_steps optimizer.state=reset \
             --output "$folder/curves"
         ;;
-    ensemble) # at the rate of the curves, and at the one that was best for a member of 4
+    ensemble) # of 4 at every rate, since the one member of `rates` did worst at that of the curves
         ensembles 2 0.1
-        ensembles 4 0.1
-        ensembles 4 0.03
+        for LR in 0.1 0.03 0.3; do ensembles 4 $LR; done
         ;;
     *)
         echo "resist_study: error: $stage is no stage; rates, curves or ensemble" >&2
