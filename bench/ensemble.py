@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from mpi4py import MPI
 
-from ist_hpc import checkpoint, models
+from ist_hpc import checkpoint_restore, models
 from ist_hpc.bench.study_state import read_rows, write_rows
 from ist_hpc.checkpoint_read import newest_first
 from ist_hpc.config_keys import subnets_of
@@ -92,12 +92,12 @@ def evaluate(folders: Sequence[Path]) -> dict[str, float]:
     """Metrics of the mean of the members' class probabilities."""
     total, labels = None, None
     for folder in folders:
-        found = checkpoint.check(COMM, folder)
+        found = checkpoint_restore.check(COMM, folder)
         with found.opened() as opened, Dataset.open(opened.config.data.path) as dataset:
             config, data = opened.config, opened.data
             subnets = subnets_of(config, opened.progress.ranks)
             model = models.build(config.model, data.features, data.outputs, data.sparse, subnets)
-            restored = checkpoint.restore(opened, model, (), (), rank=0, ranks=1)
+            restored = checkpoint_restore.restore(opened, model, (), (), rank=0, ranks=1)
             weights = {spec.key: restored.state[spec.key].place("home") for spec in model.specs}
             network = HomeNetwork(COMM, model, weights | restored.shared, restored.statistics)
             rows = CommonRows(COMM, dataset, SPLIT, "rows", scaling_of(config.data, dataset))

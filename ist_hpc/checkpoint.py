@@ -1,4 +1,4 @@
-"""Saving the sharded model and bringing it back, on any number of ranks.
+"""Saving the sharded model; `checkpoint_restore` brings it back, on any number of ranks.
 
 A checkpoint is a folder, complete or absent:
 
@@ -16,7 +16,6 @@ A checkpoint is a folder, complete or absent:
 import dataclasses
 import json
 import shutil
-import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -26,7 +25,6 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from ist_hpc import __version__
@@ -38,7 +36,6 @@ from ist_hpc.checkpoint_read import (
     MANIFEST,
     Checkpoint,
     DataShape,
-    OpenCheckpoint,
     Progress,
     log,
     newest_first,
@@ -46,13 +43,12 @@ from ist_hpc.checkpoint_read import (
     round_folder,
 )
 from ist_hpc.config_keys import Config
-from ist_hpc.errors import InputError
 from ist_hpc.files import flush_to_disk, sha256_of
 from ist_hpc.hdf5_writing import written
-from ist_hpc.held import Held, State, all_finite
-from ist_hpc.models.base import Model, SharedSpec, Statistics
+from ist_hpc.held import State, all_finite
+from ist_hpc.models.base import Statistics
 from ist_hpc.placement import TensorSpec, block_bounds
-from ist_hpc.runtime import AgreedInputError, AgreedRunError, attempt, on_root, together
+from ist_hpc.runtime import AgreedRunError, attempt
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -61,13 +57,6 @@ _Entry = tuple[str, dict[str, object]]
 """A file of the manifest: its name, its bytes and SHA-256."""
 
 _CHUNK_BYTES = 1 << 20
-_MOST_HOSTS = 8  # that are named
-# Widths are compared apart, and channels with those that stand for none; a block is a matter of
-# memory and speed; where convolutions came from, whether they are trained, and how many blocks a
-# rank trains are others.
-_NOT_OF_THE_MODEL = frozenset(
-    ("inputs", "outputs", "channels", "label_block", "body_from", "freeze_body", "min_blocks")
-)
 
 
 @dataclasses.dataclass
@@ -312,153 +301,3 @@ def _check_readable(folder: Path, contents: Contents) -> None:
         for group, specs in (("parameters", contents.specs), ("optimizer", contents.slot_specs)):
             for spec in specs:
                 opened.rows(group, spec.key, spec.shape, (spec.rows - 1, spec.rows))
-
-
-def check(comm: "MPI.Comm", folder: Path) -> Checkpoint:
-    """Read the manifest and check every file, each by one rank. Collective.
-
-    Raises `AgreedInputError` that names what is damaged, or hosts that do not see the folder.
-    """
-    _refuse_unseen(comm, folder)
-    checkpoint = together(comm, lambda: Checkpoint(folder))
-    names = sorted(checkpoint.files)[comm.Get_rank() :: comm.Get_size()]
-    together(comm, lambda: checkpoint.check_files(names))
-    together(comm, lambda: checkpoint.check_parts(names))
-    return checkpoint
-
-
-def _refuse_unseen(comm: "MPI.Comm", folder: Path) -> None:
-    """Raise `AgreedInputError` if rank 0 sees the folder and others do not: it is not damaged."""
-    seen = comm.allgather((folder.is_dir(), socket.gethostname()))
-    blind = sorted({host for is_seen, host in seen if not is_seen})
-    if seen[0][0] and blind:
-        error = AgreedInputError(
-            f"{folder} is there on {seen[0][1]}, but not on {', '.join(blind[:_MOST_HOSTS])}"
-            f"{', ...' if blind[_MOST_HOSTS:] else ''}; see whether its file system is mounted "
-            "there, and start again"
-        )
-        error.unreadable = True
-        raise error
-
-
-def newest_valid(comm: "MPI.Comm", checkpoints: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; damaged ones are named and passed over. Collective.
-
-    None if there is no checkpoint at all; `AgreedInputError` if all are damaged, or if one cannot
-    be read, which says nothing of what is in it.
-    """
-    candidates = on_root(comm, lambda: newest_first(checkpoints))
-    damaged: list[tuple[Path, str]] = []
-    for folder in candidates:
-        try:
-            valid = check(comm, folder)
-        except AgreedInputError as error:
-            if error.unreadable:
-                raise
-            damaged.append((folder, str(error)))
-            continue
-        on_root(comm, lambda: _set_aside(damaged))
-        return valid
-    if damaged:
-        raise AgreedInputError(
-            f"no checkpoint in {checkpoints} can be used ({damaged[0][1]}); move the folder away "
-            "to start anew"
-        )
-    return None
-
-
-def _set_aside(damaged: Sequence[tuple[Path, str]]) -> None:
-    """Rename damaged checkpoints, so that they are not counted among those that are kept."""
-    for folder, problem in damaged:
-        aside = folder.with_name(f"damaged-{folder.name}")
-        if aside.exists():
-            shutil.rmtree(aside)
-        folder.rename(aside)
-        log.warning("checkpoint passed over, and renamed to %s: %s", aside.name, problem)
-
-
-def check_model(opened: OpenCheckpoint, config: Config, data: DataShape) -> None:
-    """Raise `InputError` unless the checkpoint is of the configured model, data and optimiser."""
-    saved = opened.config
-    pairs = [
-        (f"model.{field.name}", getattr(saved.model, field.name), getattr(config.model, field.name))
-        for field in dataclasses.fields(config.model)
-        if field.name not in _NOT_OF_THE_MODEL
-    ]
-    pairs += [
-        ("data.mean", saved.data.mean, config.data.mean),
-        ("data.std", saved.data.std, config.data.std),
-        ("seed", saved.seed, config.seed),
-        ("optimizer.kind", saved.optimizer.kind, config.optimizer.kind),
-        ("optimizer.state", saved.optimizer.state, config.optimizer.state),
-        ("features a row", opened.data.features, data.features),
-        ("classes", opened.data.outputs, data.outputs),
-        ("sparse rows", opened.data.sparse, data.sparse),
-    ]
-    for key, was, now in pairs:
-        if was != now:
-            raise InputError(
-                f"{opened.path} is a checkpoint of another model: `{key}` was {was} there and is "
-                f"{now} now; give the run another --name, or the old value"
-            )
-    thaws = saved.model.freeze_body and not config.model.freeze_body
-    if thaws and (config.optimizer.kind, config.optimizer.state) == ("adam", "carry"):
-        # Moments that begin at zero would be taken for those of all steps of the run.
-        raise InputError(
-            f"{opened.path}: `model.freeze_body` was true there, and Adam has no moments of the "
-            "convolutions; leave it true, or start another run from these by `model.body_from`"
-        )
-
-
-@dataclasses.dataclass
-class Restored:
-    """A checkpoint as one rank holds it: home blocks and shared tensors, on the CPU."""
-
-    state: State
-    shared: dict[str, Tensor]
-    shared_slots: dict[str, Tensor]
-    statistics: Statistics
-
-
-def restore(
-    opened: OpenCheckpoint,
-    model: Model,
-    slot_specs: Sequence[TensorSpec],
-    shared_slots: Sequence[SharedSpec],
-    rank: int,
-    ranks: int,
-) -> Restored:
-    """Read the home blocks that `rank` of `ranks` holds, and no more. Local.
-
-    Raises `InputError` if the checkpoint has other tensors.
-    """
-
-    def block(group: str, key: str, shape: Sequence[int]) -> Tensor:
-        bounds = block_bounds(shape[0], ranks)
-        rows = (int(bounds[rank]), int(bounds[rank + 1]))
-        return torch.from_numpy(opened.rows(group, key, shape, rows))
-
-    def whole(group: str, spec: SharedSpec) -> Tensor:
-        thaws = group == "optimizer" and opened.config.model.freeze_body
-        if thaws and spec.key not in opened.keys(group):
-            return torch.zeros(spec.shape)
-        return torch.from_numpy(opened.rows(group, spec.key, spec.shape))
-
-    state = {
-        spec.key: Held(home=block(group, spec.key, spec.shape))
-        for group, specs in (("parameters", model.specs), ("optimizer", slot_specs))
-        for spec in specs
-    }
-    statistics = {
-        spec.key: (
-            block("statistics", f"{spec.key}.mean", spec.shape),
-            block("statistics", f"{spec.key}.variance", spec.shape),
-        )
-        for spec in model.statistics
-    }
-    return Restored(
-        state,
-        {spec.key: whole("parameters", spec) for spec in model.shared},
-        {spec.key: whole("optimizer", spec) for spec in shared_slots},
-        statistics,
-    )

@@ -129,7 +129,7 @@ def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
     folder = on_root(comm, lambda: resolve(arguments.checkpoint))
 
     # After what can be refused without torch, which takes seconds to load.
-    from ist_hpc import checkpoint, devices
+    from ist_hpc import checkpoint_restore, devices
     from ist_hpc.meters import Meter
     from ist_hpc.progress import spoken
     from ist_hpc.watchdog import Watchdog
@@ -137,7 +137,7 @@ def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
     runtime, meter = runtime.with_threads(0), Meter()
     silence_s = RuntimeConfig().silence_s
     with Watchdog(comm, meter, silence_s, lambda why: say(f"evaluate: failed: {why}")):
-        saved = checkpoint.check(comm, folder)
+        saved = checkpoint_restore.check(comm, folder)
         device = devices.choose(comm, arguments.device)
         loaded = together(comm, lambda: _load(runtime, arguments, saved, device))
         together(comm, lambda: _check_shards(loaded.dataset, arguments, runtime))
@@ -175,7 +175,7 @@ def _load(
     device: "torch.device",
 ) -> _Loaded:
     """Open the data, and read this rank's home blocks and no more. Local; `InputError`."""
-    from ist_hpc import checkpoint, models
+    from ist_hpc import checkpoint_restore, models
     from ist_hpc.evaluation import HomeNetwork, metrics_for
     from ist_hpc.images import scaling_of
     from ist_hpc.shards import Dataset
@@ -190,7 +190,7 @@ def _load(
         subnets = subnets_of(opened.config, opened.progress.ranks)
         model = models.build(opened.config.model, data.features, data.outputs, data.sparse, subnets)
         models.refuse_other_rows(model, dataset.feature_shape, dataset.path)
-        restored = checkpoint.restore(opened, model, (), (), runtime.rank, runtime.ranks)
+        restored = checkpoint_restore.restore(opened, model, (), (), runtime.rank, runtime.ranks)
     weights = {spec.key: restored.state[spec.key].place("home") for spec in model.specs}
     there = {key: weight.to(device) for key, weight in (weights | restored.shared).items()}
     network = HomeNetwork(runtime.comm, model, there, restored.statistics)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ist_hpc import algorithms, checkpoint, devices, images, models, optimizer, prediction
+from ist_hpc import algorithms, checkpoint_restore, devices, images, models, optimizer, prediction
 from ist_hpc.checkpoint_read import (
     Checkpoint,
     DataShape,
@@ -60,7 +60,7 @@ def start_run(
         lambda: rank_segments(dataset, "train", config.data.assign, runtime.rank, runtime.ranks),
     )
     meter.beat()
-    saved = checkpoint.newest_valid(comm, folder.checkpoints) if resume else None
+    saved = checkpoint_restore.newest_valid(comm, folder.checkpoints) if resume else None
     meter.beat()
     if saved is not None:
         together(comm, lambda: _check_saved(saved, config, dataset))
@@ -186,19 +186,19 @@ def check_shards(dataset: Dataset, config: Config, rank: int, ranks: int) -> Non
 
 def _check_saved(saved: Checkpoint, config: Config, dataset: Dataset) -> None:
     with saved.opened() as opened:
-        checkpoint.check_model(opened, config, DataShape.of(dataset))
+        checkpoint_restore.check_model(opened, config, DataShape.of(dataset))
 
 
 def _restore(
     runtime: Runtime, config: Config, dataset: Dataset, model: Model, saved: Checkpoint
-) -> tuple[Progress, checkpoint.Restored, Model]:
+) -> tuple[Progress, checkpoint_restore.Restored, Model]:
     """Where it was, this rank's part of it, and the model scaled for how it was trained."""
     carry = config.optimizer.state == "carry"
     rule = optimizer.build(config.optimizer)
     slot_specs = rule.slot_specs(model.specs) if carry else ()
     shared_slots = rule.shared_slot_specs(model.shared) if carry else ()
     with saved.opened() as opened:
-        restored = checkpoint.restore(
+        restored = checkpoint_restore.restore(
             opened, model, slot_specs, shared_slots, runtime.rank, runtime.ranks
         )
         progress = opened.progress

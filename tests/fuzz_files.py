@@ -30,7 +30,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ist_hpc import checkpoint, models, optimizer
+from ist_hpc import checkpoint_restore, models, optimizer
 from ist_hpc import config as configuration
 from ist_hpc.checkpoint_read import Checkpoint, DataShape
 from ist_hpc.config_keys import Config
@@ -66,9 +66,9 @@ def read_checkpoint(folder: Path, made: Path) -> Values:
     rule = optimizer.build(config.optimizer)
     slots, shared_slots = rule.slot_specs(model.specs), rule.shared_slot_specs(model.shared)
     with saved.opened() as opened:
-        checkpoint.check_model(opened, config, data)
+        checkpoint_restore.check_model(opened, config, data)
         parts = [
-            checkpoint.restore(opened, model, slots, shared_slots, rank, RANKS)
+            checkpoint_restore.restore(opened, model, slots, shared_slots, rank, RANKS)
             for rank in range(RANKS)
         ]
         found: dict[str, Any] = vars(opened.progress) | {

@@ -100,6 +100,7 @@ LAYERS = [
         "algorithms.local_sgd",
         "algorithms.replicas",
         "checkpoint",
+        "checkpoint_restore",
         "evaluation",
         "prediction",
         "pretrained",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ist_hpc import algorithms, checkpoint, devices, models, optimizer
+from ist_hpc import algorithms, checkpoint_restore, devices, models, optimizer
 from ist_hpc import config as configuration
 from ist_hpc.algorithms.ist import IndependentSubnets
 from ist_hpc.checkpoint_read import Checkpoint, Progress
@@ -221,7 +221,7 @@ def test_a_checkpoint_goes_to_the_device(world, place):
         data = opened.data
         model = MultiLayerPerceptron(data.features, [12, 9], data.outputs, output_norm=False)
         slots = rule_of_run.slot_specs(model.specs)
-        restored = checkpoint.restore(opened, model, slots, (), rank, ranks)
+        restored = checkpoint_restore.restore(opened, model, slots, (), rank, ranks)
     expected = {key: parts.place("home").clone() for key, parts in restored.state.items()}
     with PretendedGpu():
         exchanger = Exchanger(world, 1.0, ThroughHost(GPU))
