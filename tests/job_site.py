@@ -23,7 +23,12 @@ NOT_PREEMPTED = PREEMPTED.replace("PreemptTime=2026-01-02T01:00:00", "PreemptTim
 PREEMPTED_EARLIER = PREEMPTED.replace("PreemptTime=2026-01-02", "PreemptTime=2026-01-01")
 CANCELLED = PREEMPTED.replace("RUNNING", "CANCELLED")
 
-TEMPLATES = sorted(path.stem for path in (ROOT / "slurm").glob("*.sbatch"))
+NAMES = ("amazon670k", "amazon670k_cpu", "vgg11", "resist", "speech", "scaling")
+AMAZON, AMAZON_CPU, VGG11, RESIST, SPEECH, SCALING = (
+    ROOT / "slurm" / f"{name}.sbatch" for name in NAMES
+)
+TEMPLATE_PATHS = sorted((ROOT / "slurm").glob("*.sbatch"))
+TEMPLATES = [path.stem for path in TEMPLATE_PATHS]
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"  # as the package's lines have it
 
 # A training; its parent is the batch shell. It saves when it is told to.
