@@ -2,9 +2,11 @@
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ist_hpc.errors import InputError
+from ist_hpc.names import path_of
 
 
 def rank_of_launcher() -> int:
@@ -13,6 +15,14 @@ def rank_of_launcher() -> int:
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
     return 0
+
+
+def given_path(text: str) -> Path:
+    """The type of every option that is a path: a `~` that the shell left is expanded."""
+    try:
+        return path_of(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 class Parser(argparse.ArgumentParser):

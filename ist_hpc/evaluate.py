@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__
-from ist_hpc.commandline import Parser
+from ist_hpc.commandline import Parser, given_path
 from ist_hpc.config_keys import MOST_TOP, RuntimeConfig, subnets_of
 from ist_hpc.ending import end
 from ist_hpc.errors import InputError
@@ -61,13 +61,22 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint or run folder")
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", required=True, help="folder of shards to evaluate on"
+        "checkpoint", type=given_path, metavar="CKPT", help="checkpoint or run folder"
+    )
+    parser.add_argument(
+        "--data",
+        type=given_path,
+        metavar="DIR",
+        required=True,
+        help="folder of shards to evaluate on",
     )
     parser.add_argument("--split", default="test", metavar="NAME", help="test (default) or train")
     parser.add_argument(
-        "--predictions", type=Path, metavar="FILE", help="write every row's outputs to this file"
+        "--predictions",
+        type=given_path,
+        metavar="FILE",
+        help="write every row's outputs to this file",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="let --predictions replace its FILE"

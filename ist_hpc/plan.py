@@ -15,7 +15,7 @@ from typing import Any
 
 from ist_hpc import __version__, cost, cost_memory, figure2, pictures
 from ist_hpc import config as configuration
-from ist_hpc.commandline import Parser
+from ist_hpc.commandline import Parser, given_path
 from ist_hpc.config_keys import Config, ModelConfig
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.memory_limits import BASE_BYTES
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML configuration")
+    parser.add_argument("--config", type=given_path, metavar="FILE", help="a YAML configuration")
     parser.add_argument("--ranks", type=int, metavar="N", help="ranks of the run")
     parser.add_argument(
         "--rounds",
@@ -86,7 +86,10 @@ def _parser() -> argparse.ArgumentParser:
         help="instead of a run: the paper's figure 2, as a table and, with --output, as a picture",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="of --figure2: .png (or .pdf, .svg); replaced"
+        "--output",
+        type=given_path,
+        metavar="FILE",
+        help="of --figure2: .png (or .pdf, .svg); replaced",
     )
     parser.add_argument("--json", action="store_true", help="the same numbers for a program")
     parser.add_argument("--version", action="version", version=f"ist_hpc {__version__}")

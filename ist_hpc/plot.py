@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ist_hpc import __version__, pictures, plot_study
-from ist_hpc.commandline import Parser
+from ist_hpc.commandline import Parser, given_path
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.plot_curves import curves, table
 from ist_hpc.plot_draw import draw, draw_scaling
@@ -46,10 +46,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or one folder of a study"
+        "runs",
+        nargs="+",
+        type=given_path,
+        metavar="RUN",
+        help="a run folder, or one folder of a study",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="the plot: .png (or .pdf, .svg); replaced"
+        "--output", type=given_path, metavar="FILE", help="the plot: .png (or .pdf, .svg); replaced"
     )
     parser.add_argument(
         "--x",
@@ -76,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seconds-from",
-        type=Path,
+        type=given_path,
         metavar="scaling.csv",
         help="of a convergence study: seconds as steps times those of a step in this study",
     )

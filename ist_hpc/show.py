@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__
-from ist_hpc.commandline import Parser
+from ist_hpc.commandline import Parser, given_path
 from ist_hpc.config_keys import ModelConfig, channels_of, sections_of, subnets_of
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 
@@ -57,7 +57,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint or run folder")
+    parser.add_argument(
+        "checkpoint", type=given_path, metavar="CKPT", help="checkpoint or run folder"
+    )
     parser.add_argument(
         "--verify",
         action="store_true",
@@ -66,7 +68,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--export",
-        type=Path,
+        type=given_path,
         metavar="FILE",
         help="write a PyTorch state dict (torch.save) that loads without this package, and print "
         "the Python that loads it; the one command that holds the whole model in memory",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ist_hpc import __version__
 from ist_hpc import config as configuration
-from ist_hpc.commandline import Parser
+from ist_hpc.commandline import Parser, given_path
 from ist_hpc.config import QUICKSTART
 from ist_hpc.config_keys import Config, is_folder_name
 from ist_hpc.ending import end
@@ -41,7 +41,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "no configuration: a quickstart on scikit-learn's handwritten digits.",
         epilog=_EXAMPLES + configuration.describe_keys(),
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML configuration")
+    parser.add_argument("--config", type=given_path, metavar="FILE", help="a YAML configuration")
     parser.add_argument(
         "--set",
         nargs="+",
@@ -51,7 +51,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="values that replace the file's",
     )
     parser.add_argument("--name", help="the run folder's name; by default NAME-TIME of the config")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are")
+    parser.add_argument(
+        "--runs", type=given_path, default=Path("runs"), help="where run folders are"
+    )
     parser.add_argument(
         "--resume",
         action="store_true",

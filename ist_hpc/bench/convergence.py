@@ -32,6 +32,7 @@ from ist_hpc.bench.study_tables import (
     times,
     told,
 )
+from ist_hpc.commandline import given_path
 from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
 from ist_hpc.plot_runs import RoundSeconds, Run, read_metrics, read_run
@@ -67,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seconds-from",
-        type=Path,
+        type=given_path,
         metavar="scaling.csv",
         help="also seconds to a level as the product of steps and this study's seconds a step",
     )

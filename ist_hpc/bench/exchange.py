@@ -14,6 +14,7 @@ import torch
 from ist_hpc import config as configuration
 from ist_hpc import models, optimizer, prediction
 from ist_hpc.bench.report import count, slowest, spread, table
+from ist_hpc.commandline import given_path
 from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
 from ist_hpc.exchange import Exchanger, allocate_home
@@ -31,9 +32,10 @@ HELP = "seconds, bytes and packing share of an exchange, against a raw Alltoallv
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bench exchange`."""
-    from pathlib import Path
 
-    parser.add_argument("--config", type=Path, required=True, help="such as configs/speech2.yaml")
+    parser.add_argument(
+        "--config", type=given_path, required=True, help="such as configs/speech2.yaml"
+    )
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     parser.add_argument("--rounds", type=count, default=20, help="repetitions after 3 to warm up")
     parser.add_argument(

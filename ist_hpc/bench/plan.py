@@ -5,7 +5,6 @@ What a rank does before each exchange, without any data; no ranks need to be sta
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from ist_hpc import models, optimizer, prediction
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.report import count, spread, table
+from ist_hpc.commandline import given_path
 from ist_hpc.placement import Placement, at_round
 from ist_hpc.runtime import Runtime
 from ist_hpc.transfer import plan_exchange
@@ -22,7 +22,9 @@ HELP = "seconds to deal and to plan an exchange, at several numbers of ranks"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bench plan`."""
-    parser.add_argument("--config", type=Path, required=True, help="such as configs/speech3.yaml")
+    parser.add_argument(
+        "--config", type=given_path, required=True, help="such as configs/speech3.yaml"
+    )
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     parser.add_argument("--of", nargs="+", type=int, default=[4, 16, 64], help="numbers of ranks")
     parser.add_argument("--rounds", type=count, default=10, help="repetitions after 1 to warm up")

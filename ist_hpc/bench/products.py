@@ -7,7 +7,6 @@ products take turns, on every rank at once.
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import timed, trainer_in_a_round
 from ist_hpc.bench.report import count, slowest, spread, table
+from ist_hpc.commandline import given_path
 from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
 from ist_hpc.meters import peak_rss_mib
@@ -27,7 +27,7 @@ HELP = "seconds of a local step with many labels, against its bare matrix produc
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bench products`."""
     parser.add_argument(
-        "--config", type=Path, required=True, help="such as configs/amazon670k.yaml"
+        "--config", type=given_path, required=True, help="such as configs/amazon670k.yaml"
     )
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     parser.add_argument("--rounds", type=count, default=8, help="repetitions after 2 to warm up")

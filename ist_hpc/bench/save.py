@@ -18,6 +18,7 @@ import numpy as np
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import make_data, make_trainer, timed
 from ist_hpc.bench.report import count, slowest, spread, table
+from ist_hpc.commandline import given_path
 from ist_hpc.files import flush_to_disk
 from ist_hpc.runtime import Runtime, on_root, together
 from ist_hpc.shards import Dataset
@@ -33,10 +34,12 @@ _ROWS = 256
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bench save`."""
-    parser.add_argument("--config", type=Path, required=True, help="such as configs/speech3.yaml")
+    parser.add_argument(
+        "--config", type=given_path, required=True, help="such as configs/speech3.yaml"
+    )
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     parser.add_argument(
-        "--folder", type=Path, default=Path("."), help="a folder on the disk that is meant"
+        "--folder", type=given_path, default=Path("."), help="a folder on the disk that is meant"
     )
     parser.add_argument("--saves", type=count, default=7, help="repetitions after 2 to warm up")
 

@@ -7,7 +7,6 @@ rows of a tensor in memory. The two take turns, a round's steps at a time, on ev
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import nn
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import ROWS, timed, trainer_in_a_round
 from ist_hpc.bench.report import count, slowest, spread, table
+from ist_hpc.commandline import given_path
 from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
 from ist_hpc.images import scaling_of
@@ -31,7 +31,9 @@ HELP = "seconds of a local step, against a bare PyTorch loop on the same thin ne
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bench step`."""
-    parser.add_argument("--config", type=Path, required=True, help="such as configs/speech2.yaml")
+    parser.add_argument(
+        "--config", type=given_path, required=True, help="such as configs/speech2.yaml"
+    )
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     parser.add_argument("--rounds", type=count, default=15, help="repetitions after 2 to warm up")
 

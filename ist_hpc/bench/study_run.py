@@ -29,6 +29,7 @@ from ist_hpc.bench.study_launch import (
     train_command,
 )
 from ist_hpc.bench.study_state import Row, State, opened
+from ist_hpc.commandline import given_path
 from ist_hpc.config_keys import Config
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.runtime import stop_on_sigterm
@@ -58,7 +59,7 @@ class Kind:
 
 def add_arguments(parser: argparse.ArgumentParser, output: str) -> None:
     """The part of the command line that both studies have."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML configuration")
+    parser.add_argument("--config", type=given_path, metavar="FILE", help="a YAML configuration")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     parser.add_argument("--methods", nargs="+", required=True, metavar="METHOD", help=FORMS)
     parser.add_argument(
@@ -81,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser, output: str) -> None:
         "--launcher", default=DEFAULT_LAUNCHER, metavar="COMMAND", help="default: %(default)s"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path(output), help="folder of the CSV and the runs"
+        "--output", type=given_path, default=Path(output), help="folder of the CSV and the runs"
     )
     parser.add_argument(
         "--time-limit", type=float, default=7200.0, metavar="S", help="seconds a run may take"

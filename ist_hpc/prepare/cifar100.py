@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ist_hpc.commandline import given_path
 from ist_hpc.errors import InputError
 from ist_hpc.prepare.common import add_output_arguments, check_range, check_seed, shard_ends
 from ist_hpc.prepare.safe_pickle import load_dict
@@ -52,7 +53,7 @@ class Images:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `prepare cifar100`."""
     parser.add_argument(
-        "--input", type=Path, required=True, metavar="DIR", help="the folder cifar-100-python"
+        "--input", type=given_path, required=True, metavar="DIR", help="the folder cifar-100-python"
     )
     add_output_arguments(parser, seed_of="the order of the train rows")
     parser.add_argument(

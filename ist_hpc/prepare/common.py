@@ -10,10 +10,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+from ist_hpc.commandline import given_path
 from ist_hpc.errors import InputError
 
 Task = TypeVar("Task")
@@ -35,7 +35,7 @@ def add_output_arguments(
 ) -> None:
     """Add --output, --seed (of `seed_of`, for its help) and --overwrite."""
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="the folder to make"
+        "--output", type=given_path, required=True, metavar="DIR", help="the folder to make"
     )
     parser.add_argument("--seed", type=int, default=0, help=f"of {seed_of}, 0 or more (default 0)")
     parser.add_argument(

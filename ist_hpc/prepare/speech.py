@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from ist_hpc.commandline import given_path
 from ist_hpc.errors import InputError
 from ist_hpc.prepare.common import (
     add_output_arguments,
@@ -101,7 +102,7 @@ class Report:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `prepare speech`."""
     parser.add_argument(
-        "--input", type=Path, required=True, metavar="DIR", help="the folder of word folders"
+        "--input", type=given_path, required=True, metavar="DIR", help="the folder of word folders"
     )
     add_output_arguments(parser)
     parser.add_argument(

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ist_hpc.commandline import given_path
 from ist_hpc.csr import Csr
 from ist_hpc.errors import InputError
 from ist_hpc.prepare.common import add_output_arguments, check_range, check_seed
@@ -95,14 +96,16 @@ class Input:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `prepare xmc`."""
-    parser.add_argument("--train", type=Path, metavar="FILE", help="the train rows")
-    parser.add_argument("--test", type=Path, metavar="FILE", help="the test rows")
-    parser.add_argument("--data", type=Path, metavar="FILE", help="all rows, instead of these two")
+    parser.add_argument("--train", type=given_path, metavar="FILE", help="the train rows")
+    parser.add_argument("--test", type=given_path, metavar="FILE", help="the test rows")
     parser.add_argument(
-        "--train-split", type=Path, metavar="FILE", help="numbers of the train rows of --data"
+        "--data", type=given_path, metavar="FILE", help="all rows, instead of these two"
     )
     parser.add_argument(
-        "--test-split", type=Path, metavar="FILE", help="numbers of the test rows of --data"
+        "--train-split", type=given_path, metavar="FILE", help="numbers of the train rows of --data"
+    )
+    parser.add_argument(
+        "--test-split", type=given_path, metavar="FILE", help="numbers of the test rows of --data"
     )
     parser.add_argument(
         "--split-column",

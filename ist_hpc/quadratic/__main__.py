@@ -7,7 +7,7 @@ from math import comb, isfinite
 from pathlib import Path
 
 from ist_hpc import __version__, pictures, streams
-from ist_hpc.commandline import Parser
+from ist_hpc.commandline import Parser, given_path
 from ist_hpc.ending import end
 from ist_hpc.errors import EXIT_FAILED, InputError
 from ist_hpc.quadratic import figures, formulas, theory
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of problems and deals (default: 0)")
     add(
         "--output",
-        type=Path,
+        type=given_path,
         metavar="FILE",
         help="a picture, too: .png (or .pdf, .svg); replaced; drawn by rank 0 alone",
     )

@@ -1,0 +1,83 @@
+"""Names of files as users write them and as files have them: bytes, of which most are text.
+
+Python carries what is not UTF-8 in a name as surrogates (`surrogateescape`), which opens the file
+but can be neither printed nor stored. Whatever is printed passes through `printable`, a path that a
+user wrote through `path_of`, and a walk over a folder through `entries`.
+"""
+
+import codecs
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ist_hpc.errors import InputError, printable
+
+ENCODING_ERRORS = "ist_hpc.printable"
+"""What an output does with characters that it cannot show: see `open`'s `errors`."""
+
+__all__ = ["ENCODING_ERRORS", "entries", "is_text", "path_of", "printable"]
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return printable(error.object[error.start : error.end], ascii_only=True), error.end
+
+
+codecs.register_error(ENCODING_ERRORS, _escaped)
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be stored in a file: it is UTF-8, and printable."""
+    return name == printable(name)
+
+
+def path_of(text: str) -> Path:
+    """The path that a user wrote, with `~` and `~name` at its beginning as the shell reads them.
+
+    A shell expands them only at the beginning of a word, so that `--output=~/x` comes as it is.
+    Raises `InputError` for a home that cannot be found, and for a path without any name.
+    """
+    if not text or "\0" in text:
+        raise InputError("a path must have a name, got an empty one")
+    if not text.startswith("~"):
+        return Path(text)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        home = text.partition("/")[0]
+        raise InputError(
+            f"{text}: the home folder {home} cannot be found; write the path in full, or ./{text} "
+            "for a name that begins with ~"
+        ) from None
+
+
+def entries(
+    folder: Path,
+    left_out: Callable[[Path, str], None],
+    wanted: Callable[[Path], bool] = lambda path: True,
+) -> list[Path]:
+    """What is in a folder that is part of a data set, sorted by the bytes of the names.
+
+    left_out  is told of a folder that cannot be read, and why; nothing is in it then
+    wanted    which entries count; those that the system does not let one look at are left out, too
+    """
+    try:
+        found = sorted(folder.iterdir(), key=lambda path: os.fsencode(path.name))
+    except OSError as error:
+        left_out(folder, f"the folder cannot be read ({error.strerror})")
+        return []
+    chosen = []
+    for path in found:
+        try:
+            if wanted(path):
+                chosen.append(path)
+        except OSError as error:
+            left_out(path, f"cannot be read ({error.strerror})")
+    return chosen
+
+
+def in_words(names: Iterable[str], most: int = 5) -> str:
+    """Some names for a message: the first few, and how many more there are."""
+    listed = [printable(name) for name in names]
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
