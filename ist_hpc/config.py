@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ist_hpc.config_keys import Config
 from ist_hpc.config_rules import check_together
-from ist_hpc.config_yaml import read_yaml
+from ist_hpc.config_yaml import read_yaml, write_yaml
 from ist_hpc.configtypes import describe, fill, show
 from ist_hpc.errors import InputError
 
@@ -93,7 +91,7 @@ def dump(config: Config) -> str:
     plain = dataclasses.asdict(config)
     plain["optimizer"]["betas"] = list(config.optimizer.betas)
     plain["evaluate"]["propensity"] = list(config.evaluate.propensity)
-    return yaml.safe_dump(plain, sort_keys=False)
+    return write_yaml(plain)
 
 
 def describe_keys() -> str:

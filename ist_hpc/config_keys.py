@@ -21,7 +21,7 @@ CHANNELS = {"vgg11": VGG11_CHANNELS, "resnet": (64, 128, 256, 512)}
 class DataConfig:
     """Where the shards are and how batches are drawn from them."""
 
-    path: str = key(help="folder of shards made by python -m ist_hpc.prepare")
+    path: str = key(help="folder of shards made by python -m ist_hpc.prepare", is_path=True)
     batch_size: int = key(128, "rows a rank trains on in one local step", low=2, high=2**24)
     assign: str = key(
         "rows",
@@ -101,6 +101,7 @@ class ModelConfig:
     body_from: str | None = key(
         None,
         "of vgg11: a checkpoint, run folder or HDF5 file with the convolutions to start from",
+        is_path=True,
     )
     freeze_body: bool = key(False, "of vgg11: leave the convolutions as they are")
     inputs: int | None = key(None, "features a row; null: as the data has", low=1)

@@ -1,8 +1,9 @@
-"""Reading the YAML of a configuration: safe, small, each key once, and the line of each known."""
+"""The YAML of configurations: read safely, each key once and its line known; and written."""
 
+import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from yaml.composer import ComposerError
@@ -15,13 +16,46 @@ from ist_hpc.errors import InputError
 _MOST_DEPTH = 20  # of the nesting; a configuration has 3
 
 
+_TAG = "tag:yaml.org,2002:"
+# The rules of YAML 1.2's core schema (section 10.3.2) for what a plain word is, without its octal
+# and hexadecimal numbers. YAML 1.1, which the library has, reads 010 as 8, 1:30 as 90, `no` as
+# false and 2026-01-02 as a date.
+_RULES = {
+    "null": (r"~|null|Null|NULL|", ("~", "n", "N", "")),
+    "bool": (r"true|True|TRUE|false|False|FALSE", tuple("tTfF")),
+    "int": (r"[-+]?[0-9]+", tuple("-+0123456789")),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        tuple("-+.0123456789"),
+    ),
+}
+_FORMS = {name: re.compile(form, re.ASCII) for name, (form, _) in _RULES.items()}
+
+
+def _resolvers() -> dict[str, list[tuple[str, Any]]]:
+    """By the first character of a word: the types that it may have, and their forms."""
+    found: dict[str, list[tuple[str, Any]]] = {}
+    for name, (form, firsts) in _RULES.items():
+        for first in firsts:
+            whole = re.compile(rf"(?:{form})\Z", re.ASCII)
+            found.setdefault(first, []).append((_TAG + name, whole))
+    return found
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML, with 1e-3 a number (YAML 1.1 wants 1.0e-3).
+    """Safe YAML by the core rules of YAML 1.2: a whole number is decimal, `no` is a text.
 
     What YAML has and no configuration needs is an error: a nesting so deep that Python's recursion
-    would end it, and aliases, by which a short text makes a large value or one without end.
+    would end it, aliases, by which a short text makes a large value or one without end, and types
+    beyond JSON's.
     """
 
+    yaml_implicit_resolvers = _resolvers()
+    yaml_constructors: ClassVar[dict[Any, Any]] = {
+        tag: yaml.SafeLoader.yaml_constructors[tag]
+        for tag in (*(_TAG + name for name in (*_RULES, "str", "seq", "map")), None)
+    }
     _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -40,25 +74,50 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """The value of a node; a scalar that is not of its type is an error as any other is."""
+        kind = str(node.tag).removeprefix(_TAG)
         try:
-            value = super().construct_object(node, deep)
-            if isinstance(value, int):
+            form = _FORMS.get(kind)
+            if form is not None and not form.fullmatch(str(node.value)):
+                raise ValueError
+            if kind == "int":
+                value = int(str(node.value))  # the library would read 010 as octal
                 str(value)  # Python refuses numbers of thousands of digits, and so do the checks
-            return value
+                return value
+            return super().construct_object(node, deep)
         except (ValueError, LookupError, ArithmeticError, AttributeError):
-            kind = str(node.tag).rpartition(":")[2]
             problem = f"not of the type {kind}, or out of its range: {show(node.value)}"
             raise ConstructorError(None, None, problem, node.start_mark) from None
 
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Nothing: the merging of mappings (<<) is no part of YAML 1.2."""
 
 
-def read_yaml(text: str, where: str, on_key: Callable[[str, int], None]) -> Any:
+def _both() -> dict[str, list[tuple[str, Any]]]:
+    """The rules of YAML 1.1, which other readers of our files may have, and those of 1.2."""
+    old, new = yaml.SafeDumper.yaml_implicit_resolvers, _resolvers()
+    return {first: [*old.get(first, []), *new.get(first, [])] for first in {*old, *new}}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that the rules of 1.1 or those of 1.2 would read as something else."""
+
+    yaml_implicit_resolvers = _both()
+
+
+def write_yaml(value: Any, one_line: bool = False) -> str:
+    """YAML of plain values that `read_yaml`, and readers of YAML 1.1, read back to equal ones."""
+    return yaml.dump(
+        value,
+        Dumper=_Dumper,
+        sort_keys=False,
+        default_flow_style=one_line,
+        width=math.inf if one_line else None,
+    )
+
+
+def read_yaml(
+    text: str, where: str, on_key: Callable[[str, int], None] = lambda key, line: None
+) -> Any:
     """The value of a YAML text; tells `on_key` the dotted keys and their lines.
 
     where  the text is from, for errors: "in runs/a/config.yaml"

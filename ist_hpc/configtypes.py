@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ist_hpc.errors import InputError
+from ist_hpc.names import expanded
 
 Where = Callable[[str], str]
 """dotted key -> where its value was given, such as `in configs/x.yaml, line 3`."""
@@ -29,12 +30,20 @@ def key(
     above: float | None = None,
     high: float | None = None,
     choices: Sequence[str] = (),
+    is_path: bool = False,
 ) -> Any:
     """A field of a section: `low` <= value <= `high`, value > `above`, or one of `choices`.
 
-    Bounds of a list hold for each of its items.
+    Bounds of a list hold for each of its items. A value that `is_path` may begin with `~`.
     """
-    metadata = {"help": help, "low": low, "above": above, "high": high, "choices": tuple(choices)}
+    metadata = {
+        "help": help,
+        "low": low,
+        "above": above,
+        "high": high,
+        "choices": tuple(choices),
+        "is_path": is_path,
+    }
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -90,6 +99,11 @@ def _checked(
         problem = _out_of_range(item, field.metadata)
         if problem:
             raise InputError(f"`{dotted}` must be {problem}, got {show(value)} {where(dotted)}")
+    if field.metadata.get("is_path") and converted is not None:
+        try:
+            return expanded(converted)
+        except InputError as error:
+            raise InputError(f"`{dotted}` {where(dotted)}: {error}") from None
     return converted
 
 

@@ -32,23 +32,28 @@ def is_text(name: str) -> bool:
 
 
 def path_of(text: str) -> Path:
-    """The path that a user wrote, with `~` and `~name` at its beginning as the shell reads them.
+    """The path that a user wrote; see `expanded`. Raises `InputError`."""
+    return Path(expanded(text))
+
+
+def expanded(text: str) -> str:
+    """A path with `~` and `~name` at its beginning as the shell reads them.
 
     A shell expands them only at the beginning of a word, so that `--output=~/x` comes as it is.
     Raises `InputError` for a home that cannot be found, and for a path without any name.
     """
     if not text or "\0" in text:
-        raise InputError("a path must have a name, got an empty one")
+        raise InputError(f"a path must have a name, got {text!r}")
     if not text.startswith("~"):
-        return Path(text)
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
+        return text
+    full = os.path.expanduser(text)
+    if full.startswith("~"):
         home = text.partition("/")[0]
         raise InputError(
             f"{text}: the home folder {home} cannot be found; write the path in full, or ./{text} "
             "for a name that begins with ~"
-        ) from None
+        )
+    return full
 
 
 def entries(

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
+from ist_hpc.config_yaml import read_yaml
 from ist_hpc.errors import InputError
 
 Values = npt.NDArray[np.float64]
@@ -52,14 +52,14 @@ def read_run(path: Path, metric: str | None = None) -> Run:
     """A run folder, finished or not; None: its main metric. Raises `InputError`."""
     config_path = path / "config.yaml"
     try:
-        config = yaml.safe_load(config_path.read_text(encoding="utf-8"))
+        config = read_yaml(config_path.read_text(encoding="utf-8"), f"in {config_path}")
     except OSError as error:
         raise InputError(
             f"{path} is no run folder: cannot read {config_path} ({error.strerror}); give folders "
             "such as runs/NAME"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise InputError(f"{config_path} is not YAML; was it edited by hand?") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{config_path} is not UTF-8; was it edited by hand?") from None
     if not isinstance(config, dict):
         raise InputError(f"{config_path} must be a mapping of keys to values")
     rows = read_metrics(path / "metrics.jsonl")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ist_hpc import __version__
 from ist_hpc.commandline import Parser, given_path
 from ist_hpc.config_keys import ModelConfig, channels_of, sections_of, subnets_of
+from ist_hpc.config_yaml import read_yaml, write_yaml
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 
 if TYPE_CHECKING:
@@ -284,14 +285,10 @@ def _file_lines(checkpoint: "Checkpoint") -> list[str]:
 
 def _configuration_lines(opened: "OpenCheckpoint") -> list[str]:
     """A line for each section, as YAML that `train --config` takes."""
-    import yaml
-
     lines = ["", "configuration"]
-    for section, values in yaml.safe_load(str(opened.file.attrs["config"])).items():
-        line = yaml.safe_dump(
-            {section: values}, default_flow_style=True, sort_keys=False, width=math.inf
-        )
-        lines.append("  " + line.strip()[1:-1])
+    values_of = read_yaml(str(opened.file.attrs["config"]), f"of {opened.path}")
+    for section, values in values_of.items():
+        lines.append("  " + write_yaml({section: values}, one_line=True).strip()[1:-1])
     return lines
 
 
