@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ist_hpc.errors import InputError
+from ist_hpc.files import json_text
 
 META_FILE = "meta.json"
 FORMAT = "ist_hpc-data"
@@ -134,7 +135,7 @@ class Meta(Schema):
         }
         if self.label_counts is not None:
             content["label_counts"] = vars(self.label_counts)
-        return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(content) + "\n"
 
 
 def load_meta(folder: Path) -> Meta:

@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ist_hpc import files
 from ist_hpc import shards as shards_module
 from ist_hpc.errors import InputError
 from ist_hpc.shard_dense import DenseStored
+from ist_hpc.shard_writer import AlreadyMadeError
 from ist_hpc.shards import Dataset, DatasetWriter
 from tests.data_sets import (
     CLASSES,
@@ -314,7 +316,9 @@ class TestWriter:
         def convert():
             with self.writer(tmp_path / "d", shard_rows=2) as writer:
                 writer.append("train", *make_rows(5))
-                assert [p.name for p in tmp_path.iterdir()] == [f".d.partial-{os.getpid()}"]
+                lock, partial = sorted(p.name for p in tmp_path.iterdir())
+                assert lock == ".d.lock"
+                assert re.fullmatch(rf"\.d\.partial-[^/]*-{os.getpid()}-[0-9a-f]{{16}}", partial)
                 raise error
 
         with pytest.raises(error):
@@ -325,7 +329,7 @@ class TestWriter:
         def full(source, target):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("ist_hpc.shard_writer.os.rename", full)
+        monkeypatch.setattr("ist_hpc.files.os.replace", full)
         with pytest.raises(InputError, match="No space left"):
             write(tmp_path / "d")
         assert list(tmp_path.iterdir()) == []
@@ -388,16 +392,35 @@ class TestWriter:
         assert [p.name for p in made.parent.iterdir()] == ["mine"]
 
     def test_only_a_data_set_is_overwritten(self, tmp_path, made):
-        (tmp_path / "empty").mkdir()
+        (tmp_path / "half").mkdir()
+        (tmp_path / "half" / "train-0000.h5").touch()
         (made / "thesis.tex").touch()
         (tmp_path / "file").touch()
         for name, message in (
-            ("empty", r"is not a data set \(it has no meta\.json\)"),
+            ("half", r"is not a data set \(it has no meta\.json\)"),
             ("mine", r"is not a data set \(it holds thesis\.tex\)"),
             ("file", "is not a folder"),
         ):
-            with pytest.raises(InputError, match=message):
-                write(tmp_path / name, overwrite=True)
+            for overwrite in (True, False):  # which does not say that the other would do
+                with pytest.raises(InputError, match=message) as refused:
+                    write(tmp_path / name, overwrite=overwrite)
+                assert "--overwrite" not in str(refused.value)
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_an_empty_folder_is_no_data_set_that_is_in_the_way(self, tmp_path, overwrite):
+        (tmp_path / "d").mkdir()
+        write(tmp_path / "d", train=3, overwrite=overwrite)
+        assert Dataset.open(tmp_path / "d").rows("train") == 3
+        assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+    def test_a_folder_whose_place_none_can_take(self, tmp_path, monkeypatch):
+        (tmp_path / "d").mkdir()
+        monkeypatch.chdir(tmp_path / "d")
+        with pytest.raises(InputError, match="exists; give another folder: this was started in it"):
+            write(Path())
+        with pytest.raises(InputError, match="/ exists and is not a data set"):
+            write(Path("/"), overwrite=True)
+        assert list(tmp_path.iterdir()) == [tmp_path / "d"]
 
     def test_what_a_killed_one_left_is_named(self, tmp_path, caplog):
         (tmp_path / ".d.partial-1").mkdir()
@@ -406,10 +429,47 @@ class TestWriter:
         (record,) = caplog.records
         assert f"{tmp_path}/.d.partial-1 was left by a preparation" in record.getMessage()
 
-    def test_a_partial_folder_in_the_way(self, tmp_path):
-        (tmp_path / f".d.partial-{os.getpid()}").mkdir()
-        with pytest.raises(InputError, match=r"\.d\.partial-\d+ is in the way"):
-            write(tmp_path / "d")
+    def test_what_a_killed_one_of_this_machine_left_is_removed(self, tmp_path, caplog):
+        """And nothing that may be of one that runs, or of another machine."""
+        left = {
+            kind: hidden_name_of_the_dead(tmp_path / "d", kind)
+            for kind in ("partial", "shuffle", "old")
+        }
+        for folder in left.values():
+            folder.mkdir()
+            (folder / "train-0000.h5").touch()
+        of_living = files.hidden_beside(tmp_path / "d")
+        of_living.mkdir()
+        elsewhere = Path(f"{str(left['partial'])[:-16]}{'0' * 16}")
+        elsewhere.mkdir()
+        of_another_set = hidden_name_of_the_dead(tmp_path / "d2", "partial")
+        of_another_set.mkdir()
+        write(tmp_path / "d", overwrite=True)
+        assert sorted(tmp_path.iterdir()) == sorted(
+            [of_another_set, of_living, elsewhere, tmp_path / "d"]
+        )
+        assert caplog.text.count("removing") == 3
+        assert caplog.text.count("remove it if none does") == 2
+
+    def test_a_data_set_whose_replacement_was_interrupted_is_there_again(self, made, caplog):
+        old = hidden_name_of_the_dead(made, "old")
+        made.rename(old)
+        with pytest.raises(AlreadyMadeError, match="mine is there"):
+            write(made, if_missing=True)
+        Dataset.open(made).check_shard("train", 3)
+        assert [p.name for p in made.parent.iterdir()] == ["mine"]
+        assert "is there again: its replacement was interrupted" in caplog.text
+
+
+def hidden_name_of_the_dead(path, kind):
+    """The name that a process had beside `path`, which is no more."""
+    program = (
+        "import sys, pathlib, ist_hpc.files as files; "
+        "print(files.hidden_beside(pathlib.Path(sys.argv[1]), sys.argv[2]))"
+    )
+    words = [sys.executable, "-c", program, str(path), kind]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    return Path(done.stdout.strip())
 
 
 def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch, capsys):

@@ -2,20 +2,26 @@
 
 import argparse
 import importlib
+import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from ist_hpc.commandline import Parser
-from ist_hpc.errors import EXIT_BAD_INPUT, InputError
+from ist_hpc.commandline import Parser, rank_of_launcher
+from ist_hpc.errors import EXIT_BAD_INPUT, EXIT_GO_ON, InputError
+from ist_hpc.names import printable
 from ist_hpc.prepare import DATASETS
+from ist_hpc.shard_writer import AlreadyMadeError
 
 _PROGRAM = "python -m ist_hpc.prepare"
 _DESCRIPTION = """\
 Convert a published data set into the folder of HDF5 shards that training reads
 (docs/data-format.md). The folder appears when it is complete, checked and on disk, or not at all.
+Of several that are started for one folder one converts, and the others wait for it and take it.
 """
 _EPILOG = f"""\
 examples:
@@ -50,18 +56,70 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
+_asked: list[int] = []
+"""The signals that asked to stop what can be stopped and gone on with: waiting."""
+
+
+class _StoppedWaitingError(Exception):
+    """A signal came while another process was waited for."""
+
+
 def _terminate(signal_number: int, frame: object) -> NoReturn:
-    # As an exception, so that a cancelled batch job leaves no partial folder behind.
+    """End by an exception, so that a cancelled batch job leaves no partial folder behind."""
+    for number in _ENDING:  # to be asked twice would end the tidying up
+        signal.signal(number, signal.SIG_IGN)
+    if signal_number == signal.SIGINT:
+        raise KeyboardInterrupt
     sys.exit(128 + signal_number)
+
+
+def _listen() -> None:
+    """Answer the signals that end a command, but those that it was started to ignore (nohup)."""
+    for number in _ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _terminate)
+    signal.signal(signal.SIGUSR1, lambda number, frame: _asked.append(number))
+
+
+def _while_waiting(waited_s: float) -> None:
+    if _asked:
+        raise _StoppedWaitingError
+
+
+def _start_s() -> float:
+    """When this process started, as time.time(); of ranks when their launcher did.
+
+    Those that are started together have the same wish, even if one is done before another begins.
+    """
+    pid = os.getppid() if any(name in os.environ for name in _LAUNCHED) else os.getpid()
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        since_boot_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot_s)
+    except (OSError, ValueError, IndexError):
+        return time.time()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    if arguments is None:
+        _listen()
+    since_s = _start_s() if arguments is None else time.time()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         args = _parser().parse_args(arguments)
         args.command_line = shlex.join(["python", "-m", "ist_hpc.prepare", *arguments])
+        args.since_s, args.waiting = since_s, _while_waiting
         args.run(args)
+    except AlreadyMadeError as made:
+        if rank_of_launcher() == 0:
+            print(f"prepare: nothing to do: {printable(str(made))}")
+    except _StoppedWaitingError:
+        if rank_of_launcher() == 0:
+            print("prepare: stopped waiting: SIGUSR1; the same command goes on", file=sys.stderr)
+        return EXIT_GO_ON
     except InputError as error:
         print(f"prepare: error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -72,5 +130,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())

@@ -19,9 +19,8 @@ import numpy.typing as npt
 
 from ist_hpc.commandline import given_path
 from ist_hpc.errors import InputError
-from ist_hpc.prepare.common import add_output_arguments, check_range, check_seed, shard_ends
+from ist_hpc.prepare.common import add_output_arguments, begin, check_range, of_output, shard_ends
 from ist_hpc.prepare.safe_pickle import load_dict
-from ist_hpc.shard_writer import check_target
 from ist_hpc.shards import SPLITS, DatasetWriter
 from ist_hpc.streams import permutation
 
@@ -69,9 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what `prepare cifar100` was asked; raises InputError."""
-    check_seed(args.seed)
+    begin(args)
     check_range("--shards", args.shards, 1)
-    check_target(args.output, args.overwrite)
     _check_folder(args.input)
     kind = "coarse" if args.coarse else "fine"
     classes = read_names(args.input / "meta", f"{kind}_label_names")
@@ -194,7 +192,7 @@ def _write(
             "train_channels": channels,
         },
         shard_rows=max(-(-rows[split] // count) for split, count in shards.items()),
-        overwrite=args.overwrite,
+        **of_output(args),
     ) as writer:
         for split, part in parts.items():
             start = 0

@@ -11,10 +11,11 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 from ist_hpc.commandline import given_path
 from ist_hpc.errors import InputError
+from ist_hpc.shard_writer import check_target
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -33,7 +34,7 @@ _THREAD_VARIABLES = (
 def add_output_arguments(
     parser: argparse.ArgumentParser, seed_of: str = "the order of the rows"
 ) -> None:
-    """Add --output, --seed (of `seed_of`, for its help) and --overwrite."""
+    """Add --output, --seed (of `seed_of`, for its help), --overwrite and --if-missing."""
     parser.add_argument(
         "--output", type=given_path, required=True, metavar="DIR", help="the folder to make"
     )
@@ -43,6 +44,40 @@ def add_output_arguments(
         action="store_true",
         help="replace the data set at DIR, once the new one is complete",
     )
+    parser.add_argument(
+        "--if-missing",
+        action="store_true",
+        help="do nothing, and end well, if DIR has a data set already, whoever made it",
+    )
+
+
+def begin(args: argparse.Namespace) -> None:
+    """Check the arguments that all converters have, before anything that takes long.
+
+    The first thing that a converter does. Raises InputError, and `AlreadyMadeError` if there is
+    nothing to do.
+    """
+    check_seed(args.seed)
+    check_target(args.output, args.overwrite, args.if_missing, args.since_s)
+
+
+def of_output(args: argparse.Namespace) -> "OfOutput":
+    """What `DatasetWriter` is told of --overwrite, --if-missing and of waiting for others."""
+    return {
+        "overwrite": args.overwrite,
+        "if_missing": args.if_missing,
+        "since_s": args.since_s,
+        "waiting": args.waiting,
+    }
+
+
+class OfOutput(TypedDict, total=False):
+    """Keyword arguments of `DatasetWriter`, see there."""
+
+    overwrite: bool
+    if_missing: bool
+    since_s: float | None
+    waiting: Callable[[float], None] | None
 
 
 def check_range(option: str, value: int, low: int, high: int | None = None) -> None:
@@ -113,8 +148,9 @@ def ordered_map(
 
 
 def _ignore_interrupts() -> None:
-    # Ctrl-C reaches every process of the terminal; the parent alone answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # They reach every process of a terminal or job step; the parent alone answers them.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

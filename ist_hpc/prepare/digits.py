@@ -6,12 +6,20 @@ images, drawn at random, is the test set.
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.prepare.common import add_output_arguments, check_seed, require, shard_ends
+from ist_hpc.prepare.common import (
+    OfOutput,
+    add_output_arguments,
+    begin,
+    check_seed,
+    of_output,
+    require,
+    shard_ends,
+)
 from ist_hpc.shards import Dataset, DatasetWriter
 from ist_hpc.streams import permutation
 
@@ -33,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what `prepare digits` was asked; raises InputError."""
-    prepare_digits(args.output, args.seed, args.overwrite, args.command_line)
+    begin(args)
+    prepare_digits(args.output, args.seed, args.command_line, **of_output(args))
     made = Dataset.open(args.output)
     print(
         f"digits: {made.rows('train')} train and {made.rows('test')} test rows of 64 features, "
@@ -42,11 +51,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def prepare_digits(
-    output: Path, seed: int = 0, overwrite: bool = False, command_line: str | None = None
+    output: Path, seed: int = 0, command_line: str | None = None, **to_writer: Unpack[OfOutput]
 ) -> None:
     """Write the digits to the folder `output`, as `prepare digits` does; raises InputError.
 
-    One process at a time: call it on one rank.
+    It takes, and raises, what `DatasetWriter` does of its output. Call it on one rank.
     """
     check_seed(seed)
     features, labels = _load()
@@ -65,7 +74,7 @@ def prepare_digits(
         classes=[str(digit) for digit in range(10)],
         made_by=made_by,
         shard_rows=max(-(-len(rows[split]) // shards) for split, shards in _SHARDS.items()),
-        overwrite=overwrite,
+        **to_writer,
     ) as writer:
         for split, shards in _SHARDS.items():
             start = 0

@@ -28,15 +28,15 @@ from ist_hpc.commandline import given_path
 from ist_hpc.errors import InputError
 from ist_hpc.prepare.common import (
     add_output_arguments,
+    begin,
     check_range,
-    check_seed,
+    of_output,
     ordered_map,
     require,
     shard_ends,
     usable_cores,
 )
 from ist_hpc.prepare.speech_audio import FRAMES, MELS, SAMPLE_RATE, Converted, convert_clips
-from ist_hpc.shard_writer import check_target
 from ist_hpc.shards import DatasetWriter
 from ist_hpc.streams import permutation
 
@@ -127,12 +127,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what `prepare speech` was asked; raises InputError."""
+    begin(args)
     began = time.perf_counter()
     check_range("--fold", args.fold, 0, NUM_FOLDS - 1)
     check_range("--shards", args.shards, 1)
     check_range("--workers", args.workers, 1)
-    check_seed(args.seed)
-    check_target(args.output, args.overwrite)
     require("librosa", _INSTALL)
     report = Report(args.input)
     words, clips = find_clips(report)
@@ -237,7 +236,7 @@ def _write(
             "source": "Google Speech Commands",
         },
         shard_rows=max(-(-len(parts[split]) // count) for split, count in shards.items()),
-        overwrite=args.overwrite,
+        **of_output(args),
     ) as writer:
         with closing(_converted(parts["train"] + parts["test"], args.workers)) as results:
             for split, clips in parts.items():

@@ -17,19 +17,22 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
 from ist_hpc.csr import Csr
 from ist_hpc.prepare.common import (
+    OfOutput,
     add_output_arguments,
+    begin,
     check_range,
     check_seed,
+    of_output,
     ordered_map,
     usable_cores,
 )
 from ist_hpc.prepare.synthetic_rows import Recipe, make_rows
-from ist_hpc.shard_writer import check_target
 from ist_hpc.shards import SPLITS, Dataset, DatasetWriter
 
 HELP = "made data of the shape of Amazon-670k or Delicious, to try things at true size"
@@ -110,6 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what `prepare synthetic` was asked; raises InputError."""
+    begin(args)
     sizes = {
         "--train-rows": args.train_rows,
         "--test-rows": args.test_rows,
@@ -129,7 +133,8 @@ def run(args: argparse.Namespace) -> None:
     recipe = replace(known, rows=(train_rows, test_rows), features=features, labels=labels)
     began = time.perf_counter()
     prepare_synthetic(
-        args.output, args.like, recipe, args.seed, args.overwrite, args.workers, args.command_line
+        *(args.output, args.like, recipe, args.seed, args.workers, args.command_line),
+        **of_output(args),
     )
     _print_report(args.output, args.like, time.perf_counter() - began)
 
@@ -139,18 +144,17 @@ def prepare_synthetic(
     like: str,
     recipe: Recipe | None = None,
     seed: int = 0,
-    overwrite: bool = False,
     workers: int = 1,
     command_line: str | None = None,
+    **to_writer: Unpack[OfOutput],
 ) -> None:
     """Write made rows to the folder `output`, as `prepare synthetic` does; raises InputError.
 
-    `recipe` is by default the one of true size for `like`, a key of `RECIPES`. One process at a
-    time: call it on one rank.
+    `recipe` is by default the one of true size for `like`, a key of `RECIPES`. It takes, and
+    raises, what `DatasetWriter` does of its output. Call it on one rank.
     """
     check_seed(seed)
     check_range("--workers", workers, 1)
-    check_target(output, overwrite)
     recipe = recipe or RECIPES[like]
     made_by = {
         "command": command_line
@@ -169,7 +173,7 @@ def prepare_synthetic(
         classes=recipe.labels,
         made_by=made_by,
         shard_rows=-(-max(recipe.rows) // _SHARDS),
-        overwrite=overwrite,
+        **to_writer,
     ) as writer:
         tasks = list(_tasks(recipe, seed))
         with closing(_made(tasks, workers)) as blocks:

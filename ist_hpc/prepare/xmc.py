@@ -26,13 +26,12 @@ import numpy.typing as npt
 from ist_hpc.commandline import given_path
 from ist_hpc.csr import Csr
 from ist_hpc.errors import InputError
-from ist_hpc.prepare.common import add_output_arguments, check_range, check_seed
+from ist_hpc.prepare.common import add_output_arguments, begin, check_range, of_output
 from ist_hpc.prepare.xmc_line import Header
 from ist_hpc.prepare.xmc_shuffle import Shuffler
 from ist_hpc.prepare.xmc_source import Source
 from ist_hpc.prepare.xmc_split import Split, read_split
 from ist_hpc.prepare.xmc_statistics import SplitStatistics, summary_of, table_of
-from ist_hpc.shard_writer import check_target
 from ist_hpc.shards import DatasetWriter
 
 HELP = "text files of the Extreme Classification Repository: Amazon-670K, Delicious, ..."
@@ -139,12 +138,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what `prepare xmc` was asked; raises InputError."""
+    begin(args)
     began = time.perf_counter()
-    check_seed(args.seed)
     check_range("--shards", args.shards, 1)
     check_range("--split-column", args.split_column, 1)
     _check_files_given(args)
-    check_target(args.output, args.overwrite)
     with ExitStack() as stack:
         opened = _open(args, stack)
         report = Report({split: SplitStatistics(opened.header.labels) for split in SPLITS})
@@ -230,7 +228,7 @@ def _write(args: argparse.Namespace, opened: Input, report: Report) -> None:
             classes=header.labels,
             made_by=made_by,
             shard_rows=-(-train_rows // args.shards),
-            overwrite=args.overwrite,
+            **of_output(args),
         ) as writer,
         Shuffler(args.output, text_bytes, args.seed) as shuffler,
     ):

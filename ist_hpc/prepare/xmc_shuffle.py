@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ist_hpc.csr import Csr, concatenate
 from ist_hpc.errors import InputError
+from ist_hpc.files import hidden_beside
 from ist_hpc.streams import words
 
 Keys = npt.NDArray[np.uint64]
@@ -44,8 +45,8 @@ class Shuffler:
         self, output: Path, text_bytes: int, seed: int, bucket_bytes: int | None = None
     ) -> None:
         """For rows whose text has about `text_bytes` bytes; more or fewer are no mistake."""
-        target = output.resolve()
-        self._folder = target.with_name(f".{target.name}.shuffle-{os.getpid()}")
+        target = Path(os.path.realpath(output))
+        self._folder = hidden_beside(target, "shuffle")
         self._seed = seed
         self._rows = 0
         self._keys = np.zeros(0, dtype=np.uint64)
@@ -60,10 +61,6 @@ class Shuffler:
             try:
                 self._folder.parent.mkdir(parents=True, exist_ok=True)
                 self._folder.mkdir()
-            except FileExistsError as error:
-                raise InputError(
-                    f"{self._folder} is in the way, left by a process that was killed; remove it"
-                ) from error
             except OSError as error:
                 raise InputError(f"cannot make {self._folder}: {error.strerror}") from error
         return self
