@@ -17,26 +17,31 @@ cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 source slurm/job.sh
 error() {
-    echo "submit: error: $*" >&2
+    printable "submit: error: $*" >&2
     exit 2
 }
 
 # file NAME: the file that the user means, as seen from the repository's folder.
 file() {
-    (cd "$from" && realpath -sm --relative-base="$root" -- "$1")
+    local name
+    name=$(expanded "$1") || exit
+    (cd "$from" && realpath -sm --relative-base="$root" -- "$name")
 }
 
 template=
-if [[ ${1:-} == --template ]]; then
-    (($# > 1)) || error "--template wants a file, such as slurm/speech.sbatch"
-    template=$(file "$2") && shift 2
+[[ ${1:-} != --template ]] || set -- "--template=${2:-}" "${@:3}"
+if [[ ${1:-} == --template=* ]]; then
+    [[ $1 != --template= ]] || error "--template wants a file, such as slurm/speech.sbatch"
+    template=$(file "${1#*=}")
+    shift
 fi
 config=${1:-}
 case $config in
     "" | -h | --help) sed -n '2,13s/^# \{0,1\}//p' slurm/submit.sh; exit 2 ;;
     -*) error "the configuration comes before options, as in configs/speech2.yaml --nodes=4, got $config" ;;
 esac
-config=$(file "$config") && shift
+config=$(file "$config")
+shift
 [[ -r $config ]] || error "no configuration $config"
 options=()
 while (($#)) && [[ $1 != -- ]]; do
@@ -44,7 +49,7 @@ while (($#)) && [[ $1 != -- ]]; do
 done
 [[ ${1:-} != -- ]] || shift
 
-name=$(basename "$config" .yaml)
+name=$(basename -- "$config" .yaml)
 if [[ -z $template ]]; then
     case $name in
         amazon670k) template=slurm/amazon670k.sbatch ;;
@@ -119,16 +124,17 @@ bytes() {
     [[ ${value^^} =~ ^([0-9]{1,12})([KMGT]?)B?$ ]] || error "$1 wants a size, as in $1=16G or $1=16000M" \
         "(K, M, G or T; without a unit it is M), got '$value'"
     case ${BASH_REMATCH[2]} in K) power=10 ;; G) power=30 ;; T) power=40 ;; *) power=20 ;; esac
-    echo $((BASH_REMATCH[1] << power))
+    echo $((10#${BASH_REMATCH[1]} << power)) # 08 would be octal
 }
 
 # Slurm takes the template's lines, then the environment, then the command line.
 while read -ra words; do
     take "${words[@]:1}"
 done < <(grep '^#SBATCH ' "$template")
+[[ -z ${SBATCH_MEM_PER_GPU:-} ]] || error "SBATCH_MEM_PER_GPU=$SBATCH_MEM_PER_GPU is not understood by the" \
+    "check; set SBATCH_MEM_PER_NODE=SIZE in its place"
 take ${SBATCH_MEM_PER_NODE:+--mem="$SBATCH_MEM_PER_NODE"} \
-    ${SBATCH_MEM_PER_CPU:+--mem-per-cpu="$SBATCH_MEM_PER_CPU"} \
-    ${SBATCH_MEM_PER_GPU:+--mem-per-gpu="$SBATCH_MEM_PER_GPU"} "${options[@]}"
+    ${SBATCH_MEM_PER_CPU:+--mem-per-cpu="$SBATCH_MEM_PER_CPU"} "${options[@]}"
 
 nodes=$(number --nodes)
 each=$(number --ntasks-per-node)
@@ -140,6 +146,10 @@ if [[ -z $ranks ]]; then
     [[ -n $nodes && -n $each ]] || error "the number of ranks is not given; write --nodes=4" \
         "--ntasks-per-node=2, or --ntasks=8"
     ranks=$((nodes * each))
+fi
+if [[ -n ${RANKS:-} ]]; then # the job takes it, too
+    check_number RANKS "$RANKS" 1 "such as 4, the number of ranks"
+    ranks=$RANKS
 fi
 # the most ranks of a node: Slurm gives up --ntasks-per-node where more are asked for than that makes
 nodes=${nodes:-1} spread=$(((ranks + ${nodes:-1} - 1) / ${nodes:-1}))
@@ -153,21 +163,21 @@ else
 fi
 check=()
 if ((limit)); then
-    check=(--memory-gb "$(awk "BEGIN {print $limit / 1e9}")")
+    check=(--memory-gb "$(LC_ALL=C awk "BEGIN {print $limit / 1e9}")")
 else
     echo "submit: memory is not checked: no --mem=SIZE or --mem-per-cpu=SIZE says what a rank may have"
 fi
 
-use_environment
 CONFIG=
 take_arguments --config --name --runs -- "$@"
 [[ -z $CONFIG ]] || error "--config $CONFIG after -- and $config before it; a job trains one configuration"
+use_environment
 CONFIG=$config
 find_data "$@"
 mapfile -t settings < <(settings_of "$@")
-echo "$config on $ranks ranks, by $template, data in $DATA, $DATA_FROM:"
+printable "$config on $ranks ranks, by $template, data in $DATA, $DATA_FROM:"
 python -m ist_hpc.plan --config "$config" --ranks "$ranks" --check "${check[@]}" \
-    --set "data.path=$DATA" "${settings[@]}" || exit $?
+    --set "${settings[@]}" "$data_setting" || exit $?
 # an argument, as a variable would not come through `sbatch --export=NONE`
 job=("${options[@]}" "$template" --config "$config" "$@")
 sbatch --test-only "${job[@]}" || error "the cluster would not take this job"

@@ -155,3 +155,49 @@ class TestSubmit:
         assert "the number of ranks is not given" in done.stderr
         assert site.run("slurm/submit.sh", *words, "-n8").returncode == 0
         assert site.value("plan", "--ranks") == "8"
+
+    @pytest.mark.parametrize(
+        "words", [["--template=slurm/vgg11.sbatch"], ["--template", "slurm/vgg11.sbatch"]]
+    )
+    def test_the_template_in_both_forms(self, site, words):
+        done = site.run("slurm/submit.sh", *words, "configs/speech3.yaml")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert site.got("sbatch")[0] == "slurm/vgg11.sbatch"
+
+    @pytest.mark.parametrize(
+        ("words", "settings", "problem"),
+        [
+            (["--template"], {}, "--template wants a file"),
+            (["--template="], {}, "--template wants a file"),
+            (["--template=~nobody-here/x", "a.yaml"], {}, "~nobody-here/x: the home folder"),
+            (["~nobody-here/a.yaml"], {}, "~nobody-here/a.yaml: the home folder"),
+            (
+                ["configs/speech3.yaml"],
+                {"RANKS": "4x"},
+                "RANKS is 4x; it may be a whole number from 1",
+            ),
+            (["configs/speech3.yaml"], {"VENV": "none"}, "no none/bin/python"),
+        ],
+    )
+    def test_what_is_wrong_is_said_in_one_line(self, site, words, settings, problem):
+        done = site.run("slurm/submit.sh", *words, **settings)
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2
+        assert line.startswith("submit: error: ")
+        assert problem in line
+        assert site.got("sbatch") == []
+
+    def test_what_it_advises_for_memory_of_a_gpu_is_taken(self, site):
+        words = ["slurm/submit.sh", "configs/speech3.yaml"]
+        done = site.run(*words, SBATCH_MEM_PER_GPU="8G")
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2
+        assert "set SBATCH_MEM_PER_NODE=SIZE in its place" in line
+        assert site.run(*words, SBATCH_MEM_PER_NODE="8G").returncode == 0
+
+    def test_the_ranks_that_the_job_will_take(self, site):
+        """RANKS reaches the job, too."""
+        done = site.run("slurm/submit.sh", "configs/speech3.yaml", "--mem=08G", RANKS="2")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert site.value("plan", "--ranks") == "2"
+        assert float(site.value("plan", "--memory-gb")) == pytest.approx(8.58993, rel=1e-5)
