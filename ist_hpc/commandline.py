@@ -1,20 +1,12 @@
 """What the command lines of all commands have in common."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ist_hpc.errors import InputError
+from ist_hpc.mpi_environment import rank_of_launcher
 from ist_hpc.names import path_of
-
-
-def rank_of_launcher() -> int:
-    """The rank as the launcher's environment has it, before or without MPI; 0 if it has none."""
-    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "HOROVOD_RANK", "SLURM_PROCID"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
 
 
 def given_path(text: str) -> Path:

@@ -18,8 +18,7 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ist_hpc import lastresort
-from ist_hpc.commandline import rank_of_launcher
+from ist_hpc import lastresort, mpi_environment
 from ist_hpc.errors import EXIT_BAD_INPUT, EXIT_FAILED, InputError, UnreadableError
 from ist_hpc.files import refuse_vds_prefix
 
@@ -94,14 +93,14 @@ def launch(
     try:
         arguments = parse()
         _refuse_gloo()
+        mpi_environment.refuse_step_without_pmix()
         lastresort.exit_after(_START_S)
-        from mpi4py import MPI
-
-        comm = MPI.COMM_WORLD
+        mpi = _start_mpi()
+        comm = mpi.COMM_WORLD
         _start_log(comm.Get_rank(), comm.Get_size())
-        _refuse_bad_mpi(MPI, comm)
+        _refuse_bad_mpi(mpi, comm)
     except InputError as error:
-        if rank_of_launcher() == 0:
+        if mpi_environment.rank_of_launcher() == 0:
             _refuse(f"{program}: error: {error}")
         return EXIT_BAD_INPUT
     rank, ranks = comm.Get_rank(), comm.Get_size()
@@ -133,6 +132,19 @@ def launch(
         header = f"{program}: rank {rank} of {ranks} on {socket.gethostname()} failed:\n"
         say(header + report.getvalue())
         return _end_all(comm, EXIT_FAILED)
+
+
+def _start_mpi() -> Any:
+    """Load mpi4py's `MPI`, which starts MPI. Raises `InputError` where there is none to load."""
+    try:
+        with mpi_environment.as_started():
+            from mpi4py import MPI
+    except (ImportError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"MPI does not load ({error}): use the python of .venv, load the modules that were "
+            "loaded at make setup, and unset LD_PRELOAD; make check tells more"
+        ) from None
+    return MPI
 
 
 def _end_all(comm: "MPI.Comm", code: int) -> int:
@@ -273,12 +285,7 @@ def _refuse_bad_mpi(mpi: Any, comm: "MPI.Comm") -> None:
             "thread talks to MPI beside this program's); unset MPI4PY_RC_THREADS and "
             "MPI4PY_RC_THREAD_LEVEL, or use an MPI built with thread support"
         )
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if tasks.isdigit() and int(tasks) > 1 and comm.Get_size() == 1:
-        raise InputError(
-            f"Slurm started {tasks} tasks but each is alone in MPI; start it with srun "
-            "--mpi=pmix (srun --mpi=list shows what there is), or with mpirun"
-        )
+    mpi_environment.refuse_alone(comm.Get_size())
 
 
 def set_threads(comm: "MPI.Comm", threads: int) -> int:

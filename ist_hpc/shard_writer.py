@@ -21,7 +21,6 @@ from typing import Any, cast
 import numpy as np
 
 from ist_hpc import __version__, shard_files
-from ist_hpc.commandline import rank_of_launcher
 from ist_hpc.errors import InputError
 from ist_hpc.files import (
     flush_to_disk,
@@ -36,6 +35,7 @@ from ist_hpc.files import (
 )
 from ist_hpc.label_counts import LabelCounts
 from ist_hpc.locks import FileLock, owner_facts
+from ist_hpc.mpi_environment import rank_of_launcher
 from ist_hpc.shard_layouts import Layout, layout_of
 from ist_hpc.shard_meta import (
     FEATURE_DTYPES,

@@ -9,9 +9,10 @@ from types import ModuleType
 from typing import Any
 
 from ist_hpc.bench import convergence, scaling
-from ist_hpc.commandline import Parser, rank_of_launcher
+from ist_hpc.commandline import Parser
 from ist_hpc.ending import end
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
+from ist_hpc.mpi_environment import rank_of_launcher
 from ist_hpc.runtime import Runtime, launch
 
 _STUDIES: dict[str, ModuleType] = {"convergence": convergence, "scaling": scaling}

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import ist_hpc
 from ist_hpc.errors import InputError
+from ist_hpc.mpi_environment import variable_of_a_rank
 
 DEFAULT_LAUNCHER = "mpirun -np {ranks}"
 HOSTS_SCRIPT = Path(ist_hpc.__file__).resolve().parent.parent / "bench" / "hosts.sh"
 
 _GRACE_S = 15.0  # for a launcher to end its ranks
-_IN_A_JOB = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
 # gloo would listen at the address of the host's name; each host's interface has another name.
 _ON_A_HOST = (
     'host=$(uname -n); export OMP_NUM_THREADS={threads} GLOO_SOCKET_IFNAME=e${{host#h}}; exec "$@"'
@@ -139,11 +139,11 @@ class Hosts(Place):
 
 def refuse_ranks(environment: Mapping[str, str] = os.environ) -> None:
     """Raise `InputError` if this process was itself started as a rank."""
-    found = [name for name in _IN_A_JOB if name in environment]
-    if found:
+    found = variable_of_a_rank(environment)
+    if found is not None:
         raise InputError(
             "a study starts the ranks of its runs itself: start it without mpirun or srun "
-            f"({found[0]} is set)"
+            f"({found} is set)"
         )
 
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from ist_hpc.commandline import Parser, rank_of_launcher
+from ist_hpc.commandline import Parser
 from ist_hpc.errors import EXIT_BAD_INPUT, EXIT_GO_ON, InputError
+from ist_hpc.mpi_environment import rank_of_launcher
 from ist_hpc.names import printable
 from ist_hpc.prepare import DATASETS
 from ist_hpc.shard_writer import AlreadyMadeError
