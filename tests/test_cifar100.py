@@ -172,11 +172,14 @@ class TestBadInput:
                 {"data": np.zeros((40, 3071), np.uint8)},
                 "in/train: `data` must be uint8 [images, 30",
             ),
-            ({"data": np.zeros((40, 784), np.uint8)}, "(got [40, 784])"),
-            ({"data": np.zeros((40, 3, 32, 32), np.uint8)}, "(got [40, 3, 32, 32])"),
+            ({"data": np.zeros((40, 784), np.uint8)}, "(got uint8 [40, 784])"),
+            ({"data": np.zeros((40, 3, 32, 32), np.uint8)}, "(got uint8 [40, 3, 32, 32])"),
             ({"data": [[0] * 3072] * 40}, "(got list)"),
             ({"data": np.zeros((0, 3072), np.uint8)}, "got 0 images and 40 `fine_labels`"),
-            ({"data": np.zeros((40, 3072))}, "in/train: has an array of f8, must be of uint8"),
+            (
+                {"data": np.zeros((40, 3072))},
+                "in/train: `data` must be of uint8, 0 to 255 (got float64 [40, 3072])",
+            ),
             (
                 {"fine_labels": [3] * 40},
                 "numbers from 0 to 2, as `meta` has 3 names (got 3 at row 0",
@@ -186,7 +189,7 @@ class TestBadInput:
             ({"fine_labels": [0] * 39 + ["bee"]}, "(got bytes at row 39)"),
             ({"fine_labels": [0] * 39 + [1 << 20_000]}, "(got int at row 39)"),
             ({"fine_labels": [0] * 39}, "got 40 images and 39 `fine_labels`"),
-            ({"fine_labels": 7}, "got 40 images and 0 `fine_labels`"),
+            ({"fine_labels": 7}, "`fine_labels` must be a list of whole numbers (got int)"),
         ],
     )
     def test_content(self, changed, message, tmp_path, capsys):
@@ -202,16 +205,28 @@ class TestBadInput:
                 "in: has no file train; give the folder cifar-100-python that https://",
             ),
             ("meta", None, "in: has no file meta"),
-            ("test", b"", "in/test: no pickle, or one that is cut short or damaged"),
-            ("test", b"label,pixel\n1,2\n", "in/test: no pickle"),
-            ("test", b"\x1f\x8b\x08\x00gzip", "in/test: no pickle"),
+            ("test", b"", "in/test: is empty (0 bytes); copy or download it again"),
+            (
+                "test",
+                b"label,pixel\n1,2\n",
+                "in/test: is text (it begins with 'label,pixel 1,2'), must be a pickle file",
+            ),
+            (
+                "test",
+                b"\x1f\x8b\x08\x00gzip",
+                "in/test: is packed with gzip; unpack it: gzip -dc <",
+            ),
             ("test", python2([1, 2]), "in/test: must be the pickle of a dict (got list)"),
-            ("test", python2({}), "in/test: has no `data`; is it a file of CIFAR-100?"),
+            (
+                "test",
+                python2({}),
+                "in/test: has no `data`, but nothing; is it a file of CIFAR-100?",
+            ),
             ("test", python3(2)({b"data": 1, "data": 2}), "keys must be different texts"),
             ("test", python2({(1,): 2}), "keys must be different texts"),
             ("meta", python2({"fine_label_names": ["a", "a"]}), "list of different names"),
             ("meta", python2({"fine_label_names": []}), "list of different names"),
-            ("meta", python2({"names": []}), "in/meta: has no `fine_label_names`"),
+            ("meta", python2({"names": []}), "in/meta: has no `fine_label_names`, but names; is"),
         ],
     )
     def test_files(self, name, content, message, tmp_path, capsys):
@@ -231,7 +246,7 @@ class TestBadInput:
         assert prepare(tmp_path / "none", tmp_path / "out") == 2
         assert "none: no such folder; give the folder cifar-100-" in capsys.readouterr().err
         write(tmp_path / "in")
-        assert_refused(tmp_path, capsys, "--shards must be 1 or more", "--shards", "0")
+        assert_refused(tmp_path, capsys, "--shards must be 1 to 10000", "--shards", "0")
         assert_refused(tmp_path, capsys, "--seed must be 0", "--seed", "-1")
 
     def test_a_file_too_large_is_not_read(self, tmp_path, capsys):
@@ -274,8 +289,8 @@ HOSTILE = {
     "a class": (python3(4)(Plain()), "names tests.test_cifar100.Plain"),
     "getattr": (b"\x80\x02c__builtin__\ngetattr\n.", "names __builtin__.getattr"),
     "lines": (b"\x80\x04\x8c\x03a\nb\x8c\x03\x1b[m\x93.", "names a b. [m, which"),
-    "objects": (python3(2)({"data": np.array([None])}), "has an array of O8, must be of uint8"),
-    "records": (python3(4)({"a": np.zeros(2, "u1,u1")}), "has an array of V2, must be of uint8"),
+    "objects": (python3(2)({"data": np.array([None])}), "has an array of O8, must be of numbers"),
+    "records": (python3(4)({"a": np.zeros(2, "u1,u1")}), "has an array of V2, must be of numbers"),
     "large": (
         b"\x80\x02}U\x01d" + _ARRAY + b"(K\x01J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86" + _UINT8
         + b"\x89C\x01xtbs.",
@@ -328,7 +343,10 @@ HOSTILE = {
         + (b"r" + struct.pack("<I", 30_000_000) + b"0}.").ljust(0x4E, b".") + b"0}.",
         "not the pickle of a few arrays",
     ),
-    "a number without end": (b"I" + b"1" * 5000 + b"\n.", "cut short or damaged"),
+    "a number without end": (
+        b"\x80\x02I" + b"1" * 5000 + b"\n.",
+        "cut short or damaged",
+    ),
 }  # fmt: skip
 
 

@@ -69,10 +69,12 @@ UNREADABLE = {
     "no/cut_nohash_0.wav": "truncated: its header says 16000 samples, it has 9978",
     "no/empty_nohash_0.wav": "has no samples",
     "no/fast_nohash_0.wav": "must be mono, 16 bit, 16000 Hz (got 1 channels, 16 bit, 44100 Hz)",
-    "no/header_nohash_0.wav": "not a readable PCM wav file (it ends too early)",
+    "no/header_nohash_0.wav": (
+        "not a readable PCM wav file (it ends too early, or its format is damaged)"
+    ),
     "no/stereo_nohash_0.wav": "must be mono, 16 bit, 16000 Hz (got 2 channels, 16 bit, 16000 Hz)",
-    "no/text_nohash_0.wav": "not a readable PCM wav file (file does not start with RIFF id)",
-    "no/void_nohash_0.wav": "not a readable PCM wav file (it ends too early)",
+    "no/text_nohash_0.wav": "is text (it begins with 'no sound at all'), must be a wav file",
+    "no/void_nohash_0.wav": "is empty (0 bytes); copy or download it again",
 }
 
 
@@ -111,10 +113,16 @@ class TestCommandLine:
             (["speech", "--output", "x"], "required: --input"),
             (["speech", "--input", "i", "--output", "x"], "--input i: no such folder; give the"),
             (["speech", "--input", ".", "--output", "x"], "must hold clips <word>/<speaker>_noh"),
-            (["speech", "--input", ".", "--output", "."], ". exists; give another folder"),
+            (["speech", "--input", ".", "--output", "."], ". exists and is not a data set"),
             (["speech", "--input", ".", "--output", "x", "--fold", "5"], "--fold must be 0 to 4"),
-            (["speech", "--input", ".", "--output", "x", "--workers", "0"], "--workers must be 1"),
-            (["speech", "--input", ".", "--output", "x", "--shards", "0"], "--shards must be 1 or"),
+            (
+                ["speech", "--input", ".", "--output", "x", "--workers", "0"],
+                "--workers must be 1 to 1024",
+            ),
+            (
+                ["speech", "--input", ".", "--output", "x", "--shards", "0"],
+                "--shards must be 1 to 10000",
+            ),
         ],
     )
     def test_mistakes_are_one_line_and_leave_nothing(
@@ -248,7 +256,8 @@ class TestSpeech:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         assert prepare_speech(tmp_path / "clips", tmp_path / "x", "--workers", "1") == 2
-        assert "train clips can be read, for example yes/speaker0_" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "none of the 20 clips can be read, for example yes/speaker0_" in error
         assert [p.name for p in tmp_path.iterdir()] == ["clips"]
 
     def test_too_few_speakers(self, tmp_path, capsys):

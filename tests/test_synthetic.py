@@ -235,7 +235,7 @@ class TestCommand:
             (["--labels", "3000000000"], "--labels must be 1 to"),
             (["--labels", "many"], "invalid int value: 'many'"),
             (["--seed", "-1"], "--seed must be 0 to"),
-            (["--workers", "0"], "--workers must be 1 or more (got 0)"),
+            (["--workers", "0"], "--workers must be 1 to 1024 (got 0)"),
         ],
     )
     def test_mistakes_are_one_line_and_leave_nothing(

@@ -280,13 +280,14 @@ class TestSplitFiles:
         [
             ("1\n2\n", "3\n2\n", "te.txt, line 2: sample 2 is a train row already, in tr.txt"),
             ("1\n2\n1\n", "3\n", "tr.txt, line 3: sample 1 is there twice (column 1)"),
-            ("1\n11\n", "3\n", "tr.txt, line 2: a sample's number must be 1 to 10"),
-            ("1\n0\n", "3\n", "tr.txt, line 2: a sample's number must be 1 to 10"),
-            ("1\n-2\n", "3\n", "te.txt, line 2: a sample's number must be 1 to 10"),
-            ("1\n2.0\n", "3\n", "tr.txt, line 2: a sample's number must be 1 to 10"),
-            ("9" * 5000, "3\n", "tr.txt, line 1: a sample's number must be 1 to 10"),
+            ("1\n11\n", "3\n", "tr.txt, line 2: a sample's number must be a whole one, 1 to 10"),
+            ("1\n0\n", "3\n", "tr.txt, line 2: a sample's number must be a whole one, 1 to 10"),
+            ("1\n-2\n", "3\n", "te.txt, line 2: a sample's number must be a whole one, 1 to 10"),
+            ("1\n2.5\n", "3\n", "tr.txt, line 2: a sample's number must be a whole one, 1 to 10"),
+            ("9" * 5000, "3\n", "tr.txt, line 1: a sample's number must be a whole one, 1 to 10"),
             ("1\n\n2\n", "3\n", "tr.txt, line 2: must have 1 or more numbers"),
             ("", "3\n", "tr.txt: is empty"),
+            ("1\r3\r", "2\n", "tr.txt, line 1: its lines end with CR alone"),
         ],
     )
     def test_mistakes(self, train, test, message, tmp_path, monkeypatch, capsys):
@@ -379,14 +380,14 @@ class TestMistakes:
                 "give --train and --test, or",
             ),
             (["F", "--output", "x", "--split-column", "0"], "--split-column must be 1 or more"),
-            (["F", "--output", "x", "--shards", "0"], "--shards must be 1 or more (got 0)"),
+            (["F", "--output", "x", "--shards", "0"], "--shards must be 1 to 10000 (got 0)"),
             (["F", "--output", "x", "--seed", "-1"], "--seed must be 0 to"),
-            (["F", "--output", "."], ". exists; give another folder"),
+            (["F", "--output", "."], ". exists and is not a data set"),
             (
                 ["--train", "no", "--test", "no", "--output", "x"],
-                "no: cannot be read (No such file",
+                "no: cannot be read (No such file or directory); the files are at http",
             ),
-            (["--train", ".", "--test", "no", "--output", "x"], ".: must be a text file"),
+            (["--train", ".", "--test", "no", "--output", "x"], ".: is a folder, must be a file"),
             (
                 ["--train", "wide.txt", "--test", "F2", "--output", "x"],
                 "line 1: must have the numbers",
@@ -397,7 +398,7 @@ class TestMistakes:
             ),
             (
                 ["--train", "empty.txt", "--test", "F2", "--output", "x"],
-                "empty.txt, line 1: must be",
+                "empty.txt: is empty (0 bytes)",
             ),
         ],
     )

@@ -212,7 +212,6 @@ class TestMalformedLines:
             (b"12920 500", "must be `N D L`"),
             (b"12920 500 983 4", "must be `N D L`"),
             (b"0,1 2:0.5 3:0.5", "must be `N D L`"),
-            (b"\xef\xbb\xbf1 2 3", "must be `N D L`"),
             (b"-1 2 3", "must be `N D L`"),
             (b"1.5 2 3", "must be `N D L`"),
             (b"0 2 3", "the number of samples must be 1 to 9007199254740992 (got '0')"),

@@ -3,7 +3,7 @@
 DIR is the folder that cifar-100-python.tar.gz unpacks to, with the pickles train, test and meta.
 3072 uint8 features a row: 3 x 32 x 32, the red, the green and the blue plane, row-major. Classes
 are the 100 fine labels, or with --coarse the 20 superclasses. The pickles cannot run anything: what
-is no part of plain data and arrays of uint8 is refused.
+is no part of plain data and arrays of numbers is refused.
 
 Prints the mean and standard deviation of each channel of the train images, as a configuration takes
 them.
@@ -18,8 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ist_hpc.commandline import given_path
-from ist_hpc.errors import InputError
-from ist_hpc.prepare.common import add_output_arguments, begin, check_range, of_output, shard_ends
+from ist_hpc.errors import printable
+from ist_hpc.names import in_words, is_text
+from ist_hpc.prepare.common import (
+    add_output_arguments,
+    answers_for_memory,
+    begin,
+    check_counts,
+    of_output,
+    say,
+    shard_ends,
+)
+from ist_hpc.prepare.found import folder_refused, input_folder, is_missing, refused
 from ist_hpc.prepare.safe_pickle import load_dict
 from ist_hpc.shards import SPLITS, DatasetWriter
 from ist_hpc.streams import permutation
@@ -38,6 +48,14 @@ _TRAIN_SHARDS_PER_TEST_SHARD = 4
 _ROWS_AT_ONCE = 4096  # that are put in order beside all the others
 _SHOWN_BITS = 64  # of a label that is wrong
 _DIGITS = 4  # of means and deviations that are printed
+_FILES = (*SPLITS, "meta")
+_OTHERS = {
+    "train.bin": "the binary version of CIFAR-100",
+    "data_batch_1": "CIFAR-10",
+    "data_batch_1.bin": "the binary version of CIFAR-10",
+    "train.mat": "the Matlab version of CIFAR-100",
+}
+_KEYS_SHOWN = 6
 _WHERE = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 
 
@@ -66,10 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@answers_for_memory
 def run(args: argparse.Namespace) -> None:
     """Do what `prepare cifar100` was asked; raises InputError."""
     begin(args)
-    check_range("--shards", args.shards, 1)
+    check_counts(args.shards)
     _check_folder(args.input)
     kind = "coarse" if args.coarse else "fine"
     classes = read_names(args.input / "meta", f"{kind}_label_names")
@@ -80,9 +99,9 @@ def run(args: argparse.Namespace) -> None:
     mean, std = ([round(value, _DIGITS) for value in part] for part in (mean, std))
     _write(args, classes, parts, {"mean": mean, "std": std})
     rows = {split: len(part.labels) for split, part in parts.items()}
-    print(
+    say(
         f"cifar100: {rows['train']} train and {rows['test']} test images of 3 x 32 x 32, "
-        f"{len(classes)} {kind} classes; wrote {args.output}\n"
+        f"{len(classes)} {kind} classes; wrote {printable(str(args.output))}\n"
         "channels of the train images, from 0 to 1, for the section `data` of a configuration:\n"
         f"  mean: {mean}\n"
         f"  std: {std}"
@@ -90,62 +109,120 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    missing = [name for name in (*SPLITS, "meta") if not (folder / name).is_file()]
+    wanted = f"give the folder cifar-100-python that {_WHERE} unpacks to"
+    input_folder("--input", folder, wanted)
+    missing = [name for name in _FILES if is_missing(folder / name)]
     if missing:
-        what = f"has no file {missing[0]}" if folder.is_dir() else "no such folder"
-        raise InputError(
-            f"--input {folder}: {what}; give the folder cifar-100-python that {_WHERE} unpacks to"
-        )
+        problem = f"has no file {missing[0]}"
+        for name, what in _OTHERS.items():
+            if not is_missing(folder / name):
+                problem += f", but {name}: it is {what}"
+                break
+        raise folder_refused("--input", folder, problem, wanted, _holds_files)
+
+
+def _holds_files(folder: Path) -> bool:
+    return not any(is_missing(folder / name) for name in _FILES)
 
 
 def read_names(path: Path, key: str) -> list[str]:
     """The names of the classes in the file `meta`. Raises InputError that names it."""
     listed = _value(path, load_dict(path, _MOST_BYTES), key)
-    names = [name.decode("latin-1") if isinstance(name, bytes) else name for name in _list(listed)]
+    names = [_name(name) for name in listed] if isinstance(listed, list | tuple) else []
     good = bool(names) and all(isinstance(name, str) and name for name in names)
     if not good or len(set(names)) != len(names):
-        raise InputError(f"{path}: `{key}` must be a list of different names")
+        raise refused(path, f"`{key}` must be a list of different names")
+    for name in names:
+        if not is_text(name):
+            raise refused(path, f"`{key}` must be of printable characters (got {name!a})")
     return names
+
+
+def _name(name: Any) -> Any:
+    """A name as text; what Python 2 wrote is bytes, of UTF-8 if it can be."""
+    if not isinstance(name, bytes):
+        return name
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name.decode("latin-1")
 
 
 def read_images(path: Path, labels_key: str, classes: int) -> Images:
     """The images of a file and the labels that stand under `labels_key`, 0 to `classes` - 1.
 
-    Raises InputError that names the file.
+    Labels may be a list or an array of whole numbers, also such as 3.0. Raises InputError that
+    names the file.
     """
     content = load_dict(path, _MOST_BYTES)
     images, listed = _value(path, content, "data"), _value(path, content, labels_key)
-    shape = list(images.shape) if isinstance(images, np.ndarray) else type(images).__name__
+    got = _in_words(images)
     if not isinstance(images, np.ndarray) or images.shape[1:] != (_ROW_BYTES,):
-        raise InputError(
-            f"{path}: `data` must be uint8 [images, {_ROW_BYTES}], 3 x 32 x 32 an image (got "
-            f"{shape}); is it of CIFAR-100?"
+        raise refused(
+            path,
+            f"`data` must be uint8 [images, {_ROW_BYTES}], 3 x 32 x 32 an image (got {got}); "
+            "is it of CIFAR-100?",
         )
-    labels = _list(listed)
+    if images.dtype != np.uint8:
+        raise refused(
+            path,
+            f"`data` must be of uint8, 0 to 255 (got {got}); if its values are so, save it again "
+            'as data.astype("uint8")',
+        )
+    labels = _labels(path, labels_key, listed)
     if len(labels) != len(images) or not labels:
-        raise InputError(
-            f"{path}: must have one or more images and a label for each (got {len(images)} images "
-            f"and {len(labels)} `{labels_key}`)"
+        raise refused(
+            path,
+            f"must have one or more images and a label for each (got {len(images)} images and "
+            f"{len(labels)} `{labels_key}`)",
         )
     for row, label in enumerate(labels):
-        if type(label) is not int or not 0 <= label < classes:
-            short = type(label) is int and label.bit_length() < _SHOWN_BITS
-            got = label if short else type(label).__name__
-            raise InputError(
-                f"{path}: `{labels_key}` must be whole numbers from 0 to {classes - 1}, as `meta` "
-                f"has {classes} names (got {got} at row {row})"
+        whole = _whole(label)
+        if whole is None or not 0 <= whole < classes:
+            raise refused(
+                path,
+                f"`{labels_key}` must be whole numbers from 0 to {classes - 1}, as `meta` has "
+                f"{classes} names (got {_short(label)} at row {row})",
             )
-    return Images(images, np.array(labels, dtype=np.int64))
+    return Images(images, np.array([int(label) for label in labels], dtype=np.int64))
+
+
+def _labels(path: Path, key: str, listed: Any) -> list[Any]:
+    """Labels in whichever way they were saved, as a list."""
+    if isinstance(listed, np.ndarray) and listed.ndim == 1:
+        return listed.tolist()
+    if isinstance(listed, list | tuple):
+        return list(listed)
+    raise refused(path, f"`{key}` must be a list of whole numbers (got {_in_words(listed)})")
+
+
+def _whole(label: Any) -> int | None:
+    if type(label) is float and label.is_integer():
+        return int(label)
+    return label if type(label) is int else None
+
+
+def _short(label: Any) -> str:
+    if type(label) is float or (type(label) is int and label.bit_length() < _SHOWN_BITS):
+        return str(label)
+    return type(label).__name__
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    return type(value).__name__
 
 
 def _value(path: Path, content: dict[str, Any], key: str) -> Any:
-    if key not in content:
-        raise InputError(f"{path}: has no `{key}`; is it a file of CIFAR-100? They are at {_WHERE}")
-    return content[key]
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+    if key in content:
+        return content[key]
+    if "label_names" in content or "labels" in content:
+        is_it = "it is of CIFAR-10, which has one kind of labels."
+    else:
+        is_it = "is it a file of CIFAR-100?"
+    has = in_words(content, most=_KEYS_SHOWN) or "nothing"
+    raise refused(path, f"has no `{key}`, but {has}; {is_it} The files are at {_WHERE}")
 
 
 def channel_moments(images: npt.NDArray[np.uint8]) -> tuple[list[float], list[float]]:
@@ -186,7 +263,7 @@ def _write(
         feature_description="red, green and blue, each 32 x 32 pixels, row-major, 0 to 255",
         classes=classes,
         made_by={
-            "command": args.command_line,
+            "command": printable(args.command_line),
             "parameters": {"seed": args.seed, "coarse": args.coarse, "shards": args.shards},
             "source": "CIFAR-100 (Krizhevsky 2009), python version",
             "train_channels": channels,

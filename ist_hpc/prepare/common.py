@@ -1,26 +1,35 @@
 """What the converters share: arguments, the order of rows, the ends of shards, worker processes."""
 
 import argparse
+import functools
 import importlib
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TypedDict, TypeVar
+from typing import ParamSpec, TypedDict, TypeVar
 
+from ist_hpc import caches
 from ist_hpc.commandline import given_path
-from ist_hpc.errors import InputError
+from ist_hpc.errors import InputError, printable
+from ist_hpc.memory_limits import granted_bytes
 from ist_hpc.shard_writer import check_target
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+P = ParamSpec("P")
+
+MOST_SHARDS = 10_000  # of a split
+MOST_WORKERS = 1024
 
 _SEED_LIMIT = 2**64
+_SHOWN_BITS = 128  # of a number in a message
 _TASKS_AHEAD = 4  # a worker; bounds the results that wait to be written
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -84,7 +93,8 @@ def check_range(option: str, value: int, low: int, high: int | None = None) -> N
     """Raise InputError unless low <= value <= high (no `high`: no upper limit)."""
     if value < low or (high is not None and value > high):
         allowed = f"{low} or more" if high is None else f"{low} to {high}"
-        raise InputError(f"{option} must be {allowed} (got {value})")
+        got = str(value) if value.bit_length() < _SHOWN_BITS else "a number of many digits"
+        raise InputError(f"{option} must be {allowed} (got {got})")
 
 
 def check_seed(seed: int) -> None:
@@ -92,12 +102,86 @@ def check_seed(seed: int) -> None:
     check_range("--seed", seed, 0, _SEED_LIMIT - 1)
 
 
+def check_counts(shards: int | None = None, workers: int | None = None) -> None:
+    """Raise InputError unless there can be so many files of a split, and worker processes."""
+    if shards is not None:
+        check_range("--shards", shards, 1, MOST_SHARDS)
+    if workers is not None:
+        check_range("--workers", workers, 1, MOST_WORKERS)
+
+
 def require(module: str, install: str) -> ModuleType:
-    """Import an optional package; InputError with the command that installs it if it is absent."""
+    """Import an optional package, or a module of it.
+
+    InputError with the command that installs it if it is absent, and with what it says if it is
+    there and cannot be imported.
+    """
+    package = module.partition(".")[0]
     try:
+        if package == "librosa" and package not in sys.modules:
+            caches.for_numba(package)
         return importlib.import_module(module)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise InputError(f"this needs {module} ({error}); install it with: {install}") from error
+    except InputError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a library does as it is imported
+        raise InputError(
+            f"this needs {package}, which is installed but cannot be imported "
+            f"({type(error).__name__}: {error}); free what it lacks, or install it again: {install}"
+        ) from error
+
+
+def say(text: str, error: bool = False) -> None:
+    """Print lines for a person, on stderr if `error`: names in them as `names.printable` has them.
+
+    Nothing of a name makes it fail, which would end a conversion that is complete.
+    """
+    file = sys.stderr if error else sys.stdout
+    encoding = (getattr(file, "encoding", None) or "ascii").lower().replace("-", "")
+    ascii_only = not encoding.startswith("utf")
+    for line in text.split("\n"):
+        print(printable(line, ascii_only=ascii_only), file=file)
+
+
+def check_memory(needed_bytes: int, cause: str) -> None:
+    """Raise InputError where so many bytes are more than this process may have.
+
+    cause  what asks for them: a line of a file, or options
+    """
+    grant = granted_bytes()
+    bounds = [
+        (grant.node_bytes, grant.node_source),
+        (grant.available_bytes, "memory that is free now"),
+    ]
+    if grant.process is not None:
+        left_bytes = max(0, grant.process.limit_bytes - grant.process.used_bytes)
+        bounds.append((left_bytes, f"what {grant.process.source} leaves"))
+    bound_bytes, source = min(bounds)
+    if needed_bytes > bound_bytes:
+        raise InputError(
+            f"{cause}: needs {needed_bytes / 1e9:.1f} GB of memory, but there are "
+            f"{bound_bytes / 1e9:.1f} GB ({source})"
+        )
+
+
+def answers_for_memory(run: Callable[P, Result]) -> Callable[P, Result]:
+    """`run`, a converter, which raises InputError instead of MemoryError."""
+
+    @functools.wraps(run)
+    def answering(*args: P.args, **options: P.kwargs) -> Result:
+        try:
+            return run(*args, **options)
+        except MemoryError as error:
+            what = str(error) or "no more is granted"
+            raise InputError(
+                f"out of memory ({what}); ask for more memory, raise `ulimit -v`, use fewer "
+                "--workers, or give smaller data"
+            ) from None
+
+    return answering
 
 
 def shard_ends(rows: int, shards: int) -> list[int]:
@@ -133,7 +217,7 @@ def ordered_map(
         waiting: deque[Future[Result]] = deque()
         try:
             for task in tasks:
-                waiting.append(pool.submit(function, task))
+                waiting.append(_submitted(pool, function, task, workers))
                 if len(waiting) >= _TASKS_AHEAD * workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -145,6 +229,18 @@ def ordered_map(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _submitted(
+    pool: ProcessPoolExecutor, function: Callable[[Task], Result], task: Task, workers: int
+) -> Future[Result]:
+    try:
+        return pool.submit(function, task)
+    except OSError as error:
+        raise InputError(
+            f"{workers} worker processes cannot be started ({error.strerror or error}); "
+            "use fewer --workers"
+        ) from error
 
 
 def _ignore_interrupts() -> None:

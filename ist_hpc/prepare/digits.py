@@ -11,13 +11,16 @@ from typing import Any, Unpack
 import numpy as np
 import numpy.typing as npt
 
+from ist_hpc.names import printable
 from ist_hpc.prepare.common import (
     OfOutput,
     add_output_arguments,
+    answers_for_memory,
     begin,
     check_seed,
     of_output,
     require,
+    say,
     shard_ends,
 )
 from ist_hpc.shards import Dataset, DatasetWriter
@@ -39,14 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_arguments(parser)
 
 
+@answers_for_memory
 def run(args: argparse.Namespace) -> None:
     """Do what `prepare digits` was asked; raises InputError."""
     begin(args)
     prepare_digits(args.output, args.seed, args.command_line, **of_output(args))
     made = Dataset.open(args.output)
-    print(
+    say(
         f"digits: {made.rows('train')} train and {made.rows('test')} test rows of 64 features, "
-        f"{len(made.classes)} classes; wrote {args.output}"
+        f"{len(made.classes)} classes; wrote {printable(str(args.output))}"
     )
 
 
@@ -61,7 +65,7 @@ def prepare_digits(
     features, labels = _load()
     rows = _split(labels, permutation("prepare digits rows", seed, 0, len(labels)))
     made_by = {
-        "command": command_line or f"python -m ist_hpc.prepare digits --output {output}",
+        "command": printable(command_line or f"python -m ist_hpc.prepare digits --output {output}"),
         "parameters": {"seed": seed},
         "source": "sklearn.datasets.load_digits",
     }

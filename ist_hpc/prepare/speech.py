@@ -4,7 +4,7 @@ DIR holds a folder a word with clips named <speaker>_nohash_<n>.wav, RIFF PCM of
 16 kHz; folders whose name begins with _ or . are ignored. A clip becomes 4096 float32 features:
 128 mels x 32 frames (librosa's defaults, FFT of 2048 samples, hop of 512), in dB relative to the
 loudest of the clip, row-major. Clips are padded with zeros, or cut, to one second. A clip that
-cannot be read is named and left out.
+cannot be read is named and left out, and so is a word without any that can.
 
 A fifth of the speakers, by the SHA-1 of their name, is the test set: nobody is in both. --fold says
 which fifth; over the five folds every clip is tested once.
@@ -13,8 +13,10 @@ which fifth; over the five folds every clip is tested once.
 import argparse
 import hashlib
 import math
-import sys
+import os
+import re
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Generator
 from contextlib import closing
@@ -25,18 +27,32 @@ from typing import Any
 import numpy as np
 
 from ist_hpc.commandline import given_path
-from ist_hpc.errors import InputError
+from ist_hpc.errors import InputError, printable
+from ist_hpc.names import is_text
 from ist_hpc.prepare.common import (
     add_output_arguments,
+    answers_for_memory,
     begin,
+    check_counts,
     check_range,
     of_output,
     ordered_map,
     require,
+    say,
     shard_ends,
     usable_cores,
 )
-from ist_hpc.prepare.speech_audio import FRAMES, MELS, SAMPLE_RATE, Converted, convert_clips
+from ist_hpc.prepare.found import entries_of, folder_refused, input_folder
+from ist_hpc.prepare.speech_audio import (
+    FRAMES,
+    INSTALL,
+    MELS,
+    SAMPLE_RATE,
+    ClipError,
+    Converted,
+    convert_clips,
+    read_clip,
+)
 from ist_hpc.shards import DatasetWriter
 from ist_hpc.streams import permutation
 
@@ -49,12 +65,14 @@ examples:
 
 NUM_FOLDS = 5
 
-_SPEAKER_END = "_nohash_"
+_CLIP = "<speaker>_nohash_<n>.wav"
+# A blank, or anything after the number, is of a copy: "Copy of ...", "... (1).wav".
+_CLIP_NAME = re.compile(r"(?P<speaker>\S+?)_nohash_[0-9]+\.(?i:wav)")
 _HASH_BYTES = 8  # of a SHA-1; a fold is a fifth of their range
 _CLIPS_A_TASK = 16
+_WORDS_TRIED = 20  # of another folder, which may be the right one
 _TRAIN_SHARDS_PER_TEST_SHARD = 4
 _MOST_NAMED = 5  # unreadable clips named on stderr; meta.json names them all
-_INSTALL = "pip install 'ist_hpc[speech]'"
 
 
 @dataclass(frozen=True)
@@ -68,22 +86,39 @@ class Clip:
 
 @dataclass
 class Report:
-    """What became of the clips below `folder`; `unreadable` maps a clip to the reason."""
+    """What became of the clips below `folder`.
+
+    `unreadable` maps a clip to the reason why it was left out, `folders` a whole folder.
+    """
 
     folder: Path
     padded: int = 0
     cut: int = 0
-    unreadable: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[Path, str] = field(default_factory=dict)
+    folders: dict[Path, str] = field(default_factory=dict)
     rows: Counter[str] = field(default_factory=Counter)
+    labels: set[int] = field(default_factory=set)
     speakers: dict[str, set[str]] = field(default_factory=lambda: {"train": set(), "test": set()})
 
     def left_out(self, path: Path, reason: str) -> None:
         """Count a clip that cannot be used."""
-        self.unreadable[str(path.relative_to(self.folder))] = reason
+        self.unreadable[path] = reason
+
+    def folder_left_out(self, path: Path, reason: str) -> None:
+        """Name a folder of which nothing is used."""
+        self.folders[path] = reason
+
+    def named(self, left_out: dict[Path, str]) -> dict[str, str]:
+        """Paths below `folder` as they can be printed and stored; sorted."""
+        return {
+            printable(str(path.relative_to(self.folder))): reason
+            for path, reason in sorted(left_out.items(), key=lambda item: os.fsencode(item[0]))
+        }
 
     def used(self, split: str, clip: Clip, samples: int) -> None:
         """Count a clip that became a row of `split`; its file has so many samples."""
         self.rows[split] += 1
+        self.labels.add(clip.label)
         self.speakers[split].add(clip.speaker)
         self.padded += samples < SAMPLE_RATE
         self.cut += samples > SAMPLE_RATE
@@ -95,7 +130,8 @@ class Report:
             "padded": self.padded,
             "cut": self.cut,
             "speakers": {split: len(names) for split, names in self.speakers.items()},
-            "unreadable": dict(sorted(self.unreadable.items())),
+            "unreadable": self.named(self.unreadable),
+            "left_out_folders": self.named(self.folders),
         }
 
 
@@ -125,14 +161,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@answers_for_memory
 def run(args: argparse.Namespace) -> None:
     """Do what `prepare speech` was asked; raises InputError."""
     begin(args)
     began = time.perf_counter()
     check_range("--fold", args.fold, 0, NUM_FOLDS - 1)
-    check_range("--shards", args.shards, 1)
-    check_range("--workers", args.workers, 1)
-    require("librosa", _INSTALL)
+    check_counts(args.shards, args.workers)
+    require("librosa", INSTALL)
     report = Report(args.input)
     words, clips = find_clips(report)
     parts = {
@@ -147,32 +183,110 @@ def run(args: argparse.Namespace) -> None:
 def find_clips(report: Report) -> tuple[list[str], list[Clip]]:
     """The words below `report.folder`, sorted, and their clips, sorted by word and name.
 
-    A word is a folder with wav files. A clip whose name has no speaker is left out. Raises
-    InputError if there is no such folder or no clip in it.
+    A word is a folder with wav files, of which at least one can be read, whose name can be stored.
+    A clip whose name has no speaker is left out. Raises InputError if there is no such folder or no
+    clip in it, or if two words cannot be told apart.
     """
     folder = report.folder
-    if not folder.is_dir():
-        raise InputError(f"--input {folder}: no such folder; {_where_to_get()}")
+    input_folder("--input", folder, _where_to_get())
     words: list[str] = []
     clips: list[Clip] = []
-    for word in sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] not in "_."):
-        paths = [p for p in word.iterdir() if p.suffix.lower() == ".wav" and p.name[0] != "."]
-        if not paths:
-            continue
-        words.append(word.name)
-        for path in sorted(paths):
-            speaker, end, _ = path.name.partition(_SPEAKER_END)
-            if speaker and end:
-                clips.append(Clip(path, len(words) - 1, speaker))
-            else:
-                report.left_out(path, f"its name is not <speaker>{_SPEAKER_END}<n>.wav")
+    for word in entries_of(folder, report.folder_left_out, _may_be_word):
+        found = _clips_of(word, len(words), report)
+        if found and _may_be_class(word, found, report):
+            words.append(word.name)
+            clips += found
     if not clips:
-        found = "none of its .wav files has such a name" if words else "it has no such file"
-        raise InputError(
-            f"--input {folder} must hold clips <word>/<speaker>{_SPEAKER_END}<n>.wav, but {found}; "
-            f"{_where_to_get()}"
-        )
+        raise _no_clips(report)
+    _check_different(folder, words)
     return words, clips
+
+
+def _may_be_word(path: Path) -> bool:
+    return path.is_dir() and path.name[0] not in "_."
+
+
+def _may_be_clip(path: Path) -> bool:
+    return path.suffix.lower() == ".wav" and path.name[0] != "."
+
+
+def _clips_of(word: Path, label: int, report: Report) -> list[Clip]:
+    clips = []
+    for path in entries_of(word, report.folder_left_out, _may_be_clip):
+        form = _CLIP_NAME.fullmatch(path.name)
+        if form:
+            # The same name may come composed or decomposed; nobody may be in both sets by that.
+            clips.append(Clip(path, label, unicodedata.normalize("NFC", form["speaker"])))
+        else:
+            copy = "; most likely a copy" if " " in path.name else ""
+            report.left_out(path, f"its name is not {_CLIP}{copy}")
+    return clips
+
+
+def _may_be_class(word: Path, clips: list[Clip], report: Report) -> bool:
+    """Whether a word can be a class of the data set; says why not in the report."""
+    if not is_text(word.name):
+        report.folder_left_out(
+            word,
+            "a word becomes the name of a class, and this one is no printable UTF-8; rename it",
+        )
+        return False
+    reasons = {}
+    for clip in clips:
+        try:
+            read_clip(clip.path)
+            return True
+        except ClipError as error:
+            reasons[clip.path] = str(error)
+    for path, reason in reasons.items():
+        report.left_out(path, reason)
+    report.folder_left_out(word, f"none of its {len(clips)} clips can be read")
+    return False
+
+
+def _check_different(folder: Path, words: list[str]) -> None:
+    seen: dict[str, str] = {}
+    for word in words:
+        other = seen.setdefault(unicodedata.normalize("NFC", word), word)
+        if other != word:
+            raise InputError(
+                f"--input {folder}: the words {other!a} and {word!a} are one name in two ways of "
+                "Unicode; put their clips into one folder, or rename one"
+            )
+
+
+def _no_clips(report: Report) -> InputError:
+    folder, unreadable = report.folder, report.named(report.unreadable)
+    form = [
+        (name, why) for name, why in unreadable.items() if not why.startswith("its name is not")
+    ]
+    if form:
+        name, why = form[0]
+        return InputError(
+            f"--input {folder}: none of the {len(form)} clips can be read, "
+            f"for example {name}: {why}"
+        )
+    for name, why in report.named(report.folders).items():
+        return InputError(f"--input {folder}: no clip can be used; {name}: {why}")
+    found = "none of its .wav files has such a name" if unreadable else "it has no such file"
+    return folder_refused(
+        "--input",
+        folder,
+        f"must hold clips <word>/{_CLIP}, but {found}",
+        _where_to_get(),
+        _holds_words,
+    )
+
+
+def _holds_words(folder: Path) -> bool:
+    def ignore(path: Path, reason: str) -> None:
+        pass
+
+    return any(
+        _CLIP_NAME.fullmatch(path.name)
+        for word in entries_of(folder, ignore, _may_be_word)[:_WORDS_TRIED]
+        for path in entries_of(word, ignore, _may_be_clip)
+    )
 
 
 def _where_to_get() -> str:
@@ -189,7 +303,7 @@ def fold_of(speaker: str) -> int:
     same bits would make nearly all of the official test archive test rows in one fold and train
     rows in the others. The leading bytes divide that archive, and any other part, evenly.
     """
-    digest = hashlib.sha1(speaker.encode(), usedforsecurity=False).digest()
+    digest = hashlib.sha1(os.fsencode(speaker), usedforsecurity=False).digest()
     leading = int.from_bytes(digest[:_HASH_BYTES], "big")
     return leading * NUM_FOLDS >> (8 * _HASH_BYTES)
 
@@ -231,7 +345,7 @@ def _write(
         ),
         classes=words,
         made_by={
-            "command": args.command_line,
+            "command": printable(args.command_line),
             "parameters": {"fold": args.fold, "seed": args.seed, "shards": args.shards},
             "source": "Google Speech Commands",
         },
@@ -245,7 +359,7 @@ def _write(
                     _append(writer, split, clip, next(results), report)
                     if row in ends:
                         writer.end_shard(split)
-        _check_any_readable(parts, report)
+        _check_readable(words, parts, report)
         writer.made_by.update(report.as_json(), versions=_versions())
 
 
@@ -259,19 +373,26 @@ def _append(
         report.used(split, clip, result.samples)
 
 
-def _check_any_readable(parts: dict[str, list[Clip]], report: Report) -> None:
+def _check_readable(words: list[str], parts: dict[str, list[Clip]], report: Report) -> None:
     for split, clips in parts.items():
         if not report.rows[split]:
-            name, reason = min(report.unreadable.items())
+            name, reason = next(iter(report.named(report.unreadable).items()))
             raise InputError(
                 f"--input {report.folder}: none of the {len(clips)} {split} clips can be read, "
                 f"for example {name}: {reason}"
             )
+    # One clip of each word was read before; a disk may fail after that.
+    used = {clip.label for part in parts.values() for clip in part} - report.labels
+    if used:
+        raise InputError(
+            f"--input {report.folder}: a clip of {words[min(used)]} could be read when it began, "
+            "and none later; try again"
+        )
 
 
 def _converted(clips: list[Clip], workers: int) -> Generator[Converted | str, None, None]:
     """For each clip in order its features, or the reason why it has none."""
-    tqdm = require("tqdm", _INSTALL).tqdm
+    tqdm = require("tqdm", INSTALL).tqdm
     tasks = (
         [clip.path for clip in clips[start : start + _CLIPS_A_TASK]]
         for start in range(0, len(clips), _CLIPS_A_TASK)
@@ -288,22 +409,23 @@ def _converted(clips: list[Clip], workers: int) -> Generator[Converted | str, No
 
 
 def _versions() -> dict[str, str]:
-    return {name: str(require(name, _INSTALL).__version__) for name in ("librosa", "numpy")}
+    return {name: str(require(name, INSTALL).__version__) for name in ("librosa", "numpy")}
 
 
 def _print_report(output: Path, words: list[str], report: Report, seconds: float) -> None:
-    named = sorted(report.unreadable.items())
+    unreadable = report.named(report.unreadable)
+    named = [*report.named(report.folders).items(), *unreadable.items()]
     for name, reason in named[:_MOST_NAMED]:
-        print(f"prepare: warning: left out {name}: {reason}", file=sys.stderr)
+        say(f"prepare: warning: left out {name}: {printable(reason)}", error=True)
     if len(named) > _MOST_NAMED:
         more = len(named) - _MOST_NAMED
-        print(f"prepare: warning: left out {more} more, named in meta.json", file=sys.stderr)
+        say(f"prepare: warning: left out {more} more, named in meta.json", error=True)
     rows, speakers = report.rows, report.speakers
-    clips = rows.total() + len(named)
-    print(
+    clips = rows.total() + len(unreadable)
+    say(
         f"speech: {clips} clips of {len(words)} words; "
-        f"{report.padded} padded, {report.cut} cut, {len(named)} unreadable\n"
+        f"{report.padded} padded, {report.cut} cut, {len(unreadable)} unreadable\n"
         f"train: {rows['train']} rows of {len(speakers['train'])} speakers; "
         f"test: {rows['test']} rows of {len(speakers['test'])} speakers\n"
-        f"{seconds:.1f} s, {clips / seconds:.0f} clips/s; wrote {output}"
+        f"{seconds:.1f} s, {clips / seconds:.0f} clips/s; wrote {printable(str(output))}"
     )

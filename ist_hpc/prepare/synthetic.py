@@ -22,14 +22,19 @@ from typing import Unpack
 import numpy as np
 
 from ist_hpc.csr import Csr
+from ist_hpc.names import printable
 from ist_hpc.prepare.common import (
     OfOutput,
     add_output_arguments,
+    answers_for_memory,
     begin,
+    check_counts,
+    check_memory,
     check_range,
     check_seed,
     of_output,
     ordered_map,
+    say,
     usable_cores,
 )
 from ist_hpc.prepare.synthetic_rows import Recipe, make_rows
@@ -82,6 +87,7 @@ RECIPES = {
 }
 
 _MOST = 10**8  # of rows, features and labels; at 64 bytes a label the tables have 6 GB
+_LABEL_BYTES, _FEATURE_BYTES, _ROW_BYTES = 64, 12, 8  # of the tables of each process, at least
 _ROWS_A_TASK = 4096  # about 3 MB
 _SHARDS = 8  # of the larger split; the other one's have as many rows
 _NOTICE = "made data, not the published data set"
@@ -111,6 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@answers_for_memory
 def run(args: argparse.Namespace) -> None:
     """Do what `prepare synthetic` was asked; raises InputError."""
     begin(args)
@@ -154,11 +161,22 @@ def prepare_synthetic(
     raises, what `DatasetWriter` does of its output. Call it on one rank.
     """
     check_seed(seed)
-    check_range("--workers", workers, 1)
+    check_counts(workers=workers)
     recipe = recipe or RECIPES[like]
+    most_rows = max(recipe.rows)
+    processes = min(workers, -(-sum(recipe.rows) // _ROWS_A_TASK))
+    check_memory(
+        processes
+        * (
+            _LABEL_BYTES * recipe.labels + _FEATURE_BYTES * recipe.features + _ROW_BYTES * most_rows
+        ),
+        f"{most_rows} rows, {recipe.features} features and {recipe.labels} labels in {processes} "
+        "processes (--train-rows, --test-rows, --features, --labels, --workers)",
+    )
     made_by = {
-        "command": command_line
-        or f"python -m ist_hpc.prepare synthetic --like {like} --output {output}",
+        "command": printable(
+            command_line or f"python -m ist_hpc.prepare synthetic --like {like} --output {output}"
+        ),
         "parameters": {"like": like, "seed": seed, "recipe": asdict(recipe)},
         "source": f"{_NOTICE}: drawn by ist_hpc.prepare.synthetic_rows",
     }
@@ -216,11 +234,11 @@ def _print_report(output: Path, like: str, seconds: float) -> None:
         counts = made.label_counts()
         assert counts is not None, "a data set with train rows"
         train_rows = made.rows("train")
-        print(
+        say(
             f"synthetic: {_NOTICE}, of the shape of {like}\n"
             f"{train_rows} train and {made.rows('test')} test rows of {made.features} features, "
             f"{made.outputs} labels\n"
             f"{counts.sum() / train_rows:.2f} labels a train row; the most frequent label is in "
             f"{counts.max()} of them, {np.count_nonzero(counts == 0)} labels are in none\n"
-            f"{seconds:.1f} s; wrote {output}"
+            f"{seconds:.1f} s; wrote {printable(str(output))}"
         )

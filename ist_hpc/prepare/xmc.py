@@ -11,8 +11,7 @@ rows in the order of the file. A malformed line is named, with its file, and end
 """
 
 import argparse
-import stat
-import sys
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -25,8 +24,19 @@ import numpy.typing as npt
 
 from ist_hpc.commandline import given_path
 from ist_hpc.csr import Csr
-from ist_hpc.errors import InputError
-from ist_hpc.prepare.common import add_output_arguments, begin, check_range, of_output
+from ist_hpc.errors import InputError, printable
+from ist_hpc.names import is_text
+from ist_hpc.prepare.common import (
+    add_output_arguments,
+    answers_for_memory,
+    begin,
+    check_counts,
+    check_memory,
+    check_range,
+    of_output,
+    say,
+)
+from ist_hpc.prepare.found import UnusableError, opened, refused
 from ist_hpc.prepare.xmc_line import Header
 from ist_hpc.prepare.xmc_shuffle import Shuffler
 from ist_hpc.prepare.xmc_source import Source
@@ -47,6 +57,8 @@ examples:
 SPLITS = ("train", "test")
 NORMALIZATIONS = ("none", "l2")
 _MOST_NAMED = 5  # malformed lines
+_LABEL_BYTES = 8 * 4  # counts of either split, those that are stored, and a sorted copy of one
+_WHERE = "http://manikvarma.org/downloads/XC/XMLRepository.html"
 
 
 @dataclass
@@ -136,22 +148,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@answers_for_memory
 def run(args: argparse.Namespace) -> None:
     """Do what `prepare xmc` was asked; raises InputError."""
     begin(args)
     began = time.perf_counter()
-    check_range("--shards", args.shards, 1)
+    check_counts(args.shards)
     check_range("--split-column", args.split_column, 1)
     _check_files_given(args)
+    _check_name(args.name)
     with ExitStack() as stack:
-        opened = _open(args, stack)
-        report = Report({split: SplitStatistics(opened.header.labels) for split in SPLITS})
+        given = _open(args, stack)
+        labels = given.header.labels
+        check_memory(
+            _LABEL_BYTES * labels, f"{given.sources['train'].name}, line 1: {labels} labels"
+        )
+        report = Report({split: SplitStatistics(labels) for split in SPLITS})
         try:
-            _write(args, opened, report)
+            _write(args, given, report)
         except OSError as error:
             raise InputError(f"the text cannot be read ({error})") from error
     seconds = time.perf_counter() - began
-    _print_report(args, opened, report, seconds)
+    _print_report(args, given, report, seconds)
+
+
+def _check_name(name: str | None) -> None:
+    if name is not None and not (name and is_text(name)):
+        raise InputError(f"--name must be printable UTF-8, at least one character (got {name!r})")
 
 
 def _check_files_given(args: argparse.Namespace) -> None:
@@ -168,45 +191,46 @@ def _open(args: argparse.Namespace, stack: ExitStack) -> Input:
     if args.data:
         source, size = _open_source(args.data, args, stack)
         split = read_split(args.train_split, args.test_split, args.split_column, source.header.rows)
-        return Input(dict.fromkeys(SPLITS, source), split, {str(args.data): size})
+        return Input(dict.fromkeys(SPLITS, source), split, {source.name: size})
     sources, sizes = {}, {}
     for split_name, path in (("train", args.train), ("test", args.test)):
-        sources[split_name], sizes[str(path)] = _open_source(path, args, stack)
+        source, size = _open_source(path, args, stack)
+        sources[split_name], sizes[source.name] = source, size
     train, test = (sources[split_name].header for split_name in SPLITS)
     if (train.features, train.labels) != (test.features, test.labels):
-        raise InputError(
-            f"{args.test}, line 1: must have the numbers of features and labels of {args.train}, "
-            f"{train.features} and {train.labels} (got {test.features} and {test.labels})"
+        raise refused(
+            args.test,
+            f"must have the numbers of features and labels of {args.train}, {train.features} and "
+            f"{train.labels} (got {test.features} and {test.labels})",
+            line=1,
         )
     return Input(sources, None, sizes)
 
 
 def _open_source(path: Path, args: argparse.Namespace, stack: ExitStack) -> tuple[Source, int]:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path}: must be a text file; unpack an archive first")
-        file = stack.enter_context(path.open("rb"))
-        source = Source(file, str(path), skip_malformed=args.skip_malformed)
+        file = stack.enter_context(opened(path))
+        size = os.fstat(file.fileno()).st_size
+        source = Source(file, printable(str(path)), skip_malformed=args.skip_malformed)
+    except UnusableError as error:
+        raise refused(path, f"{error}; the files are at {_WHERE}") from error
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); the files are at "
-            "http://manikvarma.org/downloads/XC/XMLRepository.html"
-        ) from error
+        raise refused(path, f"cannot be read ({error.strerror})") from error
     # A line is a byte at least, its line end: this bounds what is allocated by line 1.
-    if source.header.rows > status.st_size:
-        raise InputError(
-            f"{path}, line 1: says {source.header.rows} samples, but the file has "
-            f"{status.st_size} bytes; it is cut short, or line 1 is wrong"
+    if source.header.rows > size:
+        raise source.refused(
+            f"says {source.header.rows} samples, but the file has {size} bytes; it is cut short, "
+            "or line 1 is wrong",
+            line=1,
         )
-    return source, status.st_size
+    return source, size
 
 
 def _write(args: argparse.Namespace, opened: Input, report: Report) -> None:
     header, train_rows = opened.header, opened.rows("train")
     scaled = ", scaled to unit length (L2)" if args.normalize == "l2" else ""
     made_by = {
-        "command": args.command_line,
+        "command": printable(args.command_line),
         "parameters": {
             "seed": args.seed,
             "normalize": args.normalize,
@@ -221,7 +245,7 @@ def _write(args: argparse.Namespace, opened: Input, report: Report) -> None:
     with (
         DatasetWriter(
             args.output,
-            name=args.name or args.output.resolve().name,
+            name=args.name or printable(args.output.resolve().name),
             kind="sparse",
             feature_shape=(header.features,),
             feature_description=f"sparse features of the text file{scaled}",
@@ -244,7 +268,7 @@ def _write(args: argparse.Namespace, opened: Input, report: Report) -> None:
             writer.append("train", features, labels)
         for split, source in opened.sources.items():
             if not report.statistics[split].rows:
-                raise InputError(f"{source.name}: every {split} row is malformed; none is left")
+                raise source.refused(f"every {split} row is malformed; none is left")
         writer.made_by.update(report.as_json())
 
 
@@ -289,20 +313,21 @@ def unit_length(features: Csr) -> Csr:
 
 def _print_report(args: argparse.Namespace, opened: Input, report: Report, seconds: float) -> None:
     for message in report.first_malformed:
-        print(f"prepare: warning: left out {message}", file=sys.stderr)
+        say(f"prepare: warning: left out {message}", error=True)
     if report.malformed > len(report.first_malformed):
         more = report.malformed - len(report.first_malformed)
-        print(f"prepare: warning: left out {more} more malformed lines", file=sys.stderr)
+        say(f"prepare: warning: left out {more} more malformed lines", error=True)
     train, test = (report.statistics[split] for split in SPLITS)
     megabytes = sum(opened.file_bytes.values()) / 1e6
     unlabelled = train.without_labels + test.without_labels
     featureless = train.without_features + test.without_features
-    print(
+    say(
         f"xmc: {train.rows} train and {test.rows} test rows of {opened.header.features} features, "
         f"{opened.header.labels} labels\n"
         f"{unlabelled} rows without labels, {featureless} without features, "
         f"{report.malformed} malformed lines left out, {report.unused_samples} samples in no split"
     )
     if args.statistics:
-        print(table_of(summary_of(train, test)))
-    print(f"{seconds:.1f} s, {megabytes / seconds:.0f} MB of text a second; wrote {args.output}")
+        say(table_of(summary_of(train, test)))
+    wrote = printable(str(args.output))
+    say(f"{seconds:.1f} s, {megabytes / seconds:.0f} MB of text a second; wrote {wrote}")

@@ -21,6 +21,9 @@ VALUE = re.compile(rb"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 
 _BLANKS = re.compile(rb"[ \t]+")
 _DIGITS = re.compile(rb"[0-9]+")
+_NO_BREAK = re.compile(rb"\xc2\xa0|\xa0|\xe2\x80\xaf")
+_DECIMAL_COMMA = re.compile(rb"[+-]?[0-9]*,[0-9]+(?:[eE][+-]?[0-9]+)?")
+_ODD_NUMBERS = re.compile(rb"[0-9.,eE+ \t;_']*")
 _MOST_SHOWN = 40  # characters of the input in a message
 
 
@@ -53,7 +56,7 @@ def parse_header(line: bytes) -> Header:
     if len(fields) != 3 or not all(map(_DIGITS.fullmatch, fields)):
         raise LineError(
             "must be `N D L`, the numbers of samples, features and labels "
-            f"(got {shown(line)}); is it a data file of the repository?"
+            f"(got {shown(line)}); {_about_header(line)}"
         )
     limits = {"samples": MOST_ROWS, "features": MOST_INDICES, "labels": MOST_INDICES}
     sizes = []
@@ -63,6 +66,25 @@ def parse_header(line: bytes) -> Header:
             raise LineError(f"the number of {what} must be 1 to {most} (got {shown(field)})")
         sizes.append(size)
     return Header(*sizes)
+
+
+def _about_header(line: bytes) -> str:
+    """What is wrong with a line 1, as far as it can be told, and the fix."""
+    if b"\r" in line:
+        return (
+            "its lines end with CR alone or twice; write them anew with LF, or CR LF, at each end"
+        )
+    if line.startswith(b"#"):
+        return "it is a comment, which is not allowed; remove the lines that begin with #"
+    if b":" in line:
+        return "it is a sample already; put a line with the three numbers before it"
+    if _NO_BREAK.search(line):
+        return "it has a non-breaking space; write a plain one"
+    if not line.strip():
+        return "remove the blank line"
+    if _ODD_NUMBERS.fullmatch(line):
+        return "write whole numbers, in digits alone, with blanks between"
+    return "is it a data file of the repository?"
 
 
 def parse_line(line: bytes, header: Header) -> Sample:
@@ -106,7 +128,10 @@ def _bounded(digits: bytes, most: int) -> int | None:
 
 def _index(text: bytes, what: str, count: int, field: bytes) -> int:
     if not _DIGITS.fullmatch(text):
-        raise LineError(f"a {what} must be a whole number, 0 to {count - 1} (got {shown(field)})")
+        raise LineError(
+            f"a {what} must be a whole number, 0 to {count - 1} (got {shown(field)})"
+            f"{_about_index(text)}"
+        )
     index = _bounded(text, count - 1)
     if index is None:
         hint = "; do the indices count from 1?" if _bounded(text, count) == count else ""
@@ -114,6 +139,22 @@ def _index(text: bytes, what: str, count: int, field: bytes) -> int:
             f"a {what} must be 0 to {count - 1}, as line 1 says (got {shown(field)}){hint}"
         )
     return index
+
+
+def _about_index(text: bytes) -> str:
+    if text == b"qid":
+        return "; it is of ranking data: remove the qid"
+    if text.startswith(b"#"):
+        return "; comments are not allowed: remove them"
+    if VALUE.fullmatch(text) and float(text).is_integer():
+        return "; write it in digits alone"
+    return "; it has a non-breaking space" if _NO_BREAK.search(text) else ""
+
+
+def _about_value(text: bytes) -> str:
+    if _DECIMAL_COMMA.fullmatch(text):
+        return "; write a decimal point, not a comma"
+    return "; it has a non-breaking space" if _NO_BREAK.search(text) else ""
 
 
 def _label(text: bytes, header: Header) -> int:
@@ -125,10 +166,15 @@ def _label(text: bytes, header: Header) -> int:
 def _entry(field: bytes, header: Header) -> tuple[int, float]:
     before, colon, after = field.partition(b":")
     if not colon:
-        raise LineError(f"a feature must be `index:value` (got {shown(field)}, without a colon)")
+        comment = "; comments are not allowed: remove them" if field.startswith(b"#") else ""
+        raise LineError(
+            f"a feature must be `index:value` (got {shown(field)}, without a colon){comment}"
+        )
     index = _index(before, "feature index", header.features, field)
     if not VALUE.fullmatch(after):
-        raise LineError(f"a feature's value must be a finite number (got {shown(field)})")
+        raise LineError(
+            f"a feature's value must be a finite number (got {shown(field)}){_about_value(after)}"
+        )
     value = float(after)
     if not _fits(value):
         raise LineError(f"a feature's value must fit into float32 (got {shown(field)})")

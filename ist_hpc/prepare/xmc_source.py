@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from ist_hpc.errors import InputError
+from ist_hpc.prepare.found import PADDING, UTF8_MARK, head_of, refused
 from ist_hpc.prepare.xmc_line import LineError, parse_header, shown
 from ist_hpc.prepare.xmc_text import Block, parse_block
 
@@ -38,11 +39,18 @@ class Source:
         self._skip_malformed = skip_malformed
         self._block_bytes = block_bytes or BLOCK_BYTES
         self._lines = 1
+        self._head = head_of(file)
+        if self._head.startswith(UTF8_MARK):
+            file.seek(len(UTF8_MARK))
         line = file.readline(_MOST_HEADER_BYTES)
         try:
             self.header = parse_header(line.removesuffix(b"\n").removesuffix(b"\r"))
         except LineError as error:
-            raise InputError(f"{name}, line 1: {error}") from error
+            raise self.refused(str(error), line=1) from error
+
+    def refused(self, problem: str, line: int | None = None) -> InputError:
+        """The answer to what this file holds; see `found.refused`."""
+        return refused(self.name, problem, self._head, line, own="text")
 
     def blocks(self) -> Iterator[Block]:
         """The samples in the order of the file; `rows` are numbers of samples in it, from 0.
@@ -65,27 +73,34 @@ class Source:
                 if len(block.rows):
                     yield replace(block, rows=block.rows + first)
             if extra:
-                self._refuse_extra(extra, first + room, lines - room)
+                self._refuse_extra(extra, first + room)
             self._lines += lines
         if self._lines - 1 < self.header.rows:
-            raise InputError(
-                f"{self.name}, line {self._lines}: line 1 says {self.header.rows} samples, but the "
-                f"file ends after {self._lines - 1}; it is cut short, or line 1 is wrong"
+            raise self.refused(
+                f"line 1 says {self.header.rows} samples, but the file ends after "
+                f"{self._lines - 1}; it is cut short, or line 1 is wrong",
+                self._lines,
             )
 
-    def _refuse_extra(self, extra: bytes, sample: int, lines: int) -> None:
-        """Leave out `lines` lines after the last sample that line 1 announces, or raise."""
-        got = shown(extra[: extra.index(b"\n")])
-        message = f"line 1 says {self.header.rows} samples, but here is one more (got {got})"
-        self._leave_out(sample + 2, message, lines)
+    def _refuse_extra(self, extra: bytes, sample: int) -> None:
+        """Leave out the lines after the last sample that line 1 announces, or raise.
+
+        Lines in which there is nothing are no fault.
+        """
+        lines = extra.split(b"\n")[:-1]
+        strange = [place for place, line in enumerate(lines) if line.strip(PADDING)]
+        if strange:
+            got = shown(lines[strange[0]])
+            message = f"line 1 says {self.header.rows} samples, but here is one more (got {got})"
+            self._leave_out(sample + strange[0] + 2, message, len(strange))
 
     def _leave_out(self, line: int, message: str, count: int = 1) -> None:
-        message = f"{self.name}, line {line}: {message}"
         if not self._skip_malformed:
-            raise InputError(f"{message}; correct it, or leave such lines out (--skip-malformed)")
+            fix = "correct it, or leave such lines out (--skip-malformed)"
+            raise self.refused(f"{message}; {fix}", line)
         self.malformed += count
         if len(self.first_malformed) < _MOST_NAMED:
-            self.first_malformed.append(message)
+            self.first_malformed.append(f"{self.name}, line {line}: {message}")
 
     def _texts(self) -> Iterator[bytes]:
         """The rest of the file in blocks of whole lines, each with its line end."""
@@ -99,8 +114,8 @@ class Source:
             held.append(data[cut:])
             held_bytes += len(data) - cut
             if held_bytes > _MOST_LINE_BYTES:
-                raise InputError(
-                    f"{self.name}: a line is longer than {_MOST_LINE_BYTES >> 20} MiB; "
+                raise self.refused(
+                    f"a line is longer than {_MOST_LINE_BYTES >> 20} MiB; "
                     "is it a data file of the repository?"
                 )
         if held_bytes:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.errors import InputError
-from ist_hpc.prepare.xmc_line import shown
+from ist_hpc.prepare.found import PADDING, UTF8_MARK, UnusableError, head_of, opened, refused
+from ist_hpc.prepare.xmc_line import VALUE, shown
 
 _UNUSED, _TRAIN, _TEST = range(3)
+_MOST_DIGITS = 40  # of a number in a split file, with its fraction
 
 
 @dataclass(frozen=True)
@@ -53,46 +54,99 @@ def read_split(train: Path, test: Path, column: int, samples: int) -> Split:
         again = order[1:][numbers[order[1:]] == numbers[order[:-1]]]
         if len(again):
             line = int(again.min())
-            raise InputError(
-                f"{path}, line {line + 1}: sample {numbers[line] + 1} is there twice "
-                f"(column {column})"
+            raise refused(
+                path,
+                f"sample {numbers[line] + 1} is there twice (column {column})",
+                line=line + 1,
             )
         if before.any():
             line = int(np.flatnonzero(before)[0])
-            raise InputError(
-                f"{path}, line {line + 1}: sample {numbers[line] + 1} is a train row already, "
-                f"in {train}; no sample may be both"
+            raise refused(
+                path,
+                f"sample {numbers[line] + 1} is a train row already, in {train}; no sample may be "
+                "both",
+                line=line + 1,
             )
     return Split(parts)
 
 
 def _read_column(path: Path, column: int, samples: int) -> npt.NDArray[np.int64]:
-    """The numbers of one column, counted from 0; int64 [lines]."""
+    """The numbers of one column, counted from 0; int64 [lines].
+
+    Whole numbers may be written as NumPy writes them, such as 3.000e+00.
+    """
     numbers: list[int] = []
+    blank = 0  # the first of the lines without anything that nothing but such lines has followed
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
+            head = head_of(file)
             for line, text in enumerate(file, start=1):
-                fields = text.split()
-                if len(fields) < column:
-                    raise InputError(
-                        f"{path}, line {line}: must have {column} or more numbers, one of each "
-                        f"split (got {shown(text.strip())}); see --split-column"
+                content = text.removeprefix(UTF8_MARK) if line == 1 else text
+                content = content.strip(PADDING)
+                if not content:
+                    blank = blank or line
+                    continue
+                fields = content.split()
+                if blank:
+                    raise refused(path, _too_few(column, b""), head, blank, own="text")
+                if b"\r" in content:
+                    raise refused(
+                        path,
+                        "its lines end with CR alone; write them anew with LF, or CR LF, at each "
+                        "end",
+                        head,
+                        line,
+                        own="text",
                     )
-                field = fields[column - 1]
-                # isdigit of bytes knows ASCII digits only; int refuses some thousand of them.
-                number = int(field) if field.isdigit() and len(field) < 20 else 0
-                if not 1 <= number <= samples:
-                    raise InputError(
-                        f"{path}, line {line}: a sample's number must be 1 to {samples}, as line 1 "
-                        f"of --data says (got {shown(field)})"
+                if len(fields) < column:
+                    raise refused(path, _too_few(column, content), head, line, own="text")
+                number = _number(fields[column - 1])
+                if number is None or not 1 <= number <= samples:
+                    raise refused(
+                        path,
+                        f"a sample's number must be a whole one, 1 to {samples}, as line 1 of "
+                        f"--data says (got {shown(fields[column - 1])})"
+                        f"{_about(fields[column - 1], number)}",
+                        head,
+                        line,
+                        own="text",
                     )
                 if len(numbers) == samples:
-                    raise InputError(
-                        f"{path}, line {line}: more lines than the {samples} samples of --data"
+                    raise refused(
+                        path, f"more lines than the {samples} samples of --data", line=line
                     )
                 numbers.append(number - 1)
+    except UnusableError as error:
+        raise refused(path, str(error)) from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise refused(path, f"cannot be read ({error.strerror})") from error
     if not numbers:
-        raise InputError(f"{path}: is empty; it must have the numbers of samples, one a line")
+        raise refused(
+            path, "has no numbers; it must have those of samples, one a line", head, own="text"
+        )
     return np.array(numbers, dtype=np.int64)
+
+
+def _too_few(column: int, content: bytes) -> str:
+    return (
+        f"must have {column} or more numbers, one of each split (got {shown(content)}); see "
+        "--split-column"
+    )
+
+
+def _number(field: bytes) -> int | None:
+    """The whole number that stands there; None for anything else, and for one of many digits."""
+    if len(field) > _MOST_DIGITS or not VALUE.fullmatch(field):
+        return None
+    if field.isdigit():
+        return int(field)
+    number = float(field)
+    return int(number) if number.is_integer() else None
+
+
+def _about(field: bytes, number: int | None) -> str:
+    if number == 0:
+        return "; samples count from 1"
+    if b"," in field or b";" in field:
+        return "; part columns by blanks"
+    return "; comments are not allowed: remove them" if field.startswith(b"#") else ""
