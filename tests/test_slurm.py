@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ _LIMIT_S = 120.0
 _GPUS_LEFT_OUT = ["--gpus-per-node=0"]
 _ONE_A_NODE = ["--ntasks-per-node=1", "--cpus-per-task=1", "--mem=1500M"]
 _SMALL = ["model.inputs=null", "model.outputs=null", "model.hidden=[32]"]
-_SMALL += ["data.batch_size=32", "data.verify=no"]
+_SMALL += ["data.batch_size=32", "data.verify=false"]
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +284,104 @@ def test_speech_from_recordings_and_the_scaling_study_after_it(cluster, tmp_path
         timeout=60,
     )
     assert re.search(r"\| ist:5 +\| +2 \|", done.stdout)
+
+
+def test_in_a_shell_of_salloc_the_ranks_are_those_of_the_allocation(cluster, shards, tmp_path):
+    """It has no SLURM_NTASKS there, as --ntasks is not given."""
+    ours = {"DATA": str(shards), "RUNS": str(tmp_path / "runs"), "NAME": "small"}
+    words = ["--set", *_SMALL, "train.epochs=null", "train.rounds=1"]
+    shell = ["salloc", "--nodes=2", "--mem=1500M", "bash", str(AMAZON_CPU)]
+    assert ", 2 ranks on h" in _on_h1(*shell, *words, **ours)
+    assert _status(tmp_path) == "finished"
+
+
+def test_a_task_of_an_array_is_queued_again_without_the_others(cluster, shards, tmp_path):
+    """The last one, whose SLURM_JOB_ID is the array's own number, by which all would go."""
+    words = ["--set", *_SMALL, "train.epochs=null", "train.rounds=100000", "train.local_steps=5"]
+    options = [*_ONE_A_NODE, "--nodes=1", "--array=0-1"]
+    ours = {"DATA": str(shards), "NAME": ""}
+    array = _submit(
+        *(AMAZON_CPU, tmp_path, *words, "evaluate.every_epochs=0"), options=options, **ours
+    )
+    runs = [tmp_path / f"runs/amazon670k_cpu-{task}/metrics.jsonl" for task in (0, 1)]
+    _wait_until(lambda: all(path.exists() and path.read_text() for path in runs), _LIMIT_S)
+    job = json.loads((runs[1].parent / "run.json").read_text())["starts"][0]["slurm"]
+    assert job["SLURM_JOB_ID"] == array
+    _on_h1("scancel", "--batch", "--signal=USR1", f"{array}_1")
+    _wait_until(lambda: _restarts(f"{array}_1") == 1, _LIMIT_S)
+    assert (runs[1].parent / "requeues").read_text() == f"{array}_1 1\n"
+    rounds = len(runs[0].read_text().splitlines())
+    _wait_until(lambda: len(runs[0].read_text().splitlines()) > rounds + 5, _LIMIT_S)
+    assert (_state(f"{array}_0"), _restarts(f"{array}_0")) == ("RUNNING", 0)
+    _on_h1("scancel", array)
+    _wait_until(lambda: not _on_h1("squeue", "--noheader"), _LIMIT_S)
+
+
+def test_jobs_that_begin_without_shards_take_what_another_makes(cluster, tmp_path):
+    """One converts, here one that has come to a halt; the others wait, until their time is over."""
+    text = _write_text(tmp_path / "text")
+    data = tmp_path / "data"
+    words = ["xmc", "--train", f"{text}/train.txt", "--test", f"{text}/test.txt"]
+    converter = subprocess.Popen(
+        [sys.executable, "-c", _HALT, *words, "--output", str(data)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        _wait_until(lambda: _state_of_process(converter.pid) == "T", _LIMIT_S)
+        words = ["--set", *_SMALL, "train.epochs=null", "train.rounds=2"]
+        options = [*_ONE_A_NODE, "--nodes=1"]
+        jobs = {
+            name: _submit(AMAZON_CPU, tmp_path, *words, options=options, NAME=name, TEXT=text)
+            for name in ("small", "wide", "gone")
+        }
+        printed = {name: tmp_path / f"{job}.out" for name, job in jobs.items()}
+        for path in printed.values():
+            _wait_until(
+                lambda path=path: path.exists() and "waiting for it" in path.read_text(), _LIMIT_S
+            )
+        _on_h1("scancel", jobs["gone"])
+        _end(tmp_path, jobs["gone"], "CANCELLED")
+        _on_h1("scancel", "--batch", "--signal=USR1", jobs["small"])
+        _wait_until(lambda: _restarts(jobs["small"]) == 1, _LIMIT_S)
+        assert (
+            "the time is over before training began; queued again" in printed["small"].read_text()
+        )
+        assert (tmp_path / "runs/small/requeues").read_text() == f"{jobs['small']} 1\n"
+    finally:
+        converter.send_signal(signal.SIGCONT)
+    made, _ = converter.communicate(timeout=60)
+    assert "2000 train and 200 test rows" in made
+    for name in ("wide", "small"):
+        assert "2000 train and 200 test rows of" not in _end(tmp_path, jobs[name])
+        assert _status(tmp_path, name) == "finished"
+
+
+# A converter that stops, as Ctrl-Z stops it, when it has begun to write.
+_HALT = """
+import os, signal, sys
+from ist_hpc import shard_writer
+from ist_hpc.prepare.__main__ import main
+enter = shard_writer.DatasetWriter.__enter__
+def halt(writer):
+    entered = enter(writer)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return entered
+shard_writer.DatasetWriter.__enter__ = halt
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def _state_of_process(process: int) -> str:
+    stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+    return stat.rpartition(")")[2].split()[0]
+
+
+def _restarts(job: str) -> int:
+    found = re.search(r"Restarts=(\d+)", _on_h1("scontrol", "show", "job", job))
+    assert found is not None
+    return int(found[1])
 
 
 @contextmanager
