@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__
-from ist_hpc.ending import end
+from ist_hpc.ending import run
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -258,14 +258,11 @@ def main() -> int:
         if rank != 0:
             time.sleep(3)
         print(f"check: {text}", flush=True)
-        return 1
+        os._exit(1)  # without MPI_Finalize, which would wait for ranks that do not get there
     if rank == 0:
         print("check: ok", flush=True)
     return 0
 
 
 if __name__ == "__main__":
-    code = main()
-    if code:
-        os._exit(code)  # without MPI_Finalize, which would wait for ranks that do not get there
-    end(code)
+    run("check", main)

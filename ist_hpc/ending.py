@@ -1,13 +1,14 @@
-"""The end of a process that has done its work, however long others or Python would take."""
+"""The frame of every command: streams that do not fail, and an end however long others take."""
 
 import atexit
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
-from ist_hpc import lastresort
-from ist_hpc.errors import EXIT_FAILED, EXIT_GO_ON
+from ist_hpc import lastresort, outputs
+from ist_hpc.errors import EXIT_FAILED, EXIT_GO_ON, EXIT_INTERRUPTED
 
 _END_S = 900.0
 """That MPI is given to come to its end: a rank may still write what only it writes."""
@@ -15,8 +16,25 @@ _GO_ON_S = 20.0
 """The same of a run that is to go on in another job: all ranks have met, and time is short."""
 
 
-def end(code: int) -> NoReturn:
-    """End the process with this exit code; the last call of an entry point. Collective under MPI.
+def run(program: str, main: Callable[[], int]) -> NoReturn:
+    """Run a command to the end of its process; all that an entry point does. Collective under MPI.
+
+    program  its name in lines such as `show: error: ...`
+    main     returns the exit code; it has said why if that is not 0
+    """
+    outputs.mend()
+    try:
+        code = main()
+    except SystemExit as asked:  # of argparse, for --help and --version
+        code = asked.code if isinstance(asked.code, int) else int(asked.code is not None)
+    except KeyboardInterrupt:  # before a command answers it in its own way
+        outputs.complain(f"{program}: interrupted")
+        code = EXIT_INTERRUPTED
+    end(code, program)
+
+
+def end(code: int, program: str = "ist_hpc") -> NoReturn:
+    """End the process with this exit code. Collective under MPI.
 
     Registered functions are called, output is flushed and MPI is finalised. As it waits for all
     ranks and knows no end of that, the process then ends with exit code 1 after 15 minutes, or 20
@@ -29,9 +47,8 @@ def end(code: int) -> NoReturn:
     logging.shutdown()
     if (mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_initialized() and not mpi.Is_finalized():
         mpi.Finalize()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):  # nobody reads it any more, or the disk is full
-            code = code or EXIT_FAILED
+    lost = outputs.unwritten()
+    if lost:
+        outputs.complain(f"{program}: error: {lost}")
+        code = code or EXIT_FAILED
     os._exit(code)

@@ -7,6 +7,7 @@ exit code 2; anything else that is raised is a fault of the program and ends wit
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 EXIT_GO_ON = 75  # EX_TEMPFAIL of sysexits.h: stopped in order and saved; the same command goes on
 
 _SURROGATES = (0xDC80, 0xDCFF)  # by which Python carries the bytes 0x80 to 0xFF of a name

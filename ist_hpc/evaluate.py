@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ist_hpc import __version__
 from ist_hpc.commandline import Parser, given_path
 from ist_hpc.config_keys import MOST_TOP, RuntimeConfig, subnets_of
-from ist_hpc.ending import end
+from ist_hpc.ending import run
 from ist_hpc.errors import InputError
 from ist_hpc.runtime import AgreedInputError, Runtime, launch, on_root, say, together
 
@@ -394,4 +394,4 @@ def _refuse_target(target: Path, overwrite: bool) -> None:
 
 
 if __name__ == "__main__":
-    end(main())
+    run("evaluate", main)

@@ -1,10 +1,15 @@
 """What the pictures of all commands have in common; matplotlib is imported as one is drawn."""
 
+import logging
+import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ist_hpc.caches import for_matplotlib
 from ist_hpc.errors import InputError
 from ist_hpc.files import replacing
+from ist_hpc.names import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +31,9 @@ def require_matplotlib(otherwise: str) -> "type[Figure]":
 
     otherwise  what a user without it can do instead of giving --output
     """
+    if "matplotlib" not in sys.modules and for_matplotlib():
+        # Its fonts are looked for anew each time, about which it has a note to print.
+        logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -49,10 +57,18 @@ def plain(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def as_label(name: str) -> str:
+    """A name as matplotlib draws it as it is: no formula between dollars, no leading `_`."""
+    plain_name = printable(name).replace("$", r"\$")
+    return f" {plain_name}" if plain_name.startswith("_") else plain_name
+
+
 def save(figure: "Figure", output: Path) -> None:
     """Draw into a file, which is replaced. Raises `InputError` if it cannot be written."""
     try:
-        with replacing(output) as beside:
+        with replacing(output) as beside, warnings.catch_warnings():
+            # A character that the font lacks is drawn as a box, which says as much.
+            warnings.filterwarnings("ignore", message="Glyph ")
             figure.savefig(beside, format=output.suffix[1:].lower())
     except OSError as error:
         raise InputError(f"cannot write {output}: {error.strerror}") from None

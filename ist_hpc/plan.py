@@ -8,7 +8,6 @@ counted.
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ from ist_hpc import __version__, cost, cost_memory, figure2, pictures
 from ist_hpc import config as configuration
 from ist_hpc.commandline import Parser, given_path
 from ist_hpc.config_keys import Config, ModelConfig
+from ist_hpc.ending import run
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.memory_limits import BASE_BYTES
+from ist_hpc.outputs import complain
 from ist_hpc.placement import TensorSpec
 from ist_hpc.plan_table import table
 from ist_hpc.shard_meta import META_FILE, Meta, load_meta
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser.parse_args(argv)
         text = _figure2(arguments) if arguments.figure2 else _plan(parser, arguments)
     except InputError as error:
-        print(f"plan: error: {error}", file=sys.stderr)
+        complain(f"plan: error: {error}")
         return EXIT_BAD_INPUT
     print(text)
     return 0
@@ -356,4 +357,4 @@ def _flops(job: cost.Job) -> dict[str, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("plan", main)

@@ -1,13 +1,14 @@
 """`python -m ist_hpc.plot`: learning curves, speed-ups and tables of runs and studies; no MPI."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ist_hpc import __version__, pictures, plot_study
 from ist_hpc.commandline import Parser, given_path
+from ist_hpc.ending import run
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
+from ist_hpc.outputs import complain
 from ist_hpc.plot_curves import curves, table
 from ist_hpc.plot_draw import draw, draw_scaling
 from ist_hpc.plot_runs import Run, read_run
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _run(_parser().parse_args(argv))
     except InputError as error:
-        print(f"plot: error: {error}", file=sys.stderr)
+        complain(f"plot: error: {error}")
         return EXIT_BAD_INPUT
     return 0
 
@@ -165,4 +166,4 @@ def _refuse_mixed(runs: Sequence[Run]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("plot", main)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ist_hpc.errors import InputError
+from ist_hpc.names import printable
 from ist_hpc.plot_runs import Run, Values
 from ist_hpc.progress import spoken
 
@@ -51,7 +52,7 @@ def curves(runs: Sequence[Run], group: bool, labels: Sequence[str]) -> list[Curv
             f"--label wants one label a curve: got {len(labels)} for {len(members)} {what}"
         )
     names = labels or [_label(group) for group in members]
-    return [Curve(label, group) for label, group in zip(names, members, strict=True)]
+    return [Curve(printable(label), group) for label, group in zip(names, members, strict=True)]
 
 
 def _label(runs: Sequence[Run]) -> str:

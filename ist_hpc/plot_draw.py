@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ist_hpc.errors import InputError
-from ist_hpc.pictures import COLOURS, new_figure, plain
+from ist_hpc.pictures import COLOURS, as_label, new_figure, plain
 from ist_hpc.plot_curves import Curve
 from ist_hpc.plot_runs import Values
 from ist_hpc.progress import spoken
@@ -46,7 +46,7 @@ def draw(
     elif len(lines) > 1 or len(lines[0].runs) > 1:
         panels[-1].legend(loc="best", framealpha=0.85, edgecolor="none", fontsize="small")
     else:
-        figure.suptitle(lines[0].label, fontsize="medium")
+        figure.suptitle(as_label(lines[0].label), fontsize="medium")
     return figure
 
 
@@ -74,7 +74,7 @@ def _panel(axes: "Axes", lines: Sequence[Curve], x: str, time: str) -> None:
     for curve, (colour, dash) in zip(lines, styles, strict=True):
         at, mean, low, high = curve.over(x)
         marker = "o" if len(at) <= 25 else ""
-        name = curve.label
+        name = as_label(curve.label)
         axes.plot(
             at / unit, 100 * mean, dash, color=colour, lw=1.8, marker=marker, ms=3.5, label=name
         )
@@ -93,7 +93,7 @@ def _legend_beside(figure: "Figure", lines: Sequence[Curve], x: str) -> None:
     order = sorted(range(len(lines)), key=lambda place: -ends[place])
     figure.legend(
         [handles[place] for place in order],
-        [lines[place].label for place in order],
+        [as_label(lines[place].label) for place in order],
         loc="outside right center",
         frameon=False,
         fontsize="small",
@@ -178,7 +178,7 @@ def draw_scaling(found: Sequence[Mapping[str, Any]]) -> "Figure":
         marker = _MARKERS[place % len(_MARKERS)]
         ranks = [item["ranks"] for item in own]
         axes.errorbar(ranks, middle, errors, color=colour, fmt="none", capsize=2, lw=1)
-        axes.plot(ranks, middle, color=colour, lw=1.8, marker=marker, ms=5, label=method)
+        axes.plot(ranks, middle, color=colour, lw=1.8, marker=marker, ms=5, label=as_label(method))
     ranks = sorted({item["ranks"] for item in shown})
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

@@ -7,7 +7,6 @@ the whole model.
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,9 @@ from ist_hpc import __version__
 from ist_hpc.commandline import Parser, given_path
 from ist_hpc.config_keys import ModelConfig, channels_of, sections_of, subnets_of
 from ist_hpc.config_yaml import read_yaml, write_yaml
+from ist_hpc.ending import run
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
+from ist_hpc.outputs import complain, only_printing
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -86,13 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments and do what they ask. Returns the exit code."""
     try:
         _show(_arguments(argv))
-        sys.stdout.flush()
     except InputError as error:
         sys.stdout.flush()
-        print(f"show: error: {error}", file=sys.stderr)
+        complain(f"show: error: {error}")
         return EXIT_BAD_INPUT
-    except BrokenPipeError:  # of `show ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -101,7 +99,8 @@ def _show(arguments: argparse.Namespace) -> None:
     from ist_hpc.show_run import describe_run, is_run
 
     if not arguments.verify and not arguments.export and is_run(arguments.checkpoint):
-        print("\n".join(describe_run(arguments.checkpoint)))
+        with only_printing():
+            print("\n".join(describe_run(arguments.checkpoint)))
         return
     if arguments.export:
         _refuse_target(arguments.export, arguments.overwrite)
@@ -111,7 +110,8 @@ def _show(arguments: argparse.Namespace) -> None:
     if arguments.export:
         export(checkpoint, arguments.export)
     if not arguments.verify and not arguments.export:
-        describe(checkpoint)
+        with only_printing():
+            describe(checkpoint)
 
 
 # What the checkpoint is.
@@ -405,4 +405,4 @@ def _save(state: dict[str, "Tensor"], target: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("show", main)

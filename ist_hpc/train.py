@@ -12,7 +12,7 @@ from ist_hpc import config as configuration
 from ist_hpc.commandline import Parser, given_path
 from ist_hpc.config import QUICKSTART
 from ist_hpc.config_keys import Config, is_folder_name
-from ist_hpc.ending import end
+from ist_hpc.ending import run
 from ist_hpc.errors import EXIT_GO_ON, InputError
 from ist_hpc.runtime import AgreedInputError, AgreedRunError, Runtime, launch, log, on_root, say
 from ist_hpc.stopping import StopRequest, name_of
@@ -175,4 +175,4 @@ def _prepare_quickstart(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    end(main())
+    run("train", main)

@@ -9,14 +9,16 @@ import pytest
 
 END = """
 import atexit, sys
-from ist_hpc.ending import end
+from ist_hpc.ending import run
 class Loaded:
     def __del__(self):
         print("taken apart")
 loaded = Loaded()
 atexit.register(print, "registered")
-print("said")
-end(int(sys.argv[1]))
+def main():
+    print("said")
+    return int(sys.argv[1])
+run("it", main)
 """
 
 
@@ -42,4 +44,5 @@ def test_all_is_said_and_nothing_is_taken_apart(code):
 def test_what_could_not_be_said_is_a_failure(code, given):
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = run(code, stdout=full)
-    assert (done.returncode, done.stderr) == (given, "")
+    lost = "it: error: cannot write to standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (given, lost)

@@ -10,9 +10,10 @@ from typing import Any
 
 from ist_hpc.bench import convergence, scaling
 from ist_hpc.commandline import Parser
-from ist_hpc.ending import end
+from ist_hpc.ending import run
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.mpi_environment import rank_of_launcher
+from ist_hpc.outputs import complain
 from ist_hpc.runtime import Runtime, launch
 
 _STUDIES: dict[str, ModuleType] = {"convergence": convergence, "scaling": scaling}
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _arguments(words, benchmarks | _STUDIES)
     except InputError as error:
         if rank_of_launcher() == 0:
-            print(f"bench: error: {error}", file=sys.stderr, flush=True)
+            complain(f"bench: error: {error}")
         return EXIT_BAD_INPUT
     module = benchmarks[arguments.benchmark]
     return launch("bench", lambda: arguments, partial(_run, module))
@@ -83,12 +84,12 @@ def _study(module: ModuleType, arguments: argparse.Namespace) -> int:
         figures = module.run(arguments)
     except KeyboardInterrupt as stopped:
         reason = str(stopped) or "interrupted"
-        print(f"bench: stopped: {reason}; the same command goes on", file=sys.stderr, flush=True)
+        complain(f"bench: stopped: {reason}; the same command goes on")
         return 130
     _print(module, figures, arguments.json)
     if figures["failed"]:
         what = f"bench: {len(figures['failed'])} run(s) failed; the same command tries them again"
-        print(what, file=sys.stderr, flush=True)
+        complain(what)
         return 1
     return 0
 
@@ -98,4 +99,4 @@ def _print(module: ModuleType, figures: dict[str, Any], as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    end(main())
+    run("bench", main)

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from ist_hpc.bench.study_state import Row, State, opened
 from ist_hpc.commandline import given_path
 from ist_hpc.config_keys import Config
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
+from ist_hpc.outputs import complain
 from ist_hpc.runtime import stop_on_sigterm
 
 OwnSettings = Callable[[Planned, Config], Sequence[str]]
@@ -147,7 +147,7 @@ def configurations(
 
 
 def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    complain(f"{time.strftime('%H:%M:%S')} {text}")
 
 
 def _settings(kind: Kind, run: Planned, arguments: argparse.Namespace) -> list[str]:

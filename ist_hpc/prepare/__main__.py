@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from ist_hpc.commandline import Parser
+from ist_hpc.ending import run
 from ist_hpc.errors import EXIT_BAD_INPUT, EXIT_GO_ON, InputError
 from ist_hpc.mpi_environment import rank_of_launcher
 from ist_hpc.names import printable
+from ist_hpc.outputs import complain
 from ist_hpc.prepare import DATASETS
 from ist_hpc.shard_writer import AlreadyMadeError
 
@@ -119,16 +121,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"prepare: nothing to do: {printable(str(made))}")
     except _StoppedWaitingError:
         if rank_of_launcher() == 0:
-            print("prepare: stopped waiting: SIGUSR1; the same command goes on", file=sys.stderr)
+            complain("prepare: stopped waiting: SIGUSR1; the same command goes on")
         return EXIT_GO_ON
     except InputError as error:
-        print(f"prepare: error: {error}", file=sys.stderr)
+        complain(f"prepare: error: {error}")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        print("prepare: interrupted; nothing was written", file=sys.stderr)
+        complain("prepare: interrupted; nothing was written")
         return 128 + signal.SIGINT
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("prepare", main)

@@ -19,6 +19,7 @@ from ist_hpc import caches
 from ist_hpc.commandline import given_path
 from ist_hpc.errors import InputError, printable
 from ist_hpc.memory_limits import granted_bytes
+from ist_hpc.outputs import complain
 from ist_hpc.shard_writer import check_target
 
 Task = TypeVar("Task")
@@ -135,15 +136,9 @@ def require(module: str, install: str) -> ModuleType:
 
 
 def say(text: str, error: bool = False) -> None:
-    """Print lines for a person, on stderr if `error`: names in them as `names.printable` has them.
-
-    Nothing of a name makes it fail, which would end a conversion that is complete.
-    """
-    file = sys.stderr if error else sys.stdout
-    encoding = (getattr(file, "encoding", None) or "ascii").lower().replace("-", "")
-    ascii_only = not encoding.startswith("utf")
+    """Print lines for a person, on stderr if `error`; names in them become printable."""
     for line in text.split("\n"):
-        print(printable(line, ascii_only=ascii_only), file=file)
+        (complain if error else print)(printable(line))
 
 
 def check_memory(needed_bytes: int, cause: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ist_hpc import __version__, pictures, streams
 from ist_hpc.commandline import Parser, given_path
-from ist_hpc.ending import end
+from ist_hpc.ending import run
 from ist_hpc.errors import EXIT_FAILED, InputError
 from ist_hpc.quadratic import figures, formulas, theory
 from ist_hpc.quadratic.descent import in_process, over_ranks
@@ -218,4 +218,4 @@ def _line(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    end(main())
+    run("quadratic", main)
