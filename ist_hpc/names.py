@@ -7,6 +7,7 @@ user wrote through `path_of`, and a walk over a folder through `entries`.
 
 import codecs
 import os
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -24,6 +25,24 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error(ENCODING_ERRORS, _escaped)
+
+
+def quoted(word: object) -> str:
+    r"""A word as a shell takes it from a line that is pasted: `'a b'`, and `$'caf\xe9'`."""
+    text = str(word)
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(c if c.isprintable() else _as_bytes(c) for c in escaped) + "'"
+
+
+def _as_bytes(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
+
+
+def command_line(words: Iterable[object]) -> str:
+    """The words of a command as one line that a shell takes."""
+    return " ".join(map(quoted, words))
 
 
 def is_text(name: str) -> bool:

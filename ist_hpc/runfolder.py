@@ -15,7 +15,6 @@ import logging
 import math
 import os
 import platform
-import shlex
 import socket
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
 from ist_hpc.files import partial_names, write_text
 from ist_hpc.meters import KINDS
+from ist_hpc.names import command_line
 
 log = logging.getLogger("ist_hpc")
 # Of Slurm's variables those that say what the job was; others may have secrets of the site.
@@ -329,7 +329,7 @@ def facts_of_start(ranks: int, threads: int, mpi_library: str) -> dict[str, Any]
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),
-        "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),
+        "command": command_line([sys.executable, *sys.orig_argv[1:]]),
         "folder": os.getcwd(),
         "ranks": ranks,
         "threads_a_rank": threads,

@@ -18,6 +18,7 @@ from typing import Any
 
 from ist_hpc.errors import InputError
 from ist_hpc.files import json_text
+from ist_hpc.names import quoted
 
 META_FILE = "meta.json"
 FORMAT = "ist_hpc-data"
@@ -196,7 +197,7 @@ def _load_json(folder: Path, path: Path) -> object:
 def _how_to_make(folder: Path) -> str:
     # Only the digits need no more than a folder to be made; every other set has its own arguments.
     if folder.name == "digits":
-        return f"make it with: python -m ist_hpc.prepare digits --output {folder}"
+        return f"make it with: python -m ist_hpc.prepare digits --output {quoted(folder)}"
     beside = []
     if folder.parent.is_dir():
         beside = sorted(str(meta.parent) for meta in folder.parent.glob(f"[!.]*/{META_FILE}"))

@@ -9,7 +9,6 @@ import errno
 import json
 import logging
 import os
-import shlex
 import shutil
 import sys
 import time
@@ -36,6 +35,7 @@ from ist_hpc.files import (
 from ist_hpc.label_counts import LabelCounts
 from ist_hpc.locks import FileLock, owner_facts
 from ist_hpc.mpi_environment import rank_of_launcher
+from ist_hpc.names import command_line
 from ist_hpc.shard_layouts import Layout, layout_of
 from ist_hpc.shard_meta import (
     FEATURE_DTYPES,
@@ -124,7 +124,7 @@ class DatasetWriter:
             classes=names,
             outputs=int(cast(int, classes)) if counted else len(names),
         )
-        defaults = {"command": shlex.join(sys.argv), "parameters": {}}
+        defaults = {"command": command_line(sys.argv), "parameters": {}}
         self.made_by = {**defaults, "package_version": __version__, **(made_by or {})}
         self._overwrite, self._if_missing = overwrite, if_missing
         self._since_s = time.time() if since_s is None else since_s

@@ -14,6 +14,7 @@ from ist_hpc.config import QUICKSTART
 from ist_hpc.config_keys import Config, is_folder_name
 from ist_hpc.ending import run
 from ist_hpc.errors import EXIT_GO_ON, InputError
+from ist_hpc.names import quoted
 from ist_hpc.runtime import AgreedInputError, AgreedRunError, Runtime, launch, log, on_root, say
 from ist_hpc.stopping import StopRequest, name_of
 
@@ -112,7 +113,7 @@ def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
                 print(f"test {spoken(metric)}: {value:.4f}")
         if saved:
             print(f"checkpoint:    {saved}")
-            print(f"look into it:  python -m ist_hpc.show {saved}")
+            print(f"look into it:  python -m ist_hpc.show {quoted(saved)}")
     return 0
 
 

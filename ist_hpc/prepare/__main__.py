@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import os
-import shlex
 import signal
 import sys
 import time
@@ -15,7 +14,7 @@ from ist_hpc.commandline import Parser
 from ist_hpc.ending import run
 from ist_hpc.errors import EXIT_BAD_INPUT, EXIT_GO_ON, InputError
 from ist_hpc.mpi_environment import rank_of_launcher
-from ist_hpc.names import printable
+from ist_hpc.names import command_line, printable
 from ist_hpc.outputs import complain
 from ist_hpc.prepare import DATASETS
 from ist_hpc.shard_writer import AlreadyMadeError
@@ -113,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         args = _parser().parse_args(arguments)
-        args.command_line = shlex.join(["python", "-m", "ist_hpc.prepare", *arguments])
+        args.command_line = command_line(["python", "-m", "ist_hpc.prepare", *arguments])
         args.since_s, args.waiting = since_s, _while_waiting
         args.run(args)
     except AlreadyMadeError as made:

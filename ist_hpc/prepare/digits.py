@@ -11,7 +11,7 @@ from typing import Any, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.names import printable
+from ist_hpc.names import printable, quoted
 from ist_hpc.prepare.common import (
     OfOutput,
     add_output_arguments,
@@ -65,7 +65,9 @@ def prepare_digits(
     features, labels = _load()
     rows = _split(labels, permutation("prepare digits rows", seed, 0, len(labels)))
     made_by = {
-        "command": printable(command_line or f"python -m ist_hpc.prepare digits --output {output}"),
+        "command": printable(
+            command_line or f"python -m ist_hpc.prepare digits --output {quoted(output)}"
+        ),
         "parameters": {"seed": seed},
         "source": "sklearn.datasets.load_digits",
     }

@@ -10,7 +10,6 @@ import bz2
 import errno
 import lzma
 import os
-import shlex
 import stat
 import tarfile
 import zlib
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ist_hpc.errors import InputError
-from ist_hpc.names import entries, printable
+from ist_hpc.names import entries, printable, quoted
 
 HEAD_BYTES = 1024
 UTF8_MARK = b"\xef\xbb\xbf"
@@ -126,7 +125,7 @@ def kind_of(head: bytes, name: str = "FILE") -> Kind | None:
 
     name  of the file, for the commands that are suggested
     """
-    file = shlex.quote(name)
+    file = quoted(name)
     if not head:
         return Kind("empty", "is empty (0 bytes)", "copy or download it again")
     if not head.strip(b"\0"):
@@ -159,10 +158,10 @@ def _packed(head: bytes, name: str, file: str) -> Kind | None:
         tool = "gunzip" if key == "gzip" else f"{key} -d"
         unpack = f"{tool} {file}"
         if not name.endswith(suffix):
-            unpack = f"{key} -dc < {file} > {shlex.quote(name + '.unpacked')}"
+            unpack = f"{key} -dc < {file} > {quoted(name + '.unpacked')}"
         return Kind(key, f"is packed with {key}", f"unpack it: {unpack}")
     if head.startswith(b"\x1f\x9d"):
-        unpack = f"gzip -dc < {file} > {shlex.quote(name + '.unpacked')}"
+        unpack = f"gzip -dc < {file} > {quoted(name + '.unpacked')}"
         return Kind("compress", "is packed with compress", f"unpack it: {unpack}")
     if head.startswith(b"7z\xbc\xaf\x27\x1c"):
         return Kind("7z", "is a 7-Zip archive", f"unpack it: 7z x {file}")
@@ -283,7 +282,7 @@ def _known_begin(head: bytes, name: str, file: str) -> Kind | None:
 
 
 def _known_text(head: bytes, name: str, file: str) -> Kind | None:
-    new = shlex.quote(name + ".utf8")
+    new = quoted(name + ".utf8")
     for mark, encoding in (
         (b"\xff\xfe\0\0", "UTF-32"),
         (b"\0\0\xfe\xff", "UTF-32"),

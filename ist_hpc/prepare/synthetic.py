@@ -22,7 +22,7 @@ from typing import Unpack
 import numpy as np
 
 from ist_hpc.csr import Csr
-from ist_hpc.names import printable
+from ist_hpc.names import printable, quoted
 from ist_hpc.prepare.common import (
     OfOutput,
     add_output_arguments,
@@ -175,7 +175,8 @@ def prepare_synthetic(
     )
     made_by = {
         "command": printable(
-            command_line or f"python -m ist_hpc.prepare synthetic --like {like} --output {output}"
+            command_line
+            or f"python -m ist_hpc.prepare synthetic --like {like} --output {quoted(output)}"
         ),
         "parameters": {"like": like, "seed": seed, "recipe": asdict(recipe)},
         "source": f"{_NOTICE}: drawn by ist_hpc.prepare.synthetic_rows",
