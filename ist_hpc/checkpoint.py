@@ -43,7 +43,15 @@ from ist_hpc.checkpoint_read import (
     round_folder,
 )
 from ist_hpc.config_keys import Config
-from ist_hpc.files import flush_to_disk, sha256_of
+from ist_hpc.files import (
+    flush_to_disk,
+    hidden_beside,
+    json_text,
+    put_in_place,
+    set_aside,
+    sha256_of,
+    write_text,
+)
 from ist_hpc.hdf5_writing import written
 from ist_hpc.held import State, all_finite
 from ist_hpc.models.base import Statistics
@@ -99,7 +107,7 @@ def save(comm: "MPI.Comm", checkpoints: Path, contents: Contents, keep: int) -> 
     blocks = _blocks(contents)
     _refuse_infinite(comm, blocks, contents)
     final = round_folder(checkpoints, contents.progress.round)
-    partial = final.with_name(f".{final.name}.partial")
+    partial = comm.bcast(hidden_beside(final))  # of its own, should another start be at work, too
     at_root = comm.Get_rank() == 0
     what = f"the checkpoint of round {contents.progress.round} cannot be saved"
     try:
@@ -140,9 +148,7 @@ def _complete(
         "format_version": FORMAT_VERSION,
         "files": dict([*entries, main]),
     }
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    flush_to_disk(partial / MANIFEST)
-    flush_to_disk(partial)
+    write_text(partial / MANIFEST, json_text(manifest) + "\n")
     _check_readable(partial, contents)
 
 
@@ -166,10 +172,9 @@ def _publish(partial: Path, final: Path, keep: int) -> list[Path]:
 
     They are one of the same round, which is replaced, and all but the newest `keep`.
     """
-    replaced = [_put_aside(final)] if final.exists() else []
-    partial.rename(final)
-    flush_to_disk(final.parent)
-    return replaced + [_put_aside(old) for old in newest_first(final.parent)[keep:]]
+    replaced = [set_aside(final)] if final.exists() else []
+    put_in_place(partial, final)
+    return replaced + [set_aside(old) for old in newest_first(final.parent)[keep:]]
 
 
 def _remove_together(comm: "MPI.Comm", folders: Sequence[Path]) -> None:
@@ -185,11 +190,6 @@ def _remove_together(comm: "MPI.Comm", folders: Sequence[Path]) -> None:
     if comm.Get_rank() == 0:
         for folder in folders:
             _remove(folder)
-
-
-def _put_aside(folder: Path) -> Path:
-    """Take a checkpoint its name, so that one that is half removed is not taken for one."""
-    return folder.rename(folder.with_name(f".{folder.name}.old"))
 
 
 def _remove(folder: Path) -> None:

@@ -2,10 +2,8 @@
 
 import argparse
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__
@@ -13,6 +11,7 @@ from ist_hpc.commandline import Parser, given_path
 from ist_hpc.config_keys import MOST_TOP, RuntimeConfig, subnets_of
 from ist_hpc.ending import run
 from ist_hpc.errors import InputError
+from ist_hpc.files import exists_error, followed, hidden_beside, put_in_place, refuse_target
 from ist_hpc.runtime import AgreedInputError, Runtime, launch, on_root, say, together
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
 
     comm, target = runtime.comm, arguments.predictions
     if target:
-        on_root(comm, lambda: _refuse_target(target, arguments.overwrite))
+        on_root(comm, lambda: refuse_target(target, "--predictions", arguments.overwrite))
     folder = on_root(comm, lambda: resolve(arguments.checkpoint))
 
     # After what can be refused without torch, which takes seconds to load.
@@ -284,7 +283,7 @@ def _predict(
         writer = None
         if arguments.predictions and runtime.rank == 0:
             columns = _columns(dataset, loaded.evaluate)
-            writer = _Predictions(arguments.predictions, rows.rows, columns, loaded.attributes)
+            writer = _Predictions(arguments, rows.rows, columns, loaded.attributes)
             stack.enter_context(writer)
         together(comm, lambda: writer.begin() if writer else None)
         for start, batch in loaded.network.predict(rows, loaded.evaluate.batch_rows, metrics):
@@ -321,11 +320,16 @@ class _Predictions:
     """
 
     def __init__(
-        self, target: Path, rows: int, columns: Sequence[_Column], attributes: dict[str, Any]
+        self,
+        arguments: argparse.Namespace,
+        rows: int,
+        columns: Sequence[_Column],
+        attributes: dict[str, Any],
     ) -> None:
-        self._target, self._rows, self._columns = target, rows, columns
+        self._target, self._overwrite = followed(arguments.predictions), arguments.overwrite
+        self._rows, self._columns = rows, columns
         self._attributes = attributes
-        self._beside = target.with_name(f".{target.name}.partial")
+        self._beside = hidden_beside(self._target)
         self._output: Hdf5Output | None = None
 
     def __enter__(self) -> "_Predictions":
@@ -365,32 +369,23 @@ class _Predictions:
 
     def finish(self, result: dict[str, float]) -> None:
         """Add the metrics, flush to disk and give the file its name."""
-        from ist_hpc.files import flush_to_disk
-
         assert self._output is not None
         with self._reporting():
             self._output.file.attrs.update(result)
             self._output.close()
-            flush_to_disk(self._beside)
-            os.replace(self._beside, self._target)
-            flush_to_disk(self._target.parent)
+            put_in_place(self._beside, self._target, self._overwrite)
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
         try:
             yield
+        except FileExistsError:
+            raise exists_error(self._target, "--predictions") from None
         except (OSError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
                 f"--predictions {self._target}: cannot be written ({reason})"
             ) from None
-
-
-def _refuse_target(target: Path, overwrite: bool) -> None:
-    if target.is_dir() or not target.parent.is_dir():
-        raise InputError(f"--predictions {target}: must be a file in a folder that is there")
-    if target.exists() and not overwrite:
-        raise InputError(f"--predictions {target}: the file exists; add --overwrite to replace it")
 
 
 if __name__ == "__main__":

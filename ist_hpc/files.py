@@ -240,4 +240,9 @@ def refuse_target(target: Path, option: str, overwrite: bool) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{option} {target}: is no plain file, so it is not replaced")
     if not overwrite:
-        raise InputError(f"{option} {target}: the file exists; add --overwrite to replace it")
+        raise exists_error(target, option)
+
+
+def exists_error(target: Path, option: str) -> InputError:
+    """The answer to a command that would replace a file unasked."""
+    return InputError(f"{option} {target}: the file exists; add --overwrite to replace it")

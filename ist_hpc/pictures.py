@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ist_hpc.caches import for_matplotlib
 from ist_hpc.errors import InputError
-from ist_hpc.files import replacing
+from ist_hpc.files import refuse_target, replacing
 from ist_hpc.names import printable
 
 if TYPE_CHECKING:
@@ -21,9 +21,10 @@ _FORMATS = (".png", ".pdf", ".svg")
 
 
 def refuse_format(output: Path) -> None:
-    """Raise `InputError` for the name of a file that is no picture."""
+    """Raise `InputError` for the name of a file that is no picture, or that cannot be written."""
     if output.suffix.lower() not in _FORMATS:
         raise InputError(f"--output must end with {', '.join(_FORMATS)}, got {output}")
+    refuse_target(output, "--output", overwrite=True)
 
 
 def require_matplotlib(otherwise: str) -> "type[Figure]":

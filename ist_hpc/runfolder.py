@@ -9,12 +9,12 @@ STATUS         starting | running | finished | stopped: by what | failed: why
 checkpoints/   round-00000040/ ...
 """
 
-import fcntl
 import json
 import logging
 import math
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,12 +23,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ist_hpc import __version__, config
 from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
-from ist_hpc.files import partial_names, write_text
+from ist_hpc.files import json_text, open_text, partial_names, put_in_place, write_text
+from ist_hpc.locks import FileLock, owner_facts, owner_of
 from ist_hpc.meters import KINDS
 from ist_hpc.names import command_line
 
@@ -55,7 +56,7 @@ UNSAID_END = "ended without a word: killed, out of memory, or its host was lost"
 _GOING_ON = ("starting", "running")
 _LOCK_WAIT_S = 10.0
 _LOST_HOST_WAIT_S = 900.0  # until its rank 0 has ended itself, or the file system gives the lock up
-_LOCK_LOOK_S = 0.2
+_MOST_NAMES = 1000  # tried, of runs that start in one second
 _FAILING = ".failing-"  # and which start
 _REPLACED = ("STATUS", "config.yaml", "metrics.jsonl", "run.json", "summary.json")
 
@@ -63,16 +64,22 @@ _REPLACED = ("STATUS", "config.yaml", "metrics.jsonl", "run.json", "summary.json
 class RunFolder:
     """Paths and files of one run; written by rank 0, but for STATUS by a rank that fails."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.checkpoints = path / "checkpoints"
-        self.metrics = path / "metrics.jsonl"
+    def __init__(self, path: Path, or_beside: bool = False) -> None:
+        """The folder at `path`; `or_beside`: if another run takes that, `create` adds a number."""
+        self.move_to(path)
+        self.or_beside = or_beside
         self.start = ""
         """Which start of the run this is, its `lock_line`. Empty until all ranks are in it."""
         self.lock_line = ""
         """What this process wrote into `.lock`."""
-        self._lock: TextIO | None = None
         self._said_unwritable = False
+
+    def move_to(self, path: Path) -> None:
+        """Have the folder at another place, as nothing was made yet."""
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self._lock = FileLock(path / ".lock")
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -85,15 +92,40 @@ class RunFolder:
                 "place of run folders"
             ) from None
 
-    def create(self, resume: bool) -> None:
-        """Make the folder; raises `InputError` if it is there and this is no resume."""
+    def create(self, resume: bool) -> bool:
+        """Make the folder; raises `InputError` if it is there and this is no resume.
+
+        Returns whether it was made, and was not there.
+        """
+        made = False
         try:
-            self.path.mkdir(parents=True, exist_ok=resume)
-        except FileExistsError:
-            raise self.exists_error() from None
+            made = self._make(resume)
+            self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
+            if made:
+                self.remove()
             raise InputError(f"cannot make the run folder {self.path}: {error.strerror}") from None
-        self.checkpoints.mkdir(exist_ok=True)
+        return made
+
+    def _make(self, resume: bool) -> bool:
+        first = self.path
+        for number in range(2, _MOST_NAMES):
+            try:
+                self.path.mkdir(parents=True)
+                return True
+            except FileExistsError:
+                if resume and self.path.is_dir():
+                    return False
+                if not self.or_beside:
+                    raise self.exists_error() from None
+                self.move_to(first.with_name(f"{first.name}-{number}"))
+        raise self.exists_error()
+
+    def remove(self) -> None:
+        """Remove what this start made a moment ago, as it cannot begin."""
+        self.start = ""  # no longer in it
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.release()
 
     def lock(self, longest_s: float = _LOST_HOST_WAIT_S) -> None:
         """Keep other runs out of the folder for as long as this process lives.
@@ -104,56 +136,33 @@ class RunFolder:
         ending still as its successor starts; and longer for the same Slurm job's earlier start,
         which is on a host that was lost.
         """
-        if self._lock is not None:
+        if self._lock.held:
             return
-        file = (self.path / ".lock").open("a+", encoding="utf-8")
-        begin_s, wait_s = time.monotonic(), min(_LOCK_WAIT_S, longest_s)
-        is_waiting_longer = False
-        while True:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                waited_s = time.monotonic() - begin_s
-                if waited_s < wait_s:
-                    time.sleep(_LOCK_LOOK_S)
-                    continue
-                file.seek(0)
-                owner = file.read().strip() or "unknown"
-                if not is_waiting_longer and _is_of_this_job(owner):
-                    is_waiting_longer = True
-                    wait_s = min(_LOST_HOST_WAIT_S, longest_s)
-                    log.warning(
-                        "this job's earlier start still has %s (%s); waiting for up to %.0f s",
-                        *(self.path, owner, wait_s),
-                    )
-                    continue
-                file.close()
-                raise InputError(
-                    f"another run is writing into {self.path} ({owner}); wait for its end, or give "
-                    "this one another --name"
-                ) from None
-            except OSError as error:  # of a file system without locks
-                log.warning("%s cannot be locked: %s", self.path, error.strerror)
-            break
-        self.lock_line = owner_facts()
-        file.truncate(0)
-        file.write(f"{self.lock_line}\n")
-        file.flush()
-        self._lock = file  # closing it would give the lock up
+        wait_s = min(_LOCK_WAIT_S, longest_s)
+
+        def waiting(owner: str, waited_s: float) -> None:
+            nonlocal wait_s
+            if waited_s < wait_s:
+                return
+            longer_s = min(_LOST_HOST_WAIT_S, longest_s)
+            if wait_s < longer_s and _is_of_this_job(owner):
+                wait_s = longer_s
+                log.warning(
+                    "this job's earlier start still has %s (%s); waiting for up to %.0f s",
+                    *(self.path, owner, wait_s),
+                )
+                return
+            raise InputError(
+                f"another run is writing into {self.path} ({owner}); wait for its end, or give "
+                "this one another --name"
+            )
+
+        self._lock.take(owner_facts(), waiting)
+        self.lock_line = self._lock.line
 
     def owner(self) -> str | None:
         """Who holds the folder's lock, as far as this host can see; None if nobody does."""
-        try:
-            with (self.path / ".lock").open("r", encoding="utf-8") as file:
-                try:
-                    fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except (BlockingIOError, PermissionError):
-                    return file.read().strip() or "unknown"
-                except OSError:
-                    return f"perhaps {file.read().strip()}"  # a file system without locks
-        except OSError:
-            pass
-        return None
+        return owner_of(self.path / ".lock")
 
     def first_to_fail(self, host: str = "") -> bool:
         """Whether this rank is the first of this start, or of a host, to say why the run fails."""
@@ -178,11 +187,7 @@ class RunFolder:
         A host that was cut off may come back when its run goes on elsewhere.
         """
         try:
-            if self._lock is not None:  # to close another handle of it would give the lock up
-                self._lock.seek(0)
-                said = self._lock.read().strip()
-            else:
-                said = (self.path / ".lock").read_text(encoding="utf-8").strip()
+            said = self._lock.said()
         except OSError:
             return False
         return self.start != "" and said == self.start
@@ -208,8 +213,8 @@ class RunFolder:
         try:
             write_text(path, text)
         except OSError as error:
-            with suppress(OSError):  # a few words fit where the old ones were
-                path.write_text(text, encoding="utf-8")
+            with suppress(OSError), open_text(path, "w") as file:  # it fits where the old one was
+                file.write(text)
             self._say_unwritable(path, error)
 
     def _say_unwritable(self, path: Path, error: OSError) -> None:
@@ -223,7 +228,7 @@ class RunFolder:
         write_text(self.path / "config.yaml", config.dump(settings))
         path = self.path / "run.json"
         starts = self._starts(path)
-        write_text(path, json.dumps({"starts": [*starts, facts]}, indent=1) + "\n")
+        write_text(path, json_text({"starts": [*starts, facts]}) + "\n")
 
     def _starts(self, path: Path) -> list[Any]:
         """The starts before this one; a run.json that cannot be read is put aside."""
@@ -232,7 +237,7 @@ class RunFolder:
         try:
             return list(json.loads(path.read_text(encoding="utf-8"))["starts"])
         except (ValueError, LookupError, TypeError):
-            path.rename(path.with_name("damaged-run.json"))
+            put_in_place(path, path.with_name("damaged-run.json"))
             log.warning("%s is damaged, and renamed to damaged-run.json", path)
             return []
 
@@ -240,7 +245,7 @@ class RunFolder:
         """Drop the rows of rounds that a resume from `round_index` trains again."""
         if not self.metrics.exists():
             return
-        kept = [json.dumps(row) for row in self.rows() if row["round"] <= round_index]
+        kept = [json_text(row, indent=None) for row in self.rows() if row["round"] <= round_index]
         write_text(self.metrics, "".join(line + "\n" for line in kept))
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -272,10 +277,10 @@ class RunFolder:
 
         A row that cannot be written is left out: training goes on, and it is said once.
         """
-        line = json.dumps(_finite(row), allow_nan=False) + "\n"
+        line = json_text(_finite(row), indent=None) + "\n"
         whole_bytes = None
         try:
-            with self.metrics.open("a", encoding="utf-8") as file:
+            with open_text(self.metrics, "a") as file:
                 whole_bytes = file.tell()
                 file.write(line)
         except OSError as error:
@@ -286,19 +291,11 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, or warn that it cannot be: what it sums up is saved."""
-        text = json.dumps(_finite(summary), indent=1, allow_nan=False)
+        text = json_text(_finite(summary))
         try:
             write_text(self.path / "summary.json", text + "\n")
         except OSError as error:
             self._say_unwritable(self.path / "summary.json", error)
-
-
-def owner_facts() -> str:
-    """Who a run is, for others that would write into its folder: host, process, job, since when."""
-    job = os.environ.get("SLURM_JOB_ID")
-    of_job = f", Slurm job {job}" if job else ""
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    return f"process {os.getpid()} on {socket.gethostname()}{of_job}, since {since}"
 
 
 def _is_of_this_job(owner: str) -> bool:
@@ -318,14 +315,9 @@ def _finite(value: Any) -> Any:
 
 def facts_of_start(ranks: int, threads: int, mpi_library: str) -> dict[str, Any]:
     """What is worth knowing of a start, for run.json. Local."""
-    from importlib.metadata import PackageNotFoundError, version
-
     versions = {"ist_hpc": __version__, "python": platform.python_version()}
     for package in ("torch", "numpy", "h5py", "mpi4py", "horovod"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
+        versions[package] = _version_of(package)
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),
@@ -340,17 +332,49 @@ def facts_of_start(ranks: int, threads: int, mpi_library: str) -> dict[str, Any]
     }
 
 
-def _git_state() -> str:
-    """Commit of the package's checkout, with `-dirty` if it was changed; empty if it is none."""
+def _version_of(package: str) -> str:
+    """The version of a package: of what is imported, which may not be what pip installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    imported = getattr(sys.modules.get(package), "__version__", None)
+    if imported is not None:
+        return str(imported)
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _git_state() -> str:
+    """Commit of the package's checkout, with `-dirty` if it was changed; empty if it is none.
+
+    It is one if git has this very file: the package may be installed somewhere in a repository of
+    other things, and git may be told of yet another by its environment.
+    """
+    own = Path(__file__).resolve()
+    try:
+        _git(own.parent, "ls-files", "--error-unmatch", "--", own.name)
+        if not own.is_relative_to(Path(_git(own.parent, "rev-parse", "--show-toplevel")).resolve()):
+            return ""
+        commit = _git(own.parent, "describe", "--always", "--dirty", "--abbrev=12")
+        new = _git(own.parent, "ls-files", "--others", "--exclude-standard", "--", "*.py")
+    except (OSError, ValueError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return f"{commit}-dirty" if new and not commit.endswith("-dirty") else commit
+
+
+def _git(folder: Path, *words: str) -> str:
+    """What a command of git prints; raises `CalledProcessError` if it fails, and others."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    done = subprocess.run(
+        ["git", *words],
+        cwd=folder,
+        env={**ours, "GIT_OPTIONAL_LOCKS": "0"},  # to look must change nothing
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=10,
+        check=True,
+    )
+    return done.stdout.rstrip("\n")

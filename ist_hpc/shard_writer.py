@@ -501,14 +501,14 @@ def check_target(
         raise AlreadyMadeError(_whose(path, load_meta(path)))
     if has_meta and since_s is not None and _made_since(path, since_s):
         return
-    kept = "it is not overwritten; give another folder"
+    exists = f"{path} exists; give another folder"
     if not is_folder:
-        raise InputError(f"{path} is not a folder, so {kept}")
+        raise InputError(f"{exists}: it is not a folder, so it is not overwritten")
     if strangers or not has_meta:
         has = f"it holds {min(strangers)}" if strangers else f"it has no {META_FILE}"
-        raise InputError(f"{path} exists and is not a data set ({has}), so {kept}")
+        raise InputError(f"{exists}: it is not a data set ({has}), so it is not overwritten")
     if not overwrite:
-        raise InputError(f"{path} exists; give another folder, or replace it (--overwrite)")
+        raise InputError(f"{exists}, or replace it (--overwrite)")
 
 
 def _is_of_data_set(name: str) -> bool:

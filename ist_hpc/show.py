@@ -19,6 +19,7 @@ from ist_hpc.config_keys import ModelConfig, channels_of, sections_of, subnets_o
 from ist_hpc.config_yaml import read_yaml, write_yaml
 from ist_hpc.ending import run
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
+from ist_hpc.files import exists_error, refuse_target, replacing
 from ist_hpc.outputs import complain, only_printing
 
 if TYPE_CHECKING:
@@ -103,12 +104,12 @@ def _show(arguments: argparse.Namespace) -> None:
             print("\n".join(describe_run(arguments.checkpoint)))
         return
     if arguments.export:
-        _refuse_target(arguments.export, arguments.overwrite)
+        refuse_target(arguments.export, "--export", arguments.overwrite)
     checkpoint = Checkpoint(resolve(arguments.checkpoint))
     if arguments.verify:
         verify(checkpoint)
     if arguments.export:
-        export(checkpoint, arguments.export)
+        export(checkpoint, arguments.export, arguments.overwrite)
     if not arguments.verify and not arguments.export:
         with only_printing():
             describe(checkpoint)
@@ -331,11 +332,11 @@ def verify(checkpoint: "Checkpoint") -> None:
 # The export.
 
 
-def export(checkpoint: "Checkpoint", target: Path) -> None:
+def export(checkpoint: "Checkpoint", target: Path, overwrite: bool = False) -> None:
     """Write the model as a PyTorch state dict and print the Python that loads it. Local.
 
     All files are checked first; the whole model is held in memory. `target` appears complete or not
-    at all. Raises `InputError`.
+    at all. Raises `InputError`, without `overwrite` for a file that came up meanwhile, too.
     """
     checkpoint.check_files(checkpoint.files)
     with checkpoint.opened() as opened:
@@ -347,7 +348,7 @@ def export(checkpoint: "Checkpoint", target: Path) -> None:
     print(f"export: the whole model is held in memory, {mib:.1f} MiB", flush=True)
     with checkpoint.opened() as opened:
         state = {entry.name: _value(opened, entry) for entry in entries}
-    _save(state, target)
+    _save(state, target, overwrite)
     print(f"export: wrote {target}; this loads it, with nothing but PyTorch:\n")
     print(model.module_source())
     print(f"model.load_state_dict(torch.load({str(target)!r}, weights_only=True), strict=True)")
@@ -384,21 +385,14 @@ def _value(opened: "OpenCheckpoint", entry: "ExportEntry") -> "Tensor":
     return torch.from_numpy(opened.rows(group, key, entry.shape))
 
 
-def _refuse_target(target: Path, overwrite: bool) -> None:
-    if target.is_dir() or not target.parent.is_dir():
-        raise InputError(f"--export {target}: must be a file in a folder that is there")
-    if target.exists() and not overwrite:
-        raise InputError(f"--export {target}: the file exists; add --overwrite to replace it")
-
-
-def _save(state: dict[str, "Tensor"], target: Path) -> None:
+def _save(state: dict[str, "Tensor"], target: Path, overwrite: bool) -> None:
     import torch
 
-    from ist_hpc.files import replacing
-
     try:
-        with replacing(target) as beside:
+        with replacing(target, overwrite) as beside:
             torch.save(state, beside)
+    except FileExistsError:
+        raise exists_error(target, "--export") from None
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"--export {target}: cannot be written ({reason})") from None

@@ -1,8 +1,8 @@
 """From a configuration to a trainer: every check that can be made before training starts."""
 
-import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -75,13 +75,15 @@ def start_run(
             comm, lambda: _restore(runtime, config, dataset, model, saved)
         )
         algorithm.start_from(restored.state, restored.shared, restored.shared_slots)
-    folder.start = on_root(comm, lambda: _enter(runtime, config, folder, resume, progress))
+    entered = on_root(comm, lambda: _enter(runtime, config, folder, resume, progress))
+    if runtime.rank:
+        folder.move_to(entered.path)
+    folder.start = entered.start
     try:
         together(comm, lambda: _see(folder))
     except AgreedInputError:
-        if runtime.rank == 0 and not resume:
-            shutil.rmtree(folder.path)  # made a moment ago
-            folder.start = ""  # no longer in it
+        if runtime.rank == 0 and entered.made:
+            folder.remove()
         raise
     went_on = f", from round {progress.round}" if progress.round else ""
     threads = f"{runtime.threads} thread(s) each"
@@ -107,7 +109,7 @@ def _see(folder: RunFolder) -> None:
 
 def _come_in(folder: RunFolder, resume: bool, silence_s: float) -> None:
     """Make sure that no other run is in the folder, before anything in it is looked at."""
-    if not folder.path.exists():
+    if not folder.path.exists() or folder.or_beside:
         return
     if not resume:
         raise folder.exists_error()
@@ -210,15 +212,38 @@ def _restore(
         return progress, restored, build_model(as_before, dataset, progress.ranks)
 
 
+@dataclass(frozen=True)
+class _Entered:
+    """Where the run folder is, which start of its run this is, and whether it was made for it."""
+
+    path: Path
+    start: str
+    made: bool
+
+
 def _enter(
     runtime: Runtime, config: Config, folder: RunFolder, resume: bool, progress: Progress
-) -> str:
-    """Make or enter the folder, which from now on is this start's; returns which start it is."""
+) -> _Entered:
+    """Make or enter the folder, which from now on is this start's.
+
+    Raises `InputError` where it cannot be written; one that was made for it is removed then.
+    """
     from mpi4py import MPI
 
     facts = facts_of_start(runtime.ranks, runtime.threads, MPI.Get_library_version())
+    made = folder.create(resume)
+    try:
+        _record(config, folder, progress, facts)
+    except BaseException:
+        if made:
+            folder.remove()
+        raise
+    return _Entered(folder.path, folder.lock_line, made)
+
+
+def _record(config: Config, folder: RunFolder, progress: Progress, facts: dict[str, Any]) -> None:
+    """Keep others out of the folder, and write what this start is."""
     with folder.changing():
-        folder.create(resume)
         folder.lock()
         _refuse_later(folder, progress)
         folder.forget_failure()
@@ -228,7 +253,6 @@ def _enter(
             log.info("the run before this one %s", before)
         folder.record_start(config, facts | ({"before": before} if before else {}))
         folder.set_status("starting")
-    return folder.lock_line
 
 
 def _refuse_later(folder: RunFolder, progress: Progress) -> None:

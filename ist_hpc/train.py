@@ -34,6 +34,14 @@ keys of a configuration (and of --set):
 """
 
 
+_QUICKSTART_S = 300.0
+"""That another process may need for the quickstart's data; the start as a whole has 15 minutes."""
+
+
+class _StoppedWaitingError(Exception):
+    """A signal came while another process was waited for."""
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m ist_hpc.train",
@@ -83,12 +91,14 @@ def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
     from ist_hpc.watchdog import Watchdog
 
     runtime = runtime.with_threads(config.runtime.threads)
-    if prepare_quickstart:
-        on_root(comm, lambda: _prepare_quickstart(Path(config.data.path)))
-    name = comm.bcast(arguments.name or f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    folder = RunFolder(arguments.runs / name)
     stop, meter = StopRequest(), Meter()
     stop.listen()
+    if prepare_quickstart:
+        stopped_by = on_root(comm, lambda: _prepare_quickstart(Path(config.data.path), stop))
+        if stopped_by:
+            return _say_stopped_early(runtime, stop, stopped_by)
+    name = comm.bcast(arguments.name or f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = RunFolder(arguments.runs / name, or_beside=not arguments.name)
     with Watchdog(comm, meter, config.runtime.silence_s, lambda why: _lost(folder, why)):
         try:
             trainer = start_run(runtime, config, folder, arguments.resume, stop, meter)
@@ -124,6 +134,15 @@ def _say_stopped(folder: "RunFolder", trainer: "Trainer") -> None:
     status = f"stopped: {name_of(trainer.stopped_by)}, {saved}"
     folder.set_status(status)
     say(f"train: {status}; the same command with --resume goes on")
+
+
+def _say_stopped_early(runtime: Runtime, stop: StopRequest, stopped_by: int) -> int:
+    """Say that the run stopped before it was one; the exit code. Collective."""
+    stop.leave()
+    if runtime.rank == 0:
+        say(f"train: stopped: {name_of(stopped_by)}, before there were data; the same goes on")
+    runtime.comm.Barrier()
+    return EXIT_GO_ON
 
 
 def _lost(folder: "RunFolder", reason: str) -> None:
@@ -168,11 +187,28 @@ def _configuration(arguments: argparse.Namespace) -> tuple[Config, bool]:
     return config, is_quickstart and missing and config.data.path == own
 
 
-def _prepare_quickstart(path: Path) -> None:
+def _prepare_quickstart(path: Path, stop: StopRequest) -> int:
+    """Make the digits, or wait for another process that does; the signal that ended that, or 0."""
     from ist_hpc.prepare.digits import prepare_digits
+    from ist_hpc.shard_writer import AlreadyMadeError
+
+    def waiting(waited_s: float) -> None:
+        if stop.number:
+            raise _StoppedWaitingError
+        if waited_s > _QUICKSTART_S:
+            raise InputError(
+                f"another process has been making {path} for {waited_s:.0f} s, which takes seconds;"
+                " end it, or start again later"
+            )
 
     log.info("making the quickstart's data, %s", path)
-    prepare_digits(path)
+    try:
+        prepare_digits(path, if_missing=True, waiting=waiting)
+    except AlreadyMadeError as made:
+        log.info("%s", made)
+    except _StoppedWaitingError:
+        return stop.number
+    return 0
 
 
 if __name__ == "__main__":

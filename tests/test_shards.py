@@ -418,7 +418,7 @@ class TestWriter:
         monkeypatch.chdir(tmp_path / "d")
         with pytest.raises(InputError, match="exists; give another folder: this was started in it"):
             write(Path())
-        with pytest.raises(InputError, match="/ exists and is not a data set"):
+        with pytest.raises(InputError, match="/ exists; give another folder: it is not a data set"):
             write(Path("/"), overwrite=True)
         assert list(tmp_path.iterdir()) == [tmp_path / "d"]
 

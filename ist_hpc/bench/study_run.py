@@ -110,6 +110,8 @@ def conduct(
     failed: list[str] = []
     with opened(arguments.output, kind.name, kind.number_column) as state:
         state.take_settings(*_identity(kind, runs, arguments), _defaults(Config))
+        done = state.done()  # another study may have gone on since
+        missing = [run for run in missing if run.key not in done]
         if where is not None:
             with where.up(max(run.ranks for run in missing)):
                 for left, run in zip(range(len(missing) - 1, -1, -1), missing, strict=True):

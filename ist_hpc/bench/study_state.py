@@ -1,7 +1,6 @@
 """What a study has done so far: a CSV of rows, and the settings under which they were measured."""
 
 import csv
-import fcntl
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ist_hpc.errors import InputError
-from ist_hpc.files import write_text
+from ist_hpc.files import json_text, write_text
+from ist_hpc.locks import FileLock, owner_facts
 
 Row = dict[str, Any]
 
@@ -144,7 +144,7 @@ class State:
                     f"{old!r}, now {new!r}; give another --output, or the settings it had"
                 )
             methods = before["methods"] | methods
-        text = json.dumps({"common": common, "methods": methods}, indent=1)
+        text = json_text({"common": common, "methods": methods})
         write_text(self.settings_path, text + "\n")
 
 
@@ -176,20 +176,24 @@ def _first_difference(
 @contextmanager
 def opened(folder: Path, kind: str, number_column: str) -> Iterator[State]:
     """The state of a study, its folder made. Raises `InputError` if a study is at work there."""
+    lock = FileLock(folder / f".{kind}.lock", inherited=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / f".{kind}.lock").open("w")
+        lock.take(owner_facts(), lambda owner, waited_s: _refuse_second(folder, owner))
     except OSError as error:
         raise InputError(
             f"cannot make the folder of the study, {folder}: {error.strerror}"
         ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"another study is at work in {folder}, or ranks of one that was killed"
-            ) from None
+    try:
         state = State(folder, kind, number_column)
         state.lock = lock.fileno()
         yield state
+    finally:
+        lock.release()
+
+
+def _refuse_second(folder: Path, owner: str) -> None:
+    raise InputError(
+        f"another study is at work in {folder}, or ranks of one that was killed ({owner}); wait "
+        "for its end, or give another --output"
+    )
