@@ -167,7 +167,8 @@ def _packed(head: bytes, name: str, file: str) -> Kind | None:
         return Kind("7z", "is a 7-Zip archive", f"unpack it: 7z x {file}")
     if head.startswith(b"Rar!\x1a\x07"):
         return Kind("rar", "is a RAR archive", f"unpack it: unrar x {file}")
-    if head.startswith((b"x\x01", b"x\x9c", b"x\xda")):
+    # Two bytes that text may begin with, too: so it is tried.
+    if head[:1] == b"x" and _unpacked(head, zlib.decompressobj()):
         return Kind("zlib", "is packed with zlib, as joblib does", "save it again without packing")
     if _is_tar(head):
         return Kind("tar", "is a tar archive", f"unpack it: tar -xf {file}")

@@ -21,6 +21,8 @@ VALUE = re.compile(rb"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 
 _BLANKS = re.compile(rb"[ \t]+")
 _DIGITS = re.compile(rb"[0-9]+")
+PLAIN = re.compile(rb"[\t\r -~]*")
+"""A line of ASCII alone."""
 _NO_BREAK = re.compile(rb"\xc2\xa0|\xa0|\xe2\x80\xaf")
 _DECIMAL_COMMA = re.compile(rb"[+-]?[0-9]*,[0-9]+(?:[eE][+-]?[0-9]+)?")
 _ODD_NUMBERS = re.compile(rb"[0-9.,eE+ \t;_']*")
@@ -70,7 +72,7 @@ def parse_header(line: bytes) -> Header:
 
 def _about_header(line: bytes) -> str:
     """What is wrong with a line 1, as far as it can be told, and the fix."""
-    if b"\r" in line:
+    if b"\r" in line and PLAIN.fullmatch(line):
         return (
             "its lines end with CR alone or twice; write them anew with LF, or CR LF, at each end"
         )

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ist_hpc.prepare.found import PADDING, UTF8_MARK, UnusableError, head_of, opened, refused
-from ist_hpc.prepare.xmc_line import VALUE, shown
+from ist_hpc.prepare.xmc_line import PLAIN, VALUE, shown
 
 _UNUSED, _TRAIN, _TEST = range(3)
 _MOST_DIGITS = 40  # of a number in a split file, with its fraction
@@ -90,14 +90,11 @@ def _read_column(path: Path, column: int, samples: int) -> npt.NDArray[np.int64]
                 if blank:
                     raise refused(path, _too_few(column, b""), head, blank, own="text")
                 if b"\r" in content:
-                    raise refused(
-                        path,
-                        "its lines end with CR alone; write them anew with LF, or CR LF, at each "
-                        "end",
-                        head,
-                        line,
-                        own="text",
+                    alone = (
+                        "its lines end with CR alone" if PLAIN.fullmatch(content) else "a CR in it"
                     )
+                    fix = "write each line anew with LF, or CR LF, at its end"
+                    raise refused(path, f"{alone}; {fix}", head, line, own="text")
                 if len(fields) < column:
                     raise refused(path, _too_few(column, content), head, line, own="text")
                 number = _number(fields[column - 1])
