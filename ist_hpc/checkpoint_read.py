@@ -172,7 +172,7 @@ class Checkpoint:
         refuse_vds_prefix()
         path = self.folder / MAIN_FILE
         with reporting(path):
-            file = h5py.File(path, "r", locking="best-effort")
+            file = h5py.File(path, "r", locking=False)
         with file:
             size_bytes = sum(size for size, _ in self.files.values())
             yield OpenCheckpoint(path, file, len(self.files) - 1, size_bytes)
@@ -268,7 +268,7 @@ class OpenCheckpoint:
             return
         path, wholes = self.path.parent / rank_file(rank), self._virtual()
         facts = {"rank": rank, "ranks": self.progress.ranks, "round": self.progress.round}
-        with reporting(path), h5py.File(path, "r", locking="best-effort") as part:
+        with reporting(path), h5py.File(path, "r", locking=False) as part:
             attributes = Attributes(path, part.attrs)
             for name, wanted in facts.items():
                 attributes.must_be(name, wanted, "it is not of this checkpoint; copy it again")

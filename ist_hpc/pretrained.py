@@ -54,7 +54,7 @@ def _from_checkpoint(opened: OpenCheckpoint, spec: SharedSpec) -> Tensor:
 
 def _from_file(path: Path, specs: Sequence[SharedSpec]) -> dict[str, Tensor]:
     found = {}
-    with reporting(path), h5py.File(path, "r", locking="best-effort") as file:
+    with reporting(path), h5py.File(path, "r", locking=False) as file:
         for spec in specs:
             name = next((n for n in (f"parameters/{spec.key}", spec.key) if n in file), None)
             if name is None:

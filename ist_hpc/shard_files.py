@@ -59,8 +59,8 @@ class StoredFile:
         self.path = path
         self.fix = fix
         with self.reporting():
-            # Best effort: Lustre and NFS are often mounted without locks, and nobody writes here.
-            self._file = h5py.File(path, "r", locking="best-effort", rdcc_nbytes=_CACHE_BYTES)
+            # NFS and Lustre are often mounted without locks, and nobody writes here.
+            self._file = h5py.File(path, "r", locking=False, rdcc_nbytes=_CACHE_BYTES)
 
     def close(self) -> None:
         """Close the file."""

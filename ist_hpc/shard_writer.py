@@ -49,6 +49,7 @@ from ist_hpc.shard_meta import (
     Shard,
     load_meta,
 )
+from ist_hpc.stopping import end_request
 
 log = logging.getLogger("ist_hpc")
 
@@ -262,6 +263,10 @@ class DatasetWriter:
         if split not in SPLITS:
             raise InputError(f"{self.path}: split must be {' or '.join(SPLITS)} (got {split!r})")
         features, labels = self._layout.check(f"{self.path}, split {split}", features, labels)
+        with end_request.held_back():
+            self._append(split, features, labels)
+
+    def _append(self, split: str, features: Any, labels: Any) -> None:
         start = 0
         while start < len(labels):
             shard = self._open.get(split) or self._start_shard(split)
@@ -278,12 +283,13 @@ class DatasetWriter:
 
     def end_shard(self, split: str) -> None:
         """End the current shard of `split`, if it has rows; the next row begins a new one."""
-        shard = self._open.pop(split, None)
-        if shard is not None:
-            try:
-                self._done.setdefault(split, []).append(shard.finish())
-            except OSError as error:
-                raise _unwritable(shard.path, error) from error
+        with end_request.held_back():
+            shard = self._open.pop(split, None)
+            if shard is not None:
+                try:
+                    self._done.setdefault(split, []).append(shard.finish())
+                except OSError as error:
+                    raise _unwritable(shard.path, error) from error
 
     def _start_shard(self, split: str) -> "_OpenShard":
         path = self._partial / f"{split}-{len(self._done.get(split, ())):04d}.h5"
@@ -306,11 +312,12 @@ class DatasetWriter:
         except OSError as failure:
             raise _unwritable(self.path, failure) from failure
         finally:
-            try:
-                for shard in self._open.values():
-                    shard.abandon()
-            finally:
-                self._leave()
+            with end_request.held_back(finishing=True):
+                try:
+                    for shard in self._open.values():
+                        shard.abandon()
+                finally:
+                    self._leave()
 
     def _publish(self) -> None:
         for split in list(self._open):
@@ -319,7 +326,8 @@ class DatasetWriter:
             raise InputError(f"{self.path}: no rows were appended; a data set needs at least one")
         side = None
         if self._label_counts is not None and "train" in self._done:
-            side = self._label_counts.write(self._partial)
+            with end_request.held_back():
+                side = self._label_counts.write(self._partial)
         meta = Meta(
             **vars(self.schema),
             name=self.name,
@@ -328,7 +336,8 @@ class DatasetWriter:
             label_counts=side,
         )
         write_text(self._partial / META_FILE, meta.to_json())
-        self._rename_into_place()
+        with end_request.held_back(finishing=True):
+            self._rename_into_place()
 
     def _rename_into_place(self) -> None:
         while True:

@@ -252,14 +252,15 @@ class TestTraining:
         assert one.returncode == 75
 
 
-class TestOutputs:
-    @pytest.fixture(scope="class")
-    def place(self, tmp_path_factory):
-        place = tmp_path_factory.mktemp("outputs")
-        run_python([*DIGITS[:-1], "digits"], place)
-        run_python(command("a", *SMALL, "train.rounds=3"), place)
-        return place
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("outputs")
+    run_python([*DIGITS[:-1], "digits"], place)
+    run_python(command("a", *SMALL, "train.rounds=3"), place)
+    return place
 
+
+class TestOutputs:
     @pytest.mark.parametrize(
         ("program", "option"), [("evaluate", "--predictions"), ("show", "--export")]
     )

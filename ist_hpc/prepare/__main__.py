@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from ist_hpc.commandline import Parser
 from ist_hpc.ending import run
@@ -18,6 +17,7 @@ from ist_hpc.names import command_line, printable
 from ist_hpc.outputs import complain
 from ist_hpc.prepare import DATASETS
 from ist_hpc.shard_writer import AlreadyMadeError
+from ist_hpc.stopping import end_request
 
 _PROGRAM = "python -m ist_hpc.prepare"
 _DESCRIPTION = """\
@@ -58,7 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
 _asked: list[int] = []
 """The signals that asked to stop what can be stopped and gone on with: waiting."""
@@ -68,24 +67,14 @@ class _StoppedWaitingError(Exception):
     """A signal came while another process was waited for."""
 
 
-def _terminate(signal_number: int, frame: object) -> NoReturn:
-    """End by an exception, so that a cancelled batch job leaves no partial folder behind."""
-    for number in _ENDING:  # to be asked twice would end the tidying up
-        signal.signal(number, signal.SIG_IGN)
-    if signal_number == signal.SIGINT:
-        raise KeyboardInterrupt
-    sys.exit(128 + signal_number)
-
-
 def _listen() -> None:
-    """Answer the signals that end a command, but those that it was started to ignore (nohup)."""
-    for number in _ENDING:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _terminate)
+    """Answer signals, so that a cancelled batch job leaves no partial folder behind."""
+    end_request.listen()
     signal.signal(signal.SIGUSR1, lambda number, frame: _asked.append(number))
 
 
 def _while_waiting(waited_s: float) -> None:
+    end_request.look()
     if _asked:
         raise _StoppedWaitingError
 

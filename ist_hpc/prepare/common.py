@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,7 +18,7 @@ from typing import ParamSpec, TypedDict, TypeVar
 
 from ist_hpc import caches
 from ist_hpc.commandline import given_path
-from ist_hpc.errors import InputError, printable
+from ist_hpc.errors import EXIT_FAILED, InputError, printable
 from ist_hpc.memory_limits import granted_bytes
 from ist_hpc.outputs import complain
 from ist_hpc.shard_writer import check_target
@@ -208,7 +209,7 @@ def ordered_map(
     # threads can deadlock.
     with _one_thread_each():
         pool = ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
+            workers, multiprocessing.get_context("spawn"), initializer=_begin_worker
         )
         waiting: deque[Future[Result]] = deque()
         try:
@@ -239,10 +240,19 @@ def _submitted(
         ) from error
 
 
-def _ignore_interrupts() -> None:
+def _begin_worker() -> None:
+    # One whose parent was killed would wait for work for ever.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # They reach every process of a terminal or job step; the parent alone answers them.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(EXIT_FAILED)
 
 
 @contextmanager

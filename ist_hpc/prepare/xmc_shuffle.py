@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ist_hpc.csr import Csr, concatenate
 from ist_hpc.errors import InputError
 from ist_hpc.files import hidden_beside
+from ist_hpc.stopping import end_request
 from ist_hpc.streams import words
 
 Keys = npt.NDArray[np.uint64]
@@ -76,6 +77,7 @@ class Shuffler:
 
     def add(self, features: Csr, labels: Csr) -> None:
         """Take the next rows. Raises InputError where a file cannot be written."""
+        end_request.look()
         self._columns = features.columns, labels.columns
         self._waiting.append((self._next_keys(len(features)), features, labels))
         self._waiting_bytes += features.nbytes + labels.nbytes
