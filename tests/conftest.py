@@ -22,7 +22,7 @@ def hosts_to_itself() -> Iterator[None]:
         yield
 
 
-_ON_HOSTS = ("tests/test_slurm.py", "tests/test_hosts.py")
+_ON_HOSTS = ("tests/test_slurm.py", "tests/test_hosts.py", "tests/test_baseline_start.py")
 _FIRST = (
     *_ON_HOSTS,
     *("tests/test_save_faults.py", "tests/test_stopping.py", "tests/test_faults.py"),

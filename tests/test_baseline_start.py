@@ -29,7 +29,7 @@ def body(runtime, arguments):
     if sys.argv[1] == "ddp":
         from ist_hpc.algorithms.ddp import join as start
     else:
-        from ist_hpc.runtime import start_horovod as start
+        from ist_hpc.horovod_start import start_horovod as start
     here = (str(runtime.rank), socket.gethostname())
     for wanted in json.loads(sys.argv[2]):
         # a variable, of all ranks, or @ one rank or host
@@ -250,7 +250,7 @@ def test_starts_pass_through_their_checks():
     starts = {
         "dist.init_process_group": ("algorithms/ddp.py", "join", "_checked_way"),
         "dist.TCPStore": ("algorithms/ddp.py", "join", "_checked_way"),
-        "hvd.init": ("runtime.py", "start_horovod", "_refuse_horovod_settings"),
+        "hvd.init": ("horovod_start.py", "start_horovod", "refuse_settings"),
     }
     found = []
     for name, path in sources.items():

@@ -14,9 +14,9 @@ from ist_hpc.config_keys import Config
 from ist_hpc.cost import elements
 from ist_hpc.errors import InputError
 from ist_hpc.exchange import Exchanger
+from ist_hpc.horovod_start import start_horovod
 from ist_hpc.models.base import Model
 from ist_hpc.placement import at_round
-from ist_hpc.runtime import start_horovod
 from ist_hpc.shared import SharedWeights
 from ist_hpc.staging import staging_of
 

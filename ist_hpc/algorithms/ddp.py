@@ -1,20 +1,11 @@
 """PyTorch's DistributedDataParallel over gloo: a baseline that is not Horovod's, nor ours."""
 
 import atexit
-import ctypes
-import fcntl
-import ipaddress
 import os
-import selectors
 import socket
-import struct
-import threading
-import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -25,6 +16,17 @@ from torch.nn.parallel import DistributedDataParallel
 from ist_hpc.algorithms.replicas import Replicas, gradients_of
 from ist_hpc.errors import InputError
 from ist_hpc.models.base import Model
+from ist_hpc.network import (
+    Target,
+    failures_to,
+    family_of,
+    interfaces,
+    inventory,
+    listening,
+    reason_of,
+    resolved,
+    stays_here,
+)
 from ist_hpc.optimizer import Optimizer
 from ist_hpc.runtime import on_root, together
 from ist_hpc.sparse import Rows
@@ -33,15 +35,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 Result = TypeVar("Result")
-_Target = tuple[str, int]  # address and port
-
-_SIOCGIFCONF = 0x8912  # Linux: the IPv4 addresses of all interfaces
-_SIOCGIFFLAGS = 0x8913
-_IFF_UP = 1
-_IFREQ = "16s16x8x"  # struct ifreq: a name, and here an address
 _OF_DEVICES = ("GLOO_DEVICE_TRANSPORT", "TORCH_GLOO_LAZY_INIT")
-_IPV6_ADDRESSES = Path("/proc/net/if_inet6")
-_LINK_LOCAL_SCOPE = 0x20
 _LOOPBACK = "127.0.0.1"
 _ANY_PORT = 9  # nothing is sent to it
 _LOOKS = 4  # resolving a name and trying connections, twice each: together within the silence
@@ -185,7 +179,7 @@ def _checked_way(comm: "MPI.Comm", within_s: float) -> str:
     together(comm, _refuse_debugging)
     hosts = comm.allgather(socket.gethostname())
     given, own = on_root(comm, lambda: _address_of_rank_0(hosts, within_s))
-    with together(comm, _listening) as listener:
+    with together(comm, _listener) as listener:
         ports = comm.allgather(listener.getsockname()[1])
         address = together(comm, lambda: _reached(given, own, ports[0], hosts, within_s))
         used = together(comm, lambda: _interfaces_for_gloo(address, hosts, within_s))
@@ -194,6 +188,15 @@ def _checked_way(comm: "MPI.Comm", within_s: float) -> str:
         together(comm, lambda: _refuse_unreached(places, ports, hosts, within_s))
     os.environ["GLOO_SOCKET_IFNAME"] = ",".join(name for name, _ in used)
     return address
+
+
+def _listener() -> socket.socket:
+    try:
+        return listening()
+    except OSError as error:
+        raise InputError(
+            f"ddp: {socket.gethostname()} lets no port be listened at ({reason_of(error)})"
+        ) from None
 
 
 def _refuse_debugging() -> None:
@@ -214,18 +217,18 @@ def _address_of_rank_0(hosts: list[str], within_s: float) -> tuple[str, str]:
     said = f"ddp: MASTER_ADDR is {given}, which"
     advice = "unset it, or set it to an address of that host that all others reach"
     try:
-        addresses = _resolved(given, within_s)
+        addresses = resolved(given, within_s)
     except OSError as error:
         raise InputError(
-            f"{said} {hosts[0]}, where rank 0 is, cannot resolve ({_reason(error)}); {advice}"
+            f"{said} {hosts[0]}, where rank 0 is, cannot resolve ({reason_of(error)}); {advice}"
         ) from None
     for address in addresses:
-        with suppress(OSError), socket.socket(_family(address), socket.SOCK_STREAM) as trying:
+        with suppress(OSError), socket.socket(family_of(address), socket.SOCK_STREAM) as trying:
             trying.bind((address, 0))
             return given, address
     found = f" ({addresses[0]})" if addresses[0] != given else ""
     raise InputError(
-        f"{said}{found} is no address of {hosts[0]}, where rank 0 is; it has {_inventory()}; "
+        f"{said}{found} is no address of {hosts[0]}, where rank 0 is; it has {inventory()}; "
         f"{advice}"
     )
 
@@ -236,12 +239,13 @@ def _reached(given: str, own: str, port: int, hosts: list[str], within_s: float)
     set_by = f"which MASTER_ADDR ({given}) gives" if os.environ.get("MASTER_ADDR") else "its own"
     advice = f"set MASTER_ADDR to an address of {hosts[0]} that all others reach"
     try:
-        addresses = [own] if here == hosts[0] else _resolved(given, within_s)
+        addresses = [own] if here == hosts[0] else resolved(given, within_s)
     except OSError as error:
         raise InputError(
-            f"ddp: MASTER_ADDR is {given}, which {here} cannot resolve ({_reason(error)}); {advice}"
+            f"ddp: MASTER_ADDR is {given}, which {here} cannot resolve ({reason_of(error)}); "
+            f"{advice}"
         ) from None
-    failures = _failures({(address, port) for address in addresses}, within_s)
+    failures = failures_to({(address, port) for address in addresses}, within_s)
     for address in addresses:
         if (address, port) not in failures:
             return address
@@ -256,23 +260,23 @@ def _interfaces_for_gloo(address: str, hosts: list[str], within_s: float) -> lis
     for key in _OF_DEVICES:
         if not os.environ.get(key, "unset").strip():
             del os.environ[key]
-    here, interfaces = socket.gethostname(), _interfaces()
+    here, found_here = socket.gethostname(), interfaces()
     given = os.environ.get("GLOO_SOCKET_IFNAME", "")
     names = [name.strip() for name in given.split(",") if name.strip()]
     if not names:
         others = [name for name in hosts if name != here]
-        leads_out = not (others and _stays_here(address))
+        leads_out = not (others and stays_here(address))
         own = _own_address_towards(address if leads_out else others[0], within_s)
-        names = [name for name, found in interfaces.items() if own in found.addresses][:1]
+        names = [name for name, found in found_here.items() if own in found.addresses][:1]
         if not names:
             raise InputError(
-                f"ddp: no interface of {here} has the address {own}; it has {_inventory()}; set "
+                f"ddp: no interface of {here} has the address {own}; it has {inventory()}; set "
                 "GLOO_SOCKET_IFNAME to the one that leads to the other hosts"
             )
     advice = "unset it, or name an interface that leads to the other hosts"
     chosen = []
     for name in names:
-        found = interfaces.get(name)
+        found = found_here.get(name)
         wrong = (
             "there is none of that name"
             if found is None
@@ -281,13 +285,13 @@ def _interfaces_for_gloo(address: str, hosts: list[str], within_s: float) -> lis
             else f"{name} has no address"
             if not found.addresses
             else "it leads to no other host"
-            if _stays_here(found.addresses[0]) and len(set(hosts)) > 1
+            if stays_here(found.addresses[0]) and len(set(hosts)) > 1
             else ""
         )
         if wrong or found is None:
             raise InputError(
                 f"ddp: GLOO_SOCKET_IFNAME is {given} on {here}, but {wrong}; {here} has "
-                f"{_inventory()}; {advice}"
+                f"{inventory()}; {advice}"
             )
         try:
             dist.ProcessGroupGloo.create_device(interface=name)
@@ -304,7 +308,7 @@ def _interfaces_for_gloo(address: str, hosts: list[str], within_s: float) -> lis
 
 def _refuse_unlike(places: list[list[tuple[str, str]]], hosts: list[str]) -> None:
     """Gloo's connections are one for each interface, between addresses of one family."""
-    kinds = [[_family(address).name for _, address in used] for used in places]
+    kinds = [[family_of(address).name for _, address in used] for used in places]
     for rank, kind in enumerate(kinds):
         if kind != kinds[0]:
             first, other = (
@@ -323,14 +327,14 @@ def _refuse_unreached(
 ) -> None:
     """Try a connection to one rank of every other host, and to one of this, at each interface."""
     here = socket.gethostname()
-    targets: dict[_Target, tuple[str, str]] = {}
+    targets: dict[Target, tuple[str, str]] = {}
     seen = set()
     for used, port, host in zip(places, ports, hosts, strict=True):
         for name, address in used:
             if (host, address) not in seen:
                 seen.add((host, address))
                 targets[address, port] = (host, name)
-    for (address, port), reason in _failures(targets, within_s).items():
+    for (address, port), reason in failures_to(targets, within_s).items():
         host, name = targets[address, port]
         raise InputError(
             f"ddp: {here} cannot reach {host} at {address}, port {port}, on {name}, which gloo "
@@ -339,146 +343,21 @@ def _refuse_unreached(
         )
 
 
-def _failures(targets: Collection[_Target], within_s: float) -> dict[_Target, str]:
-    """Why connections to some addresses cannot be made; those left out can. Local."""
-    failures = {}
-    with ExitStack() as opened, selectors.DefaultSelector() as waiting:
-        for target in targets:
-            try:
-                trying = socket.socket(_family(target[0]), socket.SOCK_STREAM)
-                opened.enter_context(trying).setblocking(False)
-                trying.connect(target)
-            except BlockingIOError:
-                waiting.register(trying, selectors.EVENT_WRITE, (trying, target))
-            except OSError as error:
-                failures[target] = _reason(error)
-        end_s = time.monotonic() + within_s
-        while waiting.get_map() and (left_s := end_s - time.monotonic()) > 0:
-            for key, _ in waiting.select(left_s):
-                trying, target = key.data
-                waiting.unregister(trying)
-                if code := trying.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                    failures[target] = os.strerror(code)
-        for key in waiting.get_map().values():
-            failures[key.data[1]] = f"no answer within {within_s:g} s"
-    return failures
-
-
-def _listening() -> socket.socket:
-    """A socket at a free port of all addresses; connections to it are made without being taken."""
-    try:
-        if socket.has_dualstack_ipv6():
-            return socket.create_server(
-                ("::", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=socket.SOMAXCONN
-            )
-        return socket.create_server(("", 0), backlog=socket.SOMAXCONN)
-    except OSError as error:
-        raise InputError(
-            f"ddp: {socket.gethostname()} lets no port be listened at ({_reason(error)})"
-        ) from None
-
-
 def _own_address_towards(host: str, within_s: float) -> str:
     """The address of this host from which the way to another one starts; nothing is sent."""
     reason = "no address"
     try:
-        for address in _resolved(host, within_s):
+        for address in resolved(host, within_s):
             try:
-                with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
+                with socket.socket(family_of(address), socket.SOCK_DGRAM) as probe:
                     probe.connect((address, _ANY_PORT))
                     return str(probe.getsockname()[0])
             except OSError as error:
-                reason = _reason(error)
+                reason = reason_of(error)
     except OSError as error:
-        reason = _reason(error)
+        reason = reason_of(error)
     raise InputError(
-        f"ddp: {socket.gethostname()} finds no way to {host} ({reason}); it has {_inventory()}; "
+        f"ddp: {socket.gethostname()} finds no way to {host} ({reason}); it has {inventory()}; "
         "set MASTER_ADDR to an address of rank 0's host that all others reach, and "
         "GLOO_SOCKET_IFNAME to the interface that leads to the other hosts"
-    )
-
-
-def _resolved(host: str, within_s: float) -> list[str]:
-    """The addresses of a host, IPv4 first; `OSError` if there are none or no answer comes."""
-    found: list[str] = []
-    failure: list[OSError] = []
-
-    def resolve() -> None:
-        try:
-            answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except UnicodeError:
-            failure.append(OSError("no name of a host"))
-        except OSError as error:
-            failure.append(error)
-        else:
-            answers.sort(key=lambda answer: answer[0] != socket.AF_INET)
-            found.extend(dict.fromkeys(str(answer[4][0]) for answer in answers))
-
-    # A name server that does not answer is asked again and again, and nothing interrupts that.
-    thread = threading.Thread(target=resolve, name="resolver", daemon=True)
-    thread.start()
-    thread.join(within_s)
-    if failure:
-        raise failure[0]
-    if not found:
-        raise OSError(f"no answer within {within_s:g} s")
-    return list(found)
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
-
-
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
-def _stays_here(address: str) -> bool:
-    """Whether it is an address by which a host reaches itself alone."""
-    parsed = ipaddress.ip_address(address)
-    return parsed.is_loopback or parsed.is_unspecified
-
-
-@dataclass
-class _Interface:
-    """addresses: those that lead further than one link, IPv4 first; gloo uses the first."""
-
-    up: bool
-    addresses: list[str]
-
-
-def _interfaces() -> dict[str, _Interface]:
-    """The interfaces of this host by name, a label of a further address too. Linux."""
-    found = {name: _Interface(False, []) for _, name in socket.if_nameindex()}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        size = 256 * struct.calcsize(_IFREQ)
-        room = bytearray(size)
-        place = (ctypes.c_char * size).from_buffer(room)
-        asked = bytearray(struct.pack("iL", size, ctypes.addressof(place)))
-        fcntl.ioctl(asking.fileno(), _SIOCGIFCONF, asked)
-        (filled,) = struct.unpack_from("i", asked)
-        for at in range(0, filled, struct.calcsize(_IFREQ)):
-            name = os.fsdecode(bytes(room[at : at + 16]).partition(b"\0")[0])
-            address = socket.inet_ntoa(bytes(room[at + 20 : at + 24]))
-            found.setdefault(name, _Interface(False, [])).addresses.append(address)
-        with suppress(OSError):  # a kernel without IPv6
-            for line in _IPV6_ADDRESSES.read_text().splitlines():
-                digits, _, _, scope, _, name = line.split()
-                if int(scope, 16) != _LINK_LOCAL_SCOPE and name in found:
-                    address = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
-                    found[name].addresses.append(address)
-        for name, interface in found.items():
-            with suppress(OSError):  # it has just gone
-                request = struct.pack("40s", os.fsencode(name)[:15])
-                answer = fcntl.ioctl(asking.fileno(), _SIOCGIFFLAGS, request)
-                interface.up = bool(struct.unpack_from("H", answer, 16)[0] & _IFF_UP)
-    return found
-
-
-def _inventory() -> str:
-    """The interfaces of this host for a message."""
-    return ", ".join(
-        f"{name} ({interface.addresses[0] if interface.addresses else 'no address'}"
-        f"{'' if interface.up else ', down'})"
-        for name, interface in _interfaces().items()
     )

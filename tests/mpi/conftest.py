@@ -21,7 +21,7 @@ def world():
 
 @pytest.fixture(scope="session")
 def hvd(world):
-    from ist_hpc.runtime import start_horovod
+    from ist_hpc.horovod_start import start_horovod
 
     return start_horovod(world, silence_s=30)
 
