@@ -291,6 +291,7 @@ HARMLESS_TEXT = {
     "mark and cr lf": b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode(),
     "^Z at the end": TEXT.encode() + b"\x1a",
     "zeros at the end": TEXT.encode() + bytes(5000),
+    "many zeros at the end": TEXT.encode() + bytes(20_000_000),
     "blank lines at the end": TEXT.encode() + b"\n\r\n \t\n\n",
     "no last line end": TEXT.rstrip().encode(),
     "trailing blanks": TEXT.replace("\n", " \t\n").encode(),

@@ -113,7 +113,7 @@ class TestCommandLine:
             (["speech", "--output", "x"], "required: --input"),
             (["speech", "--input", "i", "--output", "x"], "--input i: no such folder; give the"),
             (["speech", "--input", ".", "--output", "x"], "must hold clips <word>/<speaker>_noh"),
-            (["speech", "--input", ".", "--output", "."], ". exists and is not a data set"),
+            (["speech", "--input", ".", "--output", "."], ". exists; give another folder"),
             (["speech", "--input", ".", "--output", "x", "--fold", "5"], "--fold must be 0 to 4"),
             (
                 ["speech", "--input", ".", "--output", "x", "--workers", "0"],

@@ -382,7 +382,7 @@ class TestMistakes:
             (["F", "--output", "x", "--split-column", "0"], "--split-column must be 1 or more"),
             (["F", "--output", "x", "--shards", "0"], "--shards must be 1 to 10000 (got 0)"),
             (["F", "--output", "x", "--seed", "-1"], "--seed must be 0 to"),
-            (["F", "--output", "."], ". exists and is not a data set"),
+            (["F", "--output", "."], ". exists; give another folder"),
             (
                 ["--train", "no", "--test", "no", "--output", "x"],
                 "no: cannot be read (No such file or directory); the files are at http",

@@ -408,7 +408,9 @@ def _of_file(path: Path) -> str:
             kind = kind_of(file.read(HEAD_BYTES), str(path))
     except (UnusableError, OSError):
         return ""
-    return f"; it {kind.sentence()}" if kind else ""
+    if kind is None:
+        return ""
+    return f"; it {kind.what if kind.fix == _ANOTHER else kind.sentence()}"
 
 
 def folder_refused(

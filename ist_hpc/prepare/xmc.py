@@ -36,7 +36,7 @@ from ist_hpc.prepare.common import (
     of_output,
     say,
 )
-from ist_hpc.prepare.found import UnusableError, opened, refused
+from ist_hpc.prepare.found import UnusableError, is_missing, opened, refused
 from ist_hpc.prepare.xmc_line import Header
 from ist_hpc.prepare.xmc_shuffle import Shuffler
 from ist_hpc.prepare.xmc_source import Source
@@ -213,7 +213,8 @@ def _open_source(path: Path, args: argparse.Namespace, stack: ExitStack) -> tupl
         size = os.fstat(file.fileno()).st_size
         source = Source(file, printable(str(path)), skip_malformed=args.skip_malformed)
     except UnusableError as error:
-        raise refused(path, f"{error}; the files are at {_WHERE}") from error
+        where = f"; the files are at {_WHERE}" if is_missing(path) else ""
+        raise refused(path, f"{error}{where}") from error
     except OSError as error:
         raise refused(path, f"cannot be read ({error.strerror})") from error
     # A line is a byte at least, its line end: this bounds what is allocated by line 1.

@@ -111,8 +111,12 @@ class Source:
             if cut:
                 yield b"".join((*held, data[:cut]))
                 held, held_bytes = [], 0
-            held.append(data[cut:])
-            held_bytes += len(data) - cut
+            rest = data[cut:]
+            zeros = not rest.strip(b"\0") and not any(part.strip(b"\0") for part in held)
+            if held_bytes and zeros:
+                continue  # a file that is filled up with zeros, however many
+            held.append(rest)
+            held_bytes += len(rest)
             if held_bytes > _MOST_LINE_BYTES:
                 raise self.refused(
                     f"a line is longer than {_MOST_LINE_BYTES >> 20} MiB; "
