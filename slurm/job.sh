@@ -17,6 +17,7 @@ PATHS=(VENV DATA_ROOT RUNS CONFIG DATA TEXT IMAGES RECORDINGS) # the settings th
 warned='' ended=''              # whether Slurm's warning came, or the job's end
 child=''                        # the process that is waited for: a preparation, or the launcher
 TASK=''                         # the job's number in its array, if it is in one
+run=''                          # the run's name, if a run is trained
 
 # printable WORDS: one line that any terminal and log can have; other characters as \x1b.
 printable() {
@@ -146,17 +147,19 @@ count_ranks() {
     check_number "$from" "$RANKS" 1 "such as 4, the number of ranks"
 }
 
-# name_run: sets NAME. One that is given is kept, with the number in the array for its %a, as in sbatch's
+# name_run: sets NAME, and run to the same. One that is given is kept, with the number in the array for its %a, as in sbatch's
 # --output; else it is the configuration's, in an array with that number at its end: each task trains its own.
 name_run() {
     if [[ -z ${NAME:-} ]]; then
         NAME=$(basename -- "$CONFIG" .yaml)${NAME_END:-}${TASK:+-$TASK}
+        NAME=$(LC_ALL=C && printf %s "${NAME//[!A-Za-z0-9._-]/-}") # "my own.yaml" may have a run, too
     elif [[ -n $TASK && $NAME == *%a* ]]; then
         NAME=${NAME//%a/$TASK}
     elif [[ -n $TASK && ${SLURM_ARRAY_TASK_COUNT:-1} != 1 ]]; then
         say "warning: all tasks of this array go on with one run, $NAME, which only one at a time can; for a" \
             "run of each write $(printf %q "--name=$NAME")-%a"
     fi
+    run=$NAME
 }
 
 # begin OF: Slurm's warning, the environment, threads, file locking; sets TASK and, of OF, RANKS; prints versions.
@@ -186,14 +189,16 @@ begin() {
         export OMPI_MCA_pmix_base_async_modex=${OMPI_MCA_pmix_base_async_modex:-1}
         export OMPI_MCA_pmix_base_collect_data=${OMPI_MCA_pmix_base_collect_data:-0}
     fi
-    local job restarts=${SLURM_RESTART_COUNT:-0}
+    local job version restarts=${SLURM_RESTART_COUNT:-0}
     job=$(job_id)
     check_number SLURM_RESTART_COUNT "$restarts" 0 "how often Slurm has started the job again"
     printable "$(date '+%F %T') job ${job:-none}, start $((restarts + 1)), $RANKS ranks on" \
         "${SLURM_JOB_NODELIST:-$(hostname)}, $OMP_NUM_THREADS thread(s) each"
     [[ -z ${SLURM_HET_SIZE:-} ]] || say "warning: of a heterogeneous job the ranks start in the first part only"
     python -m ist_hpc.train --version
-    "$LAUNCHER" --version | head -n 1
+    version=$("$LAUNCHER" --version 2>&1) || error "$LAUNCHER does not start here: ${version%%$'\n'*}; submit with" \
+        "sbatch, or set LAUNCHER in slurm/env.sh to the other of srun and mpirun"
+    printable "${version%%$'\n'*}"
 }
 
 # on_warning: takes note and tells the ranks, if there are any yet, or the preparation: one that converts goes
@@ -314,34 +319,41 @@ take_arguments() {
     expand_paths
 }
 
-READ_DATA_PATH='
+READ_CONFIGURATION='
 import sys
 from pathlib import Path
 from ist_hpc import config
+from ist_hpc.config_keys import is_folder_name
 from ist_hpc.errors import InputError
+path, run, *settings = sys.argv[1:]
 try:
-    print(config.load(Path(sys.argv[1]), sys.argv[2:]).data.path)
+    data = config.load(Path(path), settings).data.path
+    if run and not is_folder_name(run):
+        raise InputError(f"a run is a folder in RUNS, named by letters, digits, dots, dashes and underscores, "
+                         f"got {run!r}; give another name by --name or NAME")
+    print(data)
 except InputError as error:
     print(error)
     sys.exit(2)'
 
 # find_data ARGS...: sets DATA to the folder of the shards, and data_setting to the words of --set for it. It is
 # what the arguments of the training command set, else DATA, else the data.path of CONFIG, whose data/ stands
-# for DATA_ROOT. DATA_FROM says which, for messages: a site may define DATA for something else.
+# for DATA_ROOT. DATA_FROM says which, for messages: a site may define DATA for something else. What is wrong
+# with the configuration, or with the name that name_run has set, is said here: not after data were prepared.
 find_data() {
-    local path=${DATA:-} setting settings is_set='' quoted
-    DATA_FROM="the value of DATA, a variable of your environment or of slurm/env.sh"
+    local path setting settings is_set='' quoted
     mapfile -t settings < <(settings_of "$@")
     for setting in "${settings[@]}"; do
         [[ $setting != data.path=* ]] || is_set=1
     done
-    if [[ $is_set || -z $path ]]; then
-        path=$(python -c "$READ_DATA_PATH" "$CONFIG" "${settings[@]}") || error "$path"
+    path=$(python -c "$READ_CONFIGURATION" "$CONFIG" "$run" "${settings[@]}") || error "$path"
+    if [[ $is_set ]]; then
         DATA_FROM="which --set data.path says"
-        if [[ -z $is_set ]]; then
-            DATA_FROM="the data of $CONFIG"
-            [[ $path != data/* ]] || path=$DATA_ROOT/${path#data/}
-        fi
+    elif [[ -n ${DATA:-} ]]; then
+        path=$DATA DATA_FROM="the value of DATA, a variable of your environment or of slurm/env.sh"
+    else
+        DATA_FROM="the data of $CONFIG"
+        [[ $path != data/* ]] || path=$DATA_ROOT/${path#data/}
     fi
     DATA=$(expanded "$path") || exit
     quoted=$DATA # what YAML could take for something else than text

@@ -173,6 +173,8 @@ take_arguments --config --name --runs -- "$@"
 [[ -z $CONFIG ]] || error "--config $CONFIG after -- and $config before it; a job trains one configuration"
 use_environment
 CONFIG=$config
+# shellcheck disable=SC2034  # find_data reads it
+run=${NAME:-} run=${run//%a/0} # as in the task 0 of an array
 find_data "$@"
 mapfile -t settings < <(settings_of "$@")
 printable "$config on $ranks ranks, by $template, data in $DATA, $DATA_FROM:"

@@ -259,16 +259,16 @@ class TestArrays:
         assert site.value("train", "--name") == name
 
     def test_a_name_that_is_given_is_kept_for_tasks_that_go_on_one_after_the_other(self, site):
-        ours = {**self.TASK, "SLURM_ARRAY_TASK_COUNT": "4", "NAME": "my run"}
+        ours = {**self.TASK, "SLURM_ARRAY_TASK_COUNT": "4", "NAME": "mine"}
         done = site.job("speech", **ours)
         (line,) = done.stderr.splitlines()
         assert done.returncode == 0
-        assert site.value("train", "--name") == "my run"
+        assert site.value("train", "--name") == "mine"
         (advice,) = re.findall(r"write (.*)$", line)
-        assert shlex.split(advice) == ["--name=my run-%a"]
+        assert shlex.split(advice) == ["--name=mine-%a"]
         done = site.job("speech", *shlex.split(advice), **ours)
         assert (done.returncode, done.stderr) == (0, "")
-        assert site.value("train", "--name") == "my run-3"
+        assert site.value("train", "--name") == "mine-3"
 
     def test_of_a_job_of_parts_it_says_where_the_ranks_are(self, site):
         done = site.job("speech", SLURM_HET_SIZE="2")
