@@ -29,7 +29,7 @@ _EPILOG = f"""\
 examples:
   {_PROGRAM} --config configs/speech2.yaml --ranks 8
   {_PROGRAM} --config configs/speech2.yaml --ranks 64 --set optimizer.kind=adam
-  {_PROGRAM} --ranks 4 --set model.inputs=4096 model.outputs=35 model.hidden=[8192,8192]
+  {_PROGRAM} --ranks 4 --set model.inputs=4096 model.outputs=35 "model.hidden=[8192,8192]"
       a network whose data are not on this machine
   {_PROGRAM} --config configs/speech2.yaml --ranks 8 --json | jq .bytes_a_round.ist
   {_PROGRAM} --config configs/amazon670k.yaml --ranks 8 --memory-gb 16

@@ -28,7 +28,7 @@ examples:
   horovodrun -np 4 python -m ist_hpc.train                  the quickstart, on four
   mpirun -np 4 python -m ist_hpc.train --config configs/speech2.yaml --name speech2-a
   srun --mpi=pmix python -m ist_hpc.train --config configs/speech2.yaml --name a --resume
-  python -m ist_hpc.train --set train.epochs=3 model.hidden=[512,512] optimizer.lr=0.05
+  python -m ist_hpc.train --set train.epochs=3 "model.hidden=[512,512]" optimizer.lr=0.05
 
 keys of a configuration (and of --set):
 """
