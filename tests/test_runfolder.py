@@ -3,7 +3,11 @@
 import json
 import logging
 import os
+import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +15,8 @@ from ist_hpc import config, files, runfolder, starting, train
 from ist_hpc.checkpoint_read import Progress
 from ist_hpc.errors import InputError
 from ist_hpc.runfolder import RunFolder, facts_of_start
+
+PACKAGE = Path(runfolder.__file__).parent
 
 
 @pytest.fixture
@@ -129,6 +135,134 @@ def test_rows_that_are_none_are_left_out(folder):
     assert rows_of(folder) == [1]
 
 
+def test_a_name_that_is_taken_gets_a_number(tmp_path):
+    """Of a default name: it has the second in which the run began, and so may another's."""
+    made = []
+    for _ in range(3):
+        folder = RunFolder(tmp_path / "runs/one", or_beside=True)
+        assert folder.create(resume=False)
+        folder.set_status("running")
+        made.append(folder.path.name)
+    assert made == ["one", "one-2", "one-3"]
+    assert (tmp_path / "runs/one-3/STATUS").exists()
+    assert not RunFolder(tmp_path / "runs/one").create(resume=True)
+    assert RunFolder(tmp_path / "runs/two").create(resume=True)
+
+
+class TestGit:
+    """What run.json says of the commit is so, or empty: of a copy of the package in many places."""
+
+    @pytest.fixture
+    def repository(self, tmp_path):
+        if not shutil.which("git"):
+            pytest.skip("no git")
+        made = tmp_path / "repository"
+        made.mkdir()
+        self.git(made, "init", "-q")
+        (made / "thesis.tex").write_text("x")
+        self.commit(made, "thesis.tex")
+        return made
+
+    def git(self, folder, *words):
+        own = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+        who = ["-c", "user.name=n", "-c", "user.email=e", "-c", "protocol.file.allow=always"]
+        done = subprocess.run(
+            ["git", *who, *words],
+            cwd=folder,
+            env={**os.environ, **own},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    def commit(self, folder, *paths):
+        self.git(folder, "add", "--", *paths)
+        self.git(folder, "commit", "-q", "-m", "x")
+        return self.git(folder, "rev-parse", "--short=12", "HEAD")
+
+    def put_package(self, place):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(PACKAGE, place / "ist_hpc", ignore=ignored, dirs_exist_ok=True)
+        (place / "ist_hpc/.gitignore").write_text("__pycache__/\n")
+        return place
+
+    def said(self, place, **environment):
+        """What the package at `place` says, started elsewhere."""
+        program = "from ist_hpc import runfolder; print(runfolder.__file__, runfolder._git_state())"
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": str(place), **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        file, _, state = done.stdout.rstrip("\n").partition(" ")
+        assert file == str(place / "ist_hpc/runfolder.py")
+        return state
+
+    @pytest.mark.parametrize("place", ["venv/lib/python3/site-packages", ""])
+    def test_in_a_repository_of_other_things(self, repository, place):
+        assert self.said(self.put_package(repository / place)) == ""
+
+    def test_git_told_of_another_repository(self, repository, tmp_path):
+        other = {"GIT_DIR": str(repository / ".git"), "GIT_WORK_TREE": str(repository)}
+        (tmp_path / "plain").mkdir()
+        assert self.said(self.put_package(tmp_path / "plain"), **other) == ""
+        own = tmp_path / "own"
+        self.git(tmp_path, "init", "-q", "own")
+        self.put_package(own)
+        assert self.said(own, **other) == ""  # nothing was added to it yet
+        commit = self.commit(own, "ist_hpc")
+        assert self.said(own, **other) == commit
+
+    def test_of_a_checkout(self, repository):
+        self.put_package(repository)
+        commit = self.commit(repository, "ist_hpc")
+        assert self.said(repository) == commit
+        (repository / "notes.txt").write_text("no part of it")
+        assert self.said(repository) == commit
+        (repository / "ist_hpc/mine.py").write_text("")
+        assert self.said(repository) == f"{commit}-dirty"
+        (repository / "ist_hpc/mine.py").unlink()
+        with (repository / "ist_hpc/names.py").open("a") as file:
+            file.write("# changed\n")
+        assert self.said(repository) == f"{commit}-dirty"
+
+    def test_of_a_worktree_and_of_a_submodule(self, repository, tmp_path):
+        self.put_package(repository)
+        commit = self.commit(repository, "ist_hpc")
+        self.git(repository, "worktree", "add", "-q", str(tmp_path / "tree"))
+        assert self.said(tmp_path / "tree") == commit
+        outer = tmp_path / "outer"
+        self.git(tmp_path, "init", "-q", "outer")
+        self.git(outer, "submodule", "add", "-q", str(repository), "inner")
+        self.commit(outer, "inner")
+        assert self.said(outer / "inner") == commit
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+    def test_of_a_checkout_that_git_does_not_trust(self, repository):
+        self.put_package(repository)
+        self.commit(repository, "ist_hpc")
+        for path in (repository, repository / ".git", repository / "ist_hpc"):
+            os.chown(path, 65534, 65534)
+        assert self.said(repository, HOME=str(repository)) == ""
+
+    def test_without_git(self, repository, tmp_path):
+        self.put_package(repository)
+        self.commit(repository, "ist_hpc")
+        assert self.said(repository, PATH=str(tmp_path)) == ""
+
+
+def test_versions_are_of_what_runs(monkeypatch):
+    """A copy on PYTHONPATH is imported, whatever pip installed."""
+    monkeypatch.setattr(sys.modules["numpy"], "__version__", "0.0.mine")
+    assert facts_of_start(1, 1, "MPI")["versions"]["numpy"] == "0.0.mine"
+
+
 class TestAnotherStart:
     """Two starts of one run: the older may be on a host that was cut off, and comes back."""
 
@@ -164,6 +298,14 @@ class TestAnotherStart:
         ):  # POSIX: a process that closes any handle of a file has no lock of it any more
             os._exit(RunFolder(folder.path).owner() is None)
         assert os.waitpid(child, 0)[1] == 0
+
+    def test_a_lock_file_that_was_replaced_is_another_ones(self, folder):
+        folder.lock()
+        folder.start = folder.lock_line
+        (folder.path / ".lock").unlink()
+        assert not folder.is_of_this_start()
+        (folder.path / ".lock").write_text("process 1 on mars\n")
+        assert not folder.is_of_this_start()
 
     def test_who_failed_first_is_known_of_each_start(self, older_and_newer):
         older, newer = older_and_newer
