@@ -1,9 +1,9 @@
-"""Do Python, MPI, Horovod and HDF5 work together here? The program of `make check`.
+"""Do Python, MPI, Horovod and HDF5 work together on these ranks?
 
 Run on two ranks, `mpirun -np 2 python -m ist_hpc.check`: rank 0 prints the versions, then an
 Alltoallv and a Horovod allreduce are done and their results compared with what must come out. The
 last line is `check: ok`, exit code 0; or one line that says what is wrong and what cures it,
-exit code 1.
+exit code 1. With `--alone` one rank is wanted. `make check` starts it in every way that there is.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ist_hpc import __version__
+from ist_hpc import __version__, mpi_environment
 from ist_hpc.ending import run
+from ist_hpc.errors import InputError
+from ist_hpc.mpi_environment import rank_of_launcher
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -26,21 +28,9 @@ if TYPE_CHECKING:
 # Longer than any healthy machine takes, and shorter than the limit of `make check`.
 SILENCE_S = 60.0
 
-# What a launcher tells its processes: their number, and which of them one is.
-SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
-RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
-
 
 class CheckError(Exception):
     """Something does not work here; the message is one line with the likely cure."""
-
-
-def launcher_number(variables: tuple[str, ...]) -> int | None:
-    """Return the first of these environment variables that holds a number."""
-    for name in variables:
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return None
 
 
 def import_or_explain(name: str, cure: str) -> ModuleType:
@@ -73,7 +63,7 @@ class Watchdog:
         message = f"check: {what} did not end within {SILENCE_S:.0f} s: {cure}"
 
         def give_up() -> None:
-            if (launcher_number(RANK_VARIABLES) or 0) == 0:
+            if rank_of_launcher() == 0:
                 print(message, flush=True)
             os._exit(1)  # the main thread is inside MPI and will not come back
 
@@ -102,26 +92,25 @@ def report_libraries(rank: int) -> None:
     say(rank, "h5py", f"{h5py.__version__}, HDF5 {h5py.version.hdf5_version} ({parallel})")
 
 
-def check_mpi() -> MPI.Comm:
+def check_mpi(alone: bool) -> MPI.Comm:
     """Start MPI, print what it is, and return its world (collective)."""
-    import_or_explain(
-        "mpi4py.MPI",
-        "the MPI library was not found or is not the one of the set-up; load the module that was "
-        "loaded then, or make .venv anew with `rm -r .venv; make setup`",
-    )
+    mpi_environment.refuse_step_without_pmix()
+    with mpi_environment.as_started():
+        import_or_explain(
+            "mpi4py.MPI",
+            "the MPI library was not found or is not the one of the set-up; load the module that "
+            "was loaded then, or make .venv anew with `rm -r .venv; make setup`",
+        )
     import mpi4py
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
-    launched = launcher_number(SIZE_VARIABLES)
-    if comm.size == 1 and launched is not None and launched > 1:
+    mpi_environment.refuse_alone(comm.size)
+    if (comm.size < 2) != alone:
         raise CheckError(
-            f"the launcher started {launched} processes, and each believes to be alone: it is not "
-            f"the launcher of {MPI.Get_library_version().split(',')[0]}; use the mpirun of that "
-            "MPI, or srun --mpi=pmix"
+            f"MPI has {comm.size} rank(s), and {'one is' if alone else 'several are'} wanted: run "
+            f"`make check`, or this {'without' if alone else 'under'} mpirun"
         )
-    if comm.size < 2:
-        raise CheckError("one rank has nobody to talk to: run `make check`, or this under mpirun")
     library = " ".join(MPI.Get_library_version().splitlines()[0].strip("\x00").split())
     say(comm.rank, "mpi4py", mpi4py.__version__)
     say(comm.rank, "MPI", f"{library} (MPI {MPI.VERSION}.{MPI.SUBVERSION})")
@@ -231,14 +220,14 @@ def check_horovod(comm: MPI.Comm) -> None:
     say(comm.rank, "allreduce", f"Horovod, {comm.size} ranks: right")
 
 
-def run_checks(rank: int) -> None:
+def run_checks(rank: int, alone: bool) -> None:
     """Run all checks; raise if one fails on any rank (collective)."""
     problem = ""
     try:
         report_libraries(rank)
     except CheckError as error:
         problem = str(error)
-    comm = check_mpi()
+    comm = check_mpi(alone)
     agree(comm, problem)
     check_alltoallv(comm)
     check_horovod(comm)
@@ -246,12 +235,12 @@ def run_checks(rank: int) -> None:
 
 def main() -> int:
     """Run all checks, print the report on rank 0 and return the exit code (collective)."""
-    rank = launcher_number(RANK_VARIABLES) or 0
+    rank = rank_of_launcher()
     try:
-        run_checks(rank)
+        run_checks(rank, alone="--alone" in sys.argv[1:])
     except Exception as error:
         text = " ".join(str(error).split())
-        if not isinstance(error, CheckError):
+        if not isinstance(error, CheckError | InputError):
             text = f"{type(error).__name__}: {text}: see INSTALL.md"
         # Rank 0 speaks for all, unless it did not fail: then it waits for this rank, which is still
         # alive after a while. Where both fail, rank 0 has ended the job by then.

