@@ -19,6 +19,15 @@ NUMBA_VARIABLE = "NUMBA_CACHE_DIR"
 MATPLOTLIB_VARIABLE = "MPLCONFIGDIR"
 
 
+_own: set[str] = set()
+"""The variables that name folders which this process has made."""
+
+
+def is_own(variable: str) -> bool:
+    """Whether the folder that `variable` names was made by this process, and so was empty."""
+    return variable in _own
+
+
 def for_numba(package: str) -> bool:
     """Let numba find a folder for the functions of `package`, before that is imported.
 
@@ -86,6 +95,7 @@ def _make_own(variable: str, package: str) -> None:
             f"nor a temporary folder can be written to ({error}); set TMPDIR to one that can"
         ) from None
     os.environ[variable] = own
+    _own.add(variable)
     atexit.register(_remove, own, os.getpid())
 
 

@@ -38,7 +38,7 @@ RATE = 16000
 NAMES = ["apple", "bee", "castle"]
 LINES = ["0,1 0:0.5 3:2", " 1:1", "2 2:0.25"]
 TEXT = "\n".join(["3 4 5", *LINES, ""])
-TIME_LIMIT_S = 240
+TIME_LIMIT_S = 480
 
 
 def wav_bytes(samples: int = 800, seed: int = 0) -> bytes:
@@ -981,6 +981,22 @@ print(os.path.isdir(os.environ["NUMBA_CACHE_DIR"]), os.environ["NUMBA_CACHE_DIR"
         assert done.stderr == ""
         assert done.stdout.startswith(f"True {tmp_path}/ist_hpc-cache-")
         assert list(tmp_path.iterdir()) == []
+
+    def test_recordings_are_converted(self, tmp_path):
+        pytest.importorskip("librosa")
+        folder = clips(tmp_path / "in")
+        (tmp_path / "temporary").mkdir()
+        code = (
+            "import sys; from ist_hpc.prepare.__main__ import main\n"
+            "if __name__ == '__main__':\n"
+            f"    sys.exit(main(['speech', '--input', {str(folder)!r}, '--workers', '1',"
+            f" '--output', {str(tmp_path / 'out')!r}]))"
+        )
+        done = self.run(code, tmp_path / "temporary", TMPDIR=str(tmp_path / "temporary"))
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        assert Dataset.open(tmp_path / "out").classes == ("no", "yes")
+        assert list((tmp_path / "temporary").iterdir()) == []
 
     def test_matplotlib_is_imported_without_a_word(self, tmp_path):
         pytest.importorskip("matplotlib")

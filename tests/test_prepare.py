@@ -154,7 +154,7 @@ class TestCommandLine:
         pytest.importorskip("librosa")
         command = [sys.executable, "-m", "ist_hpc.prepare", "speech", "--input", str(clips)]
         process = subprocess.Popen([*command, "--output", str(tmp_path / "x")], cwd=ROOT)
-        give_up = time.monotonic() + 30
+        give_up = time.monotonic() + 120
         while not list(tmp_path.iterdir()) and time.monotonic() < give_up:
             time.sleep(0.02)
         process.terminate()

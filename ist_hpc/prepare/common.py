@@ -120,9 +120,8 @@ def require(module: str, install: str) -> ModuleType:
     """
     package = module.partition(".")[0]
     try:
-        if package == "librosa" and package not in sys.modules and caches.for_numba(package):
-            # What it compiles as it is loaded would else be compiled by every worker process.
-            importlib.import_module("librosa.core.spectrum")
+        if package == "librosa" and package not in sys.modules:
+            caches.for_numba(package)
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise InputError(f"this needs {module} ({error}); install it with: {install}") from error

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from ist_hpc import caches
 from ist_hpc.commandline import given_path
 from ist_hpc.errors import InputError, printable
 from ist_hpc.names import is_text
@@ -51,6 +52,7 @@ from ist_hpc.prepare.speech_audio import (
     ClipError,
     Converted,
     convert_clips,
+    log_mel,
     read_clip,
 )
 from ist_hpc.shards import DatasetWriter
@@ -169,6 +171,9 @@ def run(args: argparse.Namespace) -> None:
     check_range("--fold", args.fold, 0, NUM_FOLDS - 1)
     check_counts(args.shards, args.workers)
     require("librosa", INSTALL)
+    if caches.is_own(caches.NUMBA_VARIABLE):
+        # What is compiled at first use is kept for the workers; each would else compile it all.
+        log_mel(np.zeros(SAMPLE_RATE, dtype=np.float32))
     report = Report(args.input)
     words, clips = find_clips(report)
     parts = {
