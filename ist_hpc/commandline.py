@@ -8,6 +8,8 @@ from ist_hpc.errors import InputError
 from ist_hpc.mpi_environment import rank_of_launcher
 from ist_hpc.names import path_of
 
+_MOST_MESSAGE = 600  # characters
+
 
 def given_path(text: str) -> Path:
     """The type of every option that is a path: a `~` that the shell left is expanded."""
@@ -26,6 +28,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing usage: a mistake is one line, once for all ranks."""
+        if len(message) > _MOST_MESSAGE:  # it repeats what was given, which may be pages
+            message = f"{message[:_MOST_MESSAGE]} ..."
         raise InputError(f"{message}; see {self.prog} --help")
 
     def _print_message(self, message: str, file: Any = None) -> None:
