@@ -41,20 +41,8 @@ _OF_ANOTHER_MPI = {
     "MPI4PY_MPIABI": "mpich",
     "MPI4PY_LIBMPI": "/opt/mpi/lib/libmpi.so",
 }
-_BAD_FOLDERS = [
-    "a b",
-    "a'b",
-    "a:b",
-    "a$b",
-    'a"b',
-    "a,b",
-    "a#b",
-    "a%b",
-    "a=b",
-    "a\nb",
-    "ab ",
-    "ab\n",
-]
+_BAD_FOLDERS = ["a b", "a'b", "a:b", "a$b", 'a"b', "a,b", "a#b", "a%b", "a=b", "a;b", "a*b"]
+_BAD_FOLDERS += ["a\nb", "ab ", "ab\n", "a\udce9b"]
 _GOOD_FOLDERS = ["größe", "a+b~c@d", "-ab", "~"]
 
 

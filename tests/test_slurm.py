@@ -562,6 +562,30 @@ class TestFaults:
         _wait_until(_every_node_is_idle, _LIMIT_S)
 
 
+_CHECK_TWICE = "set -m; for i in 1 2; do python -m ist_hpc.check --alone || exit; done; true"
+
+
+@pytest.mark.parametrize("mpi", ["none", "pmix"])
+def test_a_shell_in_a_step_is_one_rank_and_its_step_lives_on(cluster, tmp_path, mpi):
+    """Each program starts MPI alone; joining the step's MPI a second time would end the step."""
+    path = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
+    step = ["env", path, "OMP_NUM_THREADS=1", "srun", f"--mpi={mpi}", "-n1", "--pty", "bash", "-c"]
+    printed = _on_h1(*step, _CHECK_TWICE)
+    assert printed.count("check: ok") == 2
+    assert "build" not in printed
+
+
+def test_tasks_without_pmix_are_refused_once_and_before_mpi_starts(cluster, tmp_path):
+    train = [sys.executable, "-m", "ist_hpc.train", "--runs", str(tmp_path)]
+    for mpi in ("none", "pmi2"):
+        printed = _on_h1("srun", f"--mpi={mpi}", "-n2", *train, check=False)
+        lines = [line for line in printed.splitlines() if not line.startswith("srun: ")]
+        assert len(lines) == 1, printed
+        assert "train: error: Slurm started 2 tasks but each is alone in MPI; start it" in lines[0]
+        assert "exit code 2" in printed.lower()
+    assert not list(tmp_path.iterdir())
+
+
 def _is_alive(process: str) -> bool:
     """Whether it still computes or waits; a zombie does not."""
     try:
