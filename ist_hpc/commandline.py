@@ -1,9 +1,11 @@
 """What the command lines of all commands have in common."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ist_hpc.decimals import number, whole, whole_from
 from ist_hpc.errors import InputError
 from ist_hpc.mpi_environment import rank_of_launcher
 from ist_hpc.names import path_of
@@ -19,12 +21,29 @@ def given_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def count_from(least: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number, of at least `least`."""
+
+    def count(text: str) -> int:
+        try:
+            return whole_from(least, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return count
+
+
 class Parser(argparse.ArgumentParser):
-    """Keeps the line breaks of its texts, and raises `InputError` for a wrong command line."""
+    """Keeps the line breaks of its texts, and raises `InputError` for a wrong command line.
+
+    Options of the types int and float take `decimals` only.
+    """
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**options)
+        self.register("type", int, whole)
+        self.register("type", float, number)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing usage: a mistake is one line, once for all ranks."""

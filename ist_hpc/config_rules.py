@@ -49,10 +49,12 @@ def check_together(config: Config, where: Callable[[str], str]) -> None:
             "`train.algorithm: ddp` averages over gloo, on the CPU; set `device: cpu`, or take "
             f"data_parallel, got {config.device} {where('device')}"
         )
-    if model.loss in ("softmax", "bce") and model.output_norm != "none":
+    is_mlp = model.kind == "mlp"  # others take neither, which _check_images says
+    if is_mlp and model.loss in ("softmax", "bce") and model.output_norm != "none":
         raise InputError(
             f"`model.loss: {model.loss}` is computed in blocks of labels, without batch norm of "
-            f"outputs; set `model.output_norm: none` {where('model.output_norm')}"
+            f"outputs; set `model.output_norm: none`, got {model.output_norm} "
+            f"{where('model.output_norm')}"
         )
     if len(config.data.mean) != len(config.data.std):
         raise InputError(
@@ -80,7 +82,7 @@ def check_together(config: Config, where: Callable[[str], str]) -> None:
     if model.output_bias and model.output_norm == "batch":
         raise InputError(
             "`model.output_bias` has no effect before batch norm; set `model.output_norm: none` "
-            f"or leave the bias out {where('model.output_bias')}"
+            f"or leave the bias out, got true {where('model.output_bias')}"
         )
     if optimizer.momentum and optimizer.kind != "sgd":
         raise InputError(
@@ -141,7 +143,7 @@ def _check_images(model: ModelConfig, where: Callable[[str], str]) -> None:
         if model.deal_channels and getattr(model, name):
             raise InputError(
                 f"`model.{name}` is of convolutions that all ranks share; leave it out, or "
-                f"`model.deal_channels` {where(f'model.{name}')}"
+                f"`model.deal_channels`, got both {where(f'model.{name}')}"
             )
 
 
@@ -155,7 +157,8 @@ def _check_resnet(model: ModelConfig, where: Callable[[str], str]) -> None:
     if model.output_norm != "none" or not model.output_bias:
         raise InputError(
             "`model.kind: resnet` ends in a linear layer with a bias: write `output_norm: none` "
-            f"and `output_bias: true` {where('model.output_norm')}"
+            f"and `output_bias: true`, got {model.output_norm} and "
+            f"{str(model.output_bias).lower()} {where('model.output_norm')}"
         )
     sections = sections_of(model)
     if len(sections) != len(RESNET_SECTIONS) or sections[2] < 2:

@@ -171,6 +171,10 @@ def show(value: Any) -> str:
     text = text if len(text) <= 60 else text[:57] + "..."
     if value is None:
         return "nothing"
+    if value == "":
+        return f"{text} (an empty text)"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{text} (no finite number)"
     known = isinstance(value, bool | int | float | str)
     kind = describe(type(value)) if known else type(value).__name__
     return f"{text} ({kind})"

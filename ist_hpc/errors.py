@@ -5,12 +5,15 @@ the likely fix, in one line. The entry points print it once for the whole job an
 exit code 2; anything else that is raised is a fault of the program and ends with a traceback.
 """
 
+import re
+
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_GO_ON = 75  # EX_TEMPFAIL of sysexits.h: stopped in order and saved; the same command goes on
 
 _SURROGATES = (0xDC80, 0xDCFF)  # by which Python carries the bytes 0x80 to 0xFF of a name
+_LINE_BREAK = re.compile(r"\s*[\n\r\v\f]\s*")  # blanks of a name stay as they are
 
 
 def printable(text: str, ascii_only: bool = False) -> str:
@@ -39,7 +42,7 @@ class InputError(Exception):
     """Something the user gave cannot be used; the message is one line that says what and where."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(" ".join(message.split())))
+        super().__init__(printable(_LINE_BREAK.sub(" ", message.strip())))
 
 
 class UnreadableError(InputError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__
-from ist_hpc.commandline import Parser, given_path
+from ist_hpc.commandline import Parser, count_from, given_path
 from ist_hpc.config_keys import MOST_TOP, RuntimeConfig, subnets_of
 from ist_hpc.ending import run
 from ist_hpc.errors import InputError
@@ -82,7 +82,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--batch-rows",
-        type=_count,
+        type=count_from(1),
         metavar="N",
         help="rows evaluated at a time; default: `evaluate.batch_rows` of the checkpoint",
     )
@@ -110,16 +110,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
-    return int(text)
-
-
 def _top(text: str) -> int:
-    if _count(text) > MOST_TOP:
+    found = count_from(1)(text)
+    if found > MOST_TOP:
         raise argparse.ArgumentTypeError(f"must be at most {MOST_TOP}, got {text!r}")
-    return int(text)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from ist_hpc.errors import InputError
-from ist_hpc.names import ENCODING_ERRORS, printable
+from ist_hpc.names import ENCODING_ERRORS, printable, quoted
 
 _NO_FLUSH_OF_FOLDERS = {
     errno.EACCES,  # a folder into which one may write, but not look
@@ -226,7 +226,7 @@ def refuse_target(target: Path, option: str, overwrite: bool) -> None:
         if not folder.is_dir():
             raise InputError(
                 f"{option} {target}: must be a file in a folder that is there; make it: mkdir -p "
-                f"{folder}"
+                f"{quoted(folder)}"
             ) from None
         if not os.access(folder, os.W_OK | os.X_OK):
             raise InputError(f"{option} {target}: you may not write into {folder}") from None

@@ -9,7 +9,7 @@ import codecs
 import os
 import shlex
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ist_hpc.errors import InputError, printable
 
@@ -28,8 +28,13 @@ codecs.register_error(ENCODING_ERRORS, _escaped)
 
 
 def quoted(word: object) -> str:
-    r"""A word as a shell takes it from a line that is pasted: `'a b'`, and `$'caf\xe9'`."""
+    r"""A word as a shell takes it from a line that is pasted: `'a b'`, and `$'caf\xe9'`.
+
+    A path that looks like an option, or like a home folder, is written from `./` on.
+    """
     text = str(word)
+    if isinstance(word, PurePath) and text.startswith(("-", "~")):
+        text = f"./{text}"
     if text.isprintable():
         return shlex.quote(text)
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")

@@ -133,8 +133,9 @@ def _refuse(config: Config, report: Mapping[str, Any]) -> None:
             raise InputError(
                 f"{algorithm} on {ranks} ranks does not fit: a rank needs "
                 f"{fit['needs_bytes'] / 1e9:.2f} GB and may have "
-                f"{report['fits']['memory_bytes'] / 1e9:.2f} GB; take more ranks, fewer on a node, "
-                "or nodes with more memory"
+                f"{report['fits']['memory_bytes'] / 1e9:.2f} GB; take "
+                f"{_enough_ranks(algorithm, report)}fewer ranks on a node, or nodes with more "
+                "memory"
             )
     path = Path(config.data.path)
     if config.data.assign == "files" and (path / META_FILE).exists():
@@ -144,6 +145,16 @@ def _refuse(config: Config, report: Mapping[str, Any]) -> None:
                 f"{path}: {count} train shards are too few for {ranks} ranks under `data.assign: "
                 "files`; take `data.assign: rows`, or prepare the data with more shards"
             )
+
+
+def _enough_ranks(algorithm: str, report: Mapping[str, Any]) -> str:
+    """What more ranks would help, as the beginning of a list; empty if they would not."""
+    fewest = report["fits"]["fewest_ranks_ist"]
+    if fewest is None:
+        return ""
+    if algorithm == "ist":
+        return f"{fewest} ranks or more, "
+    return f"`train.algorithm: ist` on {fewest} ranks or more, "  # a replica is as large on any
 
 
 def _figure2(arguments: argparse.Namespace) -> str:

@@ -196,13 +196,23 @@ def _load_json(folder: Path, path: Path) -> object:
 
 def _how_to_make(folder: Path) -> str:
     # Only the digits need no more than a folder to be made; every other set has its own arguments.
-    if folder.name == "digits":
+    if folder.name == "digits" and _is_free(folder):
         return f"make it with: python -m ist_hpc.prepare digits --output {quoted(folder)}"
     beside = []
     if folder.parent.is_dir():
         beside = sorted(str(meta.parent) for meta in folder.parent.glob(f"[!.]*/{META_FILE}"))
     found = f" (data sets beside it: {', '.join(beside[:8])})" if beside else ""
     return f"correct the path{found}, or make it: python -m ist_hpc.prepare --help"
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether a data set may be written there: nothing else is in the way."""
+    try:
+        return not any(folder.iterdir())
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 def _object(

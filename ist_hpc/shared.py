@@ -10,6 +10,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ist_hpc.decimals import whole_from
+
 _FUSION_BYTES = 128 << 20  # Horovod's default
 _MOST_ELEMENTS = 1 << 30  # of a group; MPI counts to 2^31 - 1
 
@@ -17,7 +19,10 @@ _MOST_ELEMENTS = 1 << 30  # of a group; MPI counts to 2^31 - 1
 def fusion_bytes() -> int:
     """Size of the buffer in which Horovod puts small tensors together before it averages them."""
     given = os.environ.get("HOROVOD_FUSION_THRESHOLD", "")
-    return int(given) if given.isdigit() else _FUSION_BYTES
+    try:
+        return whole_from(0, given)
+    except ValueError:
+        return _FUSION_BYTES
 
 
 class SharedWeights:

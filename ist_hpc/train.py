@@ -133,7 +133,8 @@ def _say_stopped(folder: "RunFolder", trainer: "Trainer") -> None:
     saved = f"saved after round {rounds}" if trainer.saved else "before its first round"
     status = f"stopped: {name_of(trainer.stopped_by)}, {saved}"
     folder.set_status(status)
-    say(f"train: {status}; the same command with --resume goes on")
+    name = f" --name {folder.path.name}" if folder.or_beside else ""  # else it is given
+    say(f"train: {status}; the same command with --resume{name} goes on")
 
 
 def _say_stopped_early(runtime: Runtime, stop: StopRequest, stopped_by: int) -> int:

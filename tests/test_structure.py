@@ -26,6 +26,7 @@ LAYERS = [
         "cost",
         "cost_memory",
         "csr",
+        "decimals",
         "ending",
         "errors",
         "commandline",

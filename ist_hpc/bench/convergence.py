@@ -32,7 +32,7 @@ from ist_hpc.bench.study_tables import (
     times,
     told,
 )
-from ist_hpc.commandline import given_path
+from ist_hpc.commandline import count_from, given_path
 from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
 from ist_hpc.plot_runs import RoundSeconds, Run, read_metrics, read_run
@@ -56,7 +56,7 @@ _QUANTITIES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bench convergence`."""
     study_run.add_arguments(parser, "runs/convergence")
-    parser.add_argument("--seeds", nargs="+", type=_seed, default=[0, 1, 2], metavar="S")
+    parser.add_argument("--seeds", nargs="+", type=count_from(0), default=[0, 1, 2], metavar="S")
     parser.add_argument(
         "--levels",
         nargs="+",
@@ -72,12 +72,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="scaling.csv",
         help="also seconds to a level as the product of steps and this study's seconds a step",
     )
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, got {text!r}")
-    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

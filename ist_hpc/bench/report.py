@@ -1,21 +1,19 @@
 """Medians with their spread, and tables."""
 
-import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from ist_hpc.commandline import count_from
+
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 
-def count(text: str) -> int:
-    """A number of repetitions, from 1 on; for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
-    return int(text)
+count = count_from(1)
+"""The type of an option that is a number of repetitions."""
 
 
 def slowest(comm: "MPI.Comm", seconds: Sequence[float]) -> npt.NDArray[np.float64]:

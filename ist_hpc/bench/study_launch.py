@@ -19,6 +19,7 @@ from pathlib import Path
 import ist_hpc
 from ist_hpc.errors import InputError
 from ist_hpc.mpi_environment import variable_of_a_rank
+from ist_hpc.names import expanded
 
 DEFAULT_LAUNCHER = "mpirun -np {ranks}"
 HOSTS_SCRIPT = Path(ist_hpc.__file__).resolve().parent.parent / "bench" / "hosts.sh"
@@ -67,14 +68,16 @@ class Launcher(Place):
 
     def __init__(self, template: str) -> None:
         try:
-            self._words = shlex.split(template)
+            words = shlex.split(template)
         except ValueError:  # a quote that does not end
-            self._words = []
-        if not any("{ranks}" in word for word in self._words):
+            words = []
+        if not any("{ranks}" in word for word in words):
             raise InputError(
                 f"--launcher wants a command with {{ranks}} in it, such as {DEFAULT_LAUNCHER!r}, "
                 f"got {template!r}"
             )
+        # A shell does it at the beginning of a word, but not within the quotes of the whole.
+        self._words = [expanded(word) if word.startswith("~") else word for word in words]
         if not shutil.which(self._words[0]):
             raise InputError(f"--launcher: there is no program {self._words[0]!r} on this machine")
 

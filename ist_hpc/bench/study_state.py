@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ist_hpc.decimals import number, whole
 from ist_hpc.errors import InputError
 from ist_hpc.files import json_text, write_text
 from ist_hpc.locks import FileLock, owner_facts
@@ -44,7 +45,7 @@ def read_rows(path: Path, needed: Sequence[str]) -> list[Row]:
 
 
 def _value(text: str) -> int | float | str:
-    for kind in (int, float):
+    for kind in (whole, number):
         try:
             return kind(text)
         except ValueError:

@@ -26,14 +26,14 @@ def build(
     loss = config.loss
     if loss == "auto":
         loss = "softmax" if sparse else "cross_entropy"
+    if config.kind != "mlp":
+        _refuse_no_images(config, inputs, sparse)
     if sparse and (loss == "cross_entropy" or config.output_norm != "none"):
         raise InputError(
             "the data have sets of labels, which take `model.loss: softmax` or `bce` and "
             f"`model.output_norm: none`; got `model.loss: {config.loss}` and "
             f"`model.output_norm: {config.output_norm}`"
         )
-    if config.kind != "mlp":
-        _refuse_no_images(config, inputs, sparse)
     if config.kind == "vgg11":
         return _vgg11(config, outputs)
     if config.kind == "resnet":
@@ -56,7 +56,7 @@ def _refuse_no_images(config: ModelConfig, inputs: int, sparse: bool) -> None:
         got = "sparse rows" if sparse else f"rows of {inputs} numbers"
         raise InputError(
             f"`model.kind: {config.kind}` takes images of {_by(IMAGE)}, that is "
-            f"{expected} numbers a row; the data have {got}"
+            f"{expected} numbers a row; the data have {got}, which `model.kind: mlp` takes"
         )
 
 

@@ -1,0 +1,210 @@
+"""What a message advises leads on: it is followed here as it stands, and the next answer is none.
+
+Some of them once led to a message which said the opposite.
+"""
+
+import re
+import shlex
+import subprocess
+
+import pytest
+
+from ist_hpc import config, plan
+from ist_hpc.bench.study_launch import Launcher
+from ist_hpc.commandline import Parser, count_from
+from ist_hpc.errors import InputError
+from ist_hpc.files import refuse_target
+from ist_hpc.names import path_of, quoted
+from ist_hpc.prepare import digits
+from ist_hpc.shard_meta import load_meta
+from ist_hpc.shard_writer import check_target
+
+IMAGES = ("data.path=none", "model.inputs=3072", "model.outputs=9")
+RESNET = ("model.kind=resnet", "model.hidden=[]", *IMAGES)
+
+
+def answer(settings):
+    """What a configuration is told, empty if nothing."""
+    try:
+        config.load(None, settings)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice", "followed"),
+    [
+        (["model.kind=vgg11", "model.loss=bce"], "takes `model.loss: cross_entropy`",
+         ["model.loss=cross_entropy"]),
+        (["model.loss=bce"], "set `model.output_norm: none`", ["model.output_norm=none"]),
+        (["model.output_bias=true"], "set `model.output_norm: none`", ["model.output_norm=none"]),
+        (["model.output_bias=true"], "leave the bias out", ["model.output_bias=false"]),
+        (["model.kind=resnet"], "write `hidden: []`",
+         ["model.hidden=[]", "model.output_norm=none", "model.output_bias=true"]),
+        (RESNET, "write `output_norm: none` and `output_bias: true`",
+         ["model.output_norm=none", "model.output_bias=true"]),
+        (["optimizer.kind=adam"], "set it to 0", ["optimizer.momentum=0"]),
+        (["train.rounds=3", "train.epochs=3"], "give either", ["train.rounds=null"]),
+        (["train.warmup_steps=4"], "leave it out", ["train.warmup_steps=0"]),
+        (["train.algorithm=ddp", "device=cuda"], "set `device: cpu`", ["device=cpu"]),
+        (["train.algorithm=ddp", "device=cuda"], "take data_parallel",
+         ["train.algorithm=data_parallel"]),
+        (["model.kind=vgg11", "model.deal_channels=true", "model.body_from=x"], "leave it out",
+         ["model.body_from=null"]),
+        (["model.kind=vgg11", "model.deal_channels=true", "model.body_from=x"],
+         "or `model.deal_channels`", ["model.deal_channels=false"]),
+        (["optimizer.momentums=0"], "did you mean `optimizer.momentum`?", None),
+        (["train.algorithm=localsgd"], "did you mean local_sgd?", ["train.algorithm=local_sgd"]),
+    ],
+)  # fmt: skip
+def test_of_a_configuration(settings, advice, followed):
+    assert advice in answer(settings)
+    if followed is None:
+        settings, followed = [], ["optimizer.momentum=0"]
+    assert answer([*settings, *followed]) == ""
+
+
+def test_where_a_value_came_from_is_no_place_to_change_it():
+    """`set X in .../quickstart.yaml`, which is the package's, was how it read."""
+    for settings in (["model.loss=bce"], RESNET, ["model.output_bias=true"]):
+        assert re.search(r", got \w+( and \w+)? in ", answer(settings))
+
+
+@pytest.mark.parametrize("setting", ["optimizer.lr=.nan", "optimizer.lr=1e400", "name=''"])
+def test_what_is_got_is_not_what_is_wanted(setting):
+    said = re.search(r"must be (.*), got (.*) in ", answer([setting]))
+    assert said[1] not in said[2]
+
+
+def told(capsys, *arguments):
+    """The exit code of a plan and what it says."""
+    code = plan.main(arguments)
+    out, err = capsys.readouterr()
+    return code, err or out
+
+
+WIDE = ("--set", "data.path=none", "model.inputs=4096", "model.outputs=35", "model.hidden=[16384]")
+
+
+@pytest.mark.parametrize("algorithm", ["ist", "data_parallel", "local_sgd", "ddp"])
+def test_a_plan_names_ranks_with_which_it_fits(capsys, algorithm):
+    """More ranks do not make a whole model smaller."""
+    small = ("--rounds", "1", "--memory-gb", "1", "--check")
+    setting = f"train.algorithm={algorithm}"
+    code, said = told(capsys, "--ranks", "2", *small, *WIDE, setting)
+    assert code == 2
+    wanted = r"take (`train.algorithm: ist` on )?(\d+) ranks or more, fewer ranks on a node"
+    advice = re.search(wanted, said)
+    assert advice, said
+    assert bool(advice[1]) == (algorithm != "ist")
+    if algorithm == "ddp":
+        return  # the same numbers again
+    code, said = told(capsys, "--ranks", advice[2], *small, *WIDE, "train.algorithm=ist")
+    assert code == 0, said
+
+
+def test_a_plan_does_not_advise_ranks_that_do_not_help(capsys):
+    code, said = told(capsys, "--ranks", "2", "--memory-gb", "0.001", "--check")
+    assert code == 2
+    assert "ranks or more" not in said
+
+
+@pytest.mark.parametrize("kind", [["model.kind=vgg11"], RESNET], ids=["vgg11", "resnet"])
+def test_sparse_rows_are_no_images(capsys, kind):
+    """Another loss was advised, which those models do not take."""
+    given = [*kind, *IMAGES, "data.row_entries=5"]
+    if "model.kind=resnet" in kind:
+        given += ["model.output_norm=none", "model.output_bias=true"]
+    code, said = told(capsys, "--ranks", "2", "--set", *given)
+    assert (code, "sparse rows, which `model.kind: mlp` takes" in said) == (2, True), said
+    mlp = [
+        "model.kind=mlp",
+        "model.hidden=[8]",
+        "model.output_norm=none",
+        "model.output_bias=false",
+    ]
+    code, said = told(capsys, "--ranks", "2", "--set", *given, *mlp)
+    assert code == 0, said
+
+
+@pytest.mark.parametrize("name", ["plain", "two  blanks", "a\tb", "-dash", "~", "it's", "b\\s"])
+def test_a_folder_is_made_as_it_is_advised(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    target = path_of(f"./{name}/picture.png")
+    with pytest.raises(InputError, match="make it: mkdir -p ") as found:
+        refuse_target(target, "--output", overwrite=True)
+    command = str(found.value).partition("make it: ")[2]
+    subprocess.run(["bash", "-c", command], check=True, timeout=60)
+    refuse_target(target, "--output", overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["-dash", "~", "~root", "a b", "plain"])
+def test_a_path_that_is_pasted_is_the_path(tmp_path, monkeypatch, name):
+    """As a word of its own, which an option takes and whose home folder is not looked for."""
+    monkeypatch.chdir(tmp_path)
+    (word,) = shlex.split(quoted(path_of(f"./{name}")))
+    assert not word.startswith("-")
+    assert path_of(word) == path_of(f"./{name}")
+
+
+def test_digits_are_made_where_they_are_missing(tmp_path):
+    folder = tmp_path / "digits"
+    for _ in range(2):  # one that is not there, and an empty one
+        with pytest.raises(InputError) as found:
+            load_meta(folder)
+        advised = str(found.value).partition("make it with: python -m ist_hpc.prepare digits ")[2]
+        option, path = shlex.split(advised)
+        assert (option, path) == ("--output", str(folder))
+        check_target(folder, overwrite=False)
+        folder.mkdir(exist_ok=True)
+    (folder / "notes").write_text("mine")
+    with pytest.raises(InputError, match="correct the path"):
+        load_meta(folder)  # digits would not be made there
+    with pytest.raises(InputError, match="give another folder"):
+        check_target(folder, overwrite=False)
+    assert digits  # what is advised is there
+
+
+def test_a_launcher_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    program = tmp_path / "my mpirun"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    words = Launcher("'~/my mpirun' --hostfile ~/hosts -np {ranks}").command(3, ["x"])
+    assert words == [str(program), "--hostfile", str(tmp_path / "hosts"), "-np", "3", "x"]
+    with pytest.raises(InputError, match=re.escape(f"no program '{tmp_path}/none'")):
+        Launcher("~/none -np {ranks}")
+
+
+@pytest.mark.parametrize(
+    "text", ["1_000", "\uff10\uff11", "\u00b2", "", "1e1", "0x1", "1.0", "--1", "\u0663"]
+)
+def test_a_whole_number_of_the_command_line_is_decimal(text):
+    parser = Parser(prog="x")
+    parser.add_argument("--plain", type=int)
+    parser.add_argument("--count", type=count_from(1))
+    for option in ("--plain", "--count"):
+        with pytest.raises(InputError, match=f"argument {option}: "):
+            parser.parse_args([f"{option}={text}"])
+
+
+@pytest.mark.parametrize("text", ["1_0", "1,5", "\uff10.5", "1e", "0x1p3", "", ".", "infinit"])
+def test_a_number_of_the_command_line_is_as_it_looks(text):
+    parser = Parser(prog="x")
+    parser.add_argument("--plain", type=float)
+    with pytest.raises(InputError, match="argument --plain: invalid float value"):
+        parser.parse_args([f"--plain={text}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("7", 7), (" 7 ", 7), ("+7", 7), ("007", 7), ("7.", 7), (".5", 0.5),
+                        ("1e-3", 1e-3), ("1E3", 1e3), ("-2", -2)]
+)  # fmt: skip
+def test_numbers_that_are_taken(text, value):
+    parser = Parser(prog="x")
+    parser.add_argument("--number", type=float)
+    parser.add_argument("--whole", type=int)
+    assert parser.parse_args([f"--number={text}"]).number == value
+    if isinstance(value, int) and "." not in text:
+        assert parser.parse_args([f"--whole={text}"]).whole == value
