@@ -3,12 +3,14 @@
 import atexit
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from ist_hpc import lastresort, outputs
-from ist_hpc.errors import EXIT_FAILED, EXIT_GO_ON, EXIT_INTERRUPTED
+from ist_hpc.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_GO_ON, EXIT_INTERRUPTED
+from ist_hpc.mpi_environment import rank_of_launcher
 
 _END_S = 900.0
 """That MPI is given to come to its end: a rank may still write what only it writes."""
@@ -24,13 +26,29 @@ def run(program: str, main: Callable[[], int]) -> NoReturn:
     """
     outputs.mend()
     try:
-        code = main()
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = main() if _has_folder(program) else EXIT_BAD_INPUT
     except SystemExit as asked:  # of argparse, for --help and --version
         code = asked.code if isinstance(asked.code, int) else int(asked.code is not None)
     except KeyboardInterrupt:  # before a command answers it in its own way
         outputs.complain(f"{program}: interrupted")
         code = EXIT_INTERRUPTED
     end(code, program)
+
+
+def _has_folder(program: str) -> bool:
+    """Whether the current folder is there, which paths are relative to; says so if it is not."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        if rank_of_launcher() == 0:
+            outputs.complain(
+                f"{program}: error: the folder that this was started in was removed; change to one "
+                "that is there"
+            )
+        return False
+    return True
 
 
 def end(code: int, program: str = "ist_hpc") -> NoReturn:
