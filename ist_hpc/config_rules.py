@@ -109,8 +109,8 @@ def check_together(config: Config, where: Callable[[str], str]) -> None:
         raise InputError(f"`seed` must be below 2^64, got {config.seed} {where('seed')}")
     if not is_folder_name(config.name):
         raise InputError(
-            "`name` names a folder: letters, digits, dots, dashes and underscores, got "
-            f"{show(config.name)} {where('name')}"
+            "`name` names a folder: letters, digits, dots, dashes and underscores, a letter or "
+            f"digit first, got {show(config.name)} {where('name')}"
         )
 
 

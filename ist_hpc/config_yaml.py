@@ -51,6 +51,10 @@ class _Loader(yaml.SafeLoader):
     beyond JSON's.
     """
 
+    # The bytes of a name that is not UTF-8, too, as Python carries them: see `names`.
+    NON_PRINTABLE = re.compile(
+        "[^\x09\x0a\x0d\x20-\x7e\x85\xa0-\ud7ff\udc80-\udcff\ue000-\ufffd\U00010000-\U0010ffff]"
+    )
     yaml_implicit_resolvers = _resolvers()
     yaml_constructors: ClassVar[dict[Any, Any]] = {
         tag: yaml.SafeLoader.yaml_constructors[tag]

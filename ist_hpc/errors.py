@@ -14,6 +14,7 @@ EXIT_GO_ON = 75  # EX_TEMPFAIL of sysexits.h: stopped in order and saved; the sa
 
 _SURROGATES = (0xDC80, 0xDCFF)  # by which Python carries the bytes 0x80 to 0xFF of a name
 _LINE_BREAK = re.compile(r"\s*[\n\r\v\f]\s*")  # blanks of a name stay as they are
+_BYTE_IN_REPR = re.compile(r"\\udc([89a-f][0-9a-f])")  # what `printable` shows as \xe9
 
 
 def printable(text: str, ascii_only: bool = False) -> str:
@@ -42,7 +43,8 @@ class InputError(Exception):
     """Something the user gave cannot be used; the message is one line that says what and where."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(_LINE_BREAK.sub(" ", message.strip())))
+        one_line = _LINE_BREAK.sub(" ", message.strip())
+        super().__init__(printable(_BYTE_IN_REPR.sub(r"\\x\1", one_line)))
 
 
 class UnreadableError(InputError):

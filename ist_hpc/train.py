@@ -176,7 +176,8 @@ def _configuration(arguments: argparse.Namespace) -> tuple[Config, bool]:
     if arguments.name and not is_folder_name(arguments.name):
         raise InputError(
             f"--name names a folder in {arguments.runs}/: letters, digits, dots, dashes and "
-            f"underscores, got {arguments.name!r}; use --runs for another place"
+            f"underscores, a letter or digit first, got {arguments.name!r}; use --runs "
+            "for another place"
         )
     written = arguments.runs / (arguments.name or "") / "config.yaml"
     if path is None and arguments.resume and written.is_file():

@@ -3,6 +3,7 @@
 Some of them once led to a message which said the opposite.
 """
 
+import os
 import re
 import shlex
 import subprocess
@@ -208,3 +209,17 @@ def test_numbers_that_are_taken(text, value):
     assert parser.parse_args([f"--number={text}"]).number == value
     if isinstance(value, int) and "." not in text:
         assert parser.parse_args([f"--whole={text}"]).whole == value
+
+
+@pytest.mark.parametrize("name", ["-a", ".a", "_a"])
+def test_a_name_that_is_refused_has_not_what_is_allowed(name):
+    assert "dashes and underscores, a letter or digit first, got " in answer([f"name='{name}'"])
+
+
+def test_a_path_may_have_any_bytes():
+    """As `--set data.path=$PWD/data` has where somebody's folder is named in Latin-1."""
+    word = os.fsdecode(b"data.path=/home/caf\xe9/data")
+    assert config.load(None, [word]).data.path == os.fsdecode(b"/home/caf\xe9/data")
+    assert r"got 'caf\xe9' (a text)" in answer([os.fsdecode(b"seed=caf\xe9")])
+    for control in ("\x1b", "\x00", "\ud800"):
+        assert "special characters are not allowed" in answer([f"data.path=a{control}"])

@@ -129,7 +129,7 @@ class TestBadInput:
     @pytest.mark.parametrize("name", ["..", "a/b", ".hidden"])
     def test_a_name_that_is_no_folder_name(self, place, name):
         line = refused(place, arguments=["--name", name, "--resume"])
-        assert f"letters, digits, dots, dashes and underscores, got '{name}'" in line
+        assert f"and underscores, a letter or digit first, got '{name}'; use --runs" in line
 
     def test_an_evaluation_larger_than_mpi_counts(self, place):
         """Refused before training; here with a limit that the digits reach."""
