@@ -92,6 +92,10 @@ def _start_s() -> float:
         return time.time()
 
 
+_RANK_0_SPEAKS_S = 3.0
+"""In which a launcher ends the others, once rank 0 has said why it ends."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     if arguments is None:
@@ -111,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             complain("prepare: stopped waiting: SIGUSR1; the same command goes on")
         return EXIT_GO_ON
     except InputError as error:
+        if rank_of_launcher() > 0:  # its line will do, unless it finds nothing wrong
+            time.sleep(_RANK_0_SPEAKS_S)
         complain(f"prepare: error: {error}")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
