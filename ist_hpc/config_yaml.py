@@ -30,6 +30,7 @@ _RULES = {
         tuple("-+.0123456789"),
     ),
 }
+_NAME_BYTES = re.compile("[\udc80-\udcff]")
 _FORMS = {name: re.compile(form, re.ASCII) for name, (form, _) in _RULES.items()}
 
 
@@ -51,16 +52,16 @@ class _Loader(yaml.SafeLoader):
     beyond JSON's.
     """
 
-    # The bytes of a name that is not UTF-8, too, as Python carries them: see `names`.
-    NON_PRINTABLE = re.compile(
-        "[^\x09\x0a\x0d\x20-\x7e\x85\xa0-\ud7ff\udc80-\udcff\ue000-\ufffd\U00010000-\U0010ffff]"
-    )
     yaml_implicit_resolvers = _resolvers()
     yaml_constructors: ClassVar[dict[Any, Any]] = {
         tag: yaml.SafeLoader.yaml_constructors[tag]
         for tag in (*(_TAG + name for name in (*_RULES, "str", "seq", "map")), None)
     }
     _depth = 0
+
+    def check_printable(self, data: Any) -> None:
+        """Refuse what YAML has not, but for bytes of names: see `names`."""
+        super().check_printable(_NAME_BYTES.sub("x", data))
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """The next node of the text."""
