@@ -7,13 +7,15 @@ import os
 import re
 import shlex
 import subprocess
+import sys
+import threading
 
 import pytest
 
 from ist_hpc import config, plan
 from ist_hpc.bench.study_launch import Launcher
 from ist_hpc.commandline import Parser, count_from
-from ist_hpc.errors import InputError
+from ist_hpc.errors import EXIT_GO_ON, InputError
 from ist_hpc.files import refuse_target
 from ist_hpc.names import path_of, quoted
 from ist_hpc.prepare import digits
@@ -223,3 +225,32 @@ def test_a_path_may_have_any_bytes():
     assert r"got 'caf\xe9' (a text)" in answer([os.fsdecode(b"seed=caf\xe9")])
     for control in ("\x1b", "\x00", "\ud800"):
         assert "special characters are not allowed" in answer([f"data.path=a{control}"])
+
+
+def stopped(folder, *more):
+    """What a run without a name says that is stopped by SIGTERM once it trains."""
+    command = [sys.executable, "-m", "ist_hpc.train", "--runs", "runs", *more]
+    command += ["--set", "data.path=digits", "train.rounds=10000000", "evaluate.every_epochs=0"]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+        deadline = threading.Timer(120, process.kill)
+        deadline.start()
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if " round 1" in line or "from round" in line:
+                process.terminate()
+        deadline.cancel()
+    assert process.returncode == EXIT_GO_ON, lines
+    return lines
+
+
+def test_a_run_without_a_name_goes_on_as_it_says(tmp_path):
+    """`--resume` alone is refused: it goes on with a run that has a name."""
+    digits.prepare_digits(tmp_path / "digits")
+    line = stopped(tmp_path)[-1]
+    more = re.search(r"the same command with (.*) goes on$", line)[1].split()
+    assert more[:2] == ["--resume", "--name"]
+    said = stopped(tmp_path, *more)
+    assert any(", from round " in line for line in said)
+    assert said[-1].endswith("the same command with --resume goes on\n")
+    assert len(list((tmp_path / "runs").iterdir())) == 1
