@@ -214,7 +214,10 @@ class TestBadInput:
         assert "started by horovodrun on the Gloo controller" in line
 
     def test_slurm_tasks_that_are_alone_in_mpi(self, place):
-        line = refused(place, ranks=1, env={"SLURM_STEP_NUM_TASKS": "4"})
+        """As srun without --mpi=pmix starts them; under mpirun a rank may be alone in a step."""
+        command, env = ["-m", "ist_hpc.train", "--set", *SMALL], {"SLURM_STEP_NUM_TASKS": "4"}
+        line = one_error_line(run_python(command, place, env=env, check=False))
+        assert "Slurm started 4 tasks but each is alone" in line
         assert "srun --mpi=pmix" in line
 
     def test_once_for_the_job_under_horovodrun(self, place):
