@@ -25,7 +25,8 @@ WAYS = {
 
 _LIMIT_S = 100.0  # longer than ist_hpc.check waits for a rank that does not come
 _GRACE_S = 5.0
-_OF_HOROVODRUN = re.compile(r"\[\d+,\d+\]<std(?:out|err)>:")
+# by which horovodrun has Open MPI and MPICH mark lines
+_OF_HOROVODRUN = re.compile(r"\[\d+,\d+\]<std(?:out|err)>:|^\[\d+\] ", re.MULTILINE)
 _OK = "check: ok"
 
 
