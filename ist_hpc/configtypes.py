@@ -171,7 +171,7 @@ def show(value: Any) -> str:
     text = text if len(text) <= 60 else text[:57] + "..."
     if value is None:
         return "nothing"
-    if value == "":
+    if isinstance(value, str) and not value:
         return f"{text} (an empty text)"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{text} (no finite number)"

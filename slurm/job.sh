@@ -330,7 +330,7 @@ try:
     data = config.load(Path(path), settings).data.path
     if run and not is_folder_name(run):
         raise InputError(f"a run is a folder in RUNS, named by letters, digits, dots, dashes and underscores, "
-                         f"got {run!r}; give another name by --name or NAME")
+                         f"a letter or digit first, got {run!r}; give another name by --name or NAME")
     print(data)
 except InputError as error:
     print(error)

@@ -231,7 +231,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert "invalid choice: 'epochs'" in refused(capsys, run, "--output", png, "--x", "epochs")
     assert "is no run folder" in refused(capsys, tmp_path / "none", "--output", png)
     assert "has no evaluation yet" in refused(capsys, run, empty, "--output", png)
-    assert "cannot write" in refused(capsys, run, "--output", tmp_path / "none" / "x.png")
+    assert "make it: mkdir -p" in refused(capsys, run, "--output", tmp_path / "none" / "x.png")
     (run / "run.json").write_text("{}")
     assert "does not say how many ranks" in refused(capsys, run, "--table")
 

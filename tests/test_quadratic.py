@@ -275,7 +275,7 @@ def test_a_formula_that_fails_is_said_and_ends_with_1(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--output", "nowhere/x.png"), "there is no folder nowhere"),
+        (("--output", "nowhere/x.png"), "make it: mkdir -p nowhere"),
         (("--workers", "1"), "at least 2"),
         (("--workers", "100", "--q", "9"), "at most 512 coordinates, got 9 x 100"),
         (("--workers", "8", "--q", "8"), "more than 200000; lower --q"),

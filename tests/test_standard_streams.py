@@ -22,7 +22,7 @@ COMMANDS = {
     "train": "train --runs here --name a --set train.epochs=1 data.path={data}",
     "bench": "bench plan --of 2 --rounds 1 --config {run}/config.yaml --set "
     "model.inputs=64 model.outputs=10",
-    "quadratic": "quadratic --rounds 20 --replicas 20",
+    "quadratic": "quadratic --rounds 16 --replicas 16 --q 1",
 }
 """A line of each, that ends well and prints something."""
 SLOW = {"evaluate", "train", "bench", "quadratic"}
@@ -133,14 +133,14 @@ def test_a_name_that_cannot_be_shown_ends_nothing(encoding, trained, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 2 + len(folders)
     assert os.path.getsize(folders[0] + ".png") > 1000
-    for folder in folders:
+    for folder in folders if encoding == "C" else folders[:2]:
         done = in_shell(f"show {shlex.quote(folder)}", "", tmp_path, ENCODINGS[encoding])
         assert (done.returncode, done.stderr) == (0, "")
         assert "finished" in done.stdout
-        done = in_shell(f"show {shlex.quote(folder + 'x')}", "", tmp_path, ENCODINGS[encoding])
-        assert done.returncode == 2
-        assert len(done.stderr.splitlines()) == 1
-        assert done.stderr.rstrip("\n").isprintable()
+    done = in_shell(f"show {shlex.quote(folders[0] + 'x')}", "", tmp_path, ENCODINGS[encoding])
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.rstrip("\n").isprintable()
 
 
 def test_a_run_may_be_in_a_folder_of_any_name(trained, tmp_path):
