@@ -121,6 +121,7 @@ LAYERS = [
         "prepare.cifar100",
         "prepare.common",
         "prepare.digits",
+        "prepare.file_kinds",
         "prepare.found",
         "prepare.safe_pickle",
         "prepare.speech",

@@ -18,7 +18,7 @@ OPENS = {"open", "read_bytes", "read_text", "fromfile", "loadtxt", "genfromtxt"}
 ALLOWED = {
     ("found", "listdir"),  # `input_folder`: whether the folder can be looked into
     *(("found", name) for name in ("stat", "lstat", "is_file", "is_dir", "readlink", "open")),
-    ("speech", "is_dir"),  # within `entries_of`, which answers for what it raises
+    ("speech", "is_dir"),  # within `names.entries`, which answers for what it raises
     ("xmc_shuffle", "open"),  # files of its own
     ("cifar100", "open"),
     ("digits", "open"),  # Dataset.open: what was made
@@ -39,7 +39,7 @@ def calls(module: str) -> Iterator[tuple[str, ast.Call]]:
 
 @pytest.mark.parametrize("module", OURS)
 def test_folders_and_files_are_met_in_one_module(module):
-    """`entries_of`, `opened` and `is_missing` answer for what one may not read."""
+    """`names.entries`, `opened` and `is_missing` answer for what one may not read."""
     for name, call in calls(module):
         if name in WALKS | ASKS | OPENS:
             assert (module, name) in ALLOWED, f"{module}.py, line {call.lineno}: {name}"

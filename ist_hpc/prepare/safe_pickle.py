@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ist_hpc.errors import InputError
-from ist_hpc.prepare.found import HEAD_BYTES, UnusableError, opened, refused
+from ist_hpc.prepare.file_kinds import HEAD_BYTES
+from ist_hpc.prepare.found import UnusableError, opened, refused
 
 _MOST_INSTRUCTIONS = 5_000_000  # each makes an object of some 100 bytes at the most
 _MOST_UNUSUAL = 1000  # instructions that are not _USUAL: calls, and what tuples are nested by

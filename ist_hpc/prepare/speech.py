@@ -29,7 +29,7 @@ import numpy as np
 from ist_hpc import caches
 from ist_hpc.commandline import given_path
 from ist_hpc.errors import InputError, printable
-from ist_hpc.names import is_text
+from ist_hpc.names import entries, is_text
 from ist_hpc.prepare.common import (
     add_output_arguments,
     answers_for_memory,
@@ -43,7 +43,7 @@ from ist_hpc.prepare.common import (
     shard_ends,
     usable_cores,
 )
-from ist_hpc.prepare.found import entries_of, folder_refused, input_folder
+from ist_hpc.prepare.found import folder_refused, input_folder
 from ist_hpc.prepare.speech_audio import (
     FRAMES,
     INSTALL,
@@ -196,7 +196,7 @@ def find_clips(report: Report) -> tuple[list[str], list[Clip]]:
     input_folder("--input", folder, _where_to_get())
     words: list[str] = []
     clips: list[Clip] = []
-    for word in entries_of(folder, report.folder_left_out, _may_be_word):
+    for word in entries(folder, report.folder_left_out, _may_be_word):
         found = _clips_of(word, len(words), report)
         if found and _may_be_class(word, found, report):
             words.append(word.name)
@@ -217,7 +217,7 @@ def _may_be_clip(path: Path) -> bool:
 
 def _clips_of(word: Path, label: int, report: Report) -> list[Clip]:
     clips = []
-    for path in entries_of(word, report.folder_left_out, _may_be_clip):
+    for path in entries(word, report.folder_left_out, _may_be_clip):
         form = _CLIP_NAME.fullmatch(path.name)
         if form:
             # The same name may come composed or decomposed; nobody may be in both sets by that.
@@ -289,8 +289,8 @@ def _holds_words(folder: Path) -> bool:
 
     return any(
         _CLIP_NAME.fullmatch(path.name)
-        for word in entries_of(folder, ignore, _may_be_word)[:_WORDS_TRIED]
-        for path in entries_of(word, ignore, _may_be_clip)
+        for word in entries(folder, ignore, _may_be_word)[:_WORDS_TRIED]
+        for path in entries(word, ignore, _may_be_clip)
     )
 
 

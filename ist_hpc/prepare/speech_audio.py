@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ist_hpc.prepare.common import require
-from ist_hpc.prepare.found import HEAD_BYTES, UnusableError, opened, why
+from ist_hpc.prepare.file_kinds import HEAD_BYTES
+from ist_hpc.prepare.found import UnusableError, opened, why
 
 SAMPLE_RATE = 16000  # Hz; also the samples of a clip, which lasts one second
 MELS, FRAMES = 128, 32

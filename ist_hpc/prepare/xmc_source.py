@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from ist_hpc.errors import InputError
-from ist_hpc.prepare.found import PADDING, UTF8_MARK, head_of, refused
+from ist_hpc.prepare.file_kinds import UTF8_MARK
+from ist_hpc.prepare.found import PADDING, head_of, refused
 from ist_hpc.prepare.xmc_line import LineError, parse_header, shown
 from ist_hpc.prepare.xmc_text import Block, parse_block
 

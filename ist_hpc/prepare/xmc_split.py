@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.prepare.found import PADDING, UTF8_MARK, UnusableError, head_of, opened, refused
+from ist_hpc.prepare.file_kinds import UTF8_MARK
+from ist_hpc.prepare.found import PADDING, UnusableError, head_of, opened, refused
 from ist_hpc.prepare.xmc_line import PLAIN, VALUE, shown
 
 _UNUSED, _TRAIN, _TEST = range(3)
