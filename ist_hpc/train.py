@@ -192,7 +192,7 @@ def _configuration(arguments: argparse.Namespace) -> tuple[Config, bool]:
 def _prepare_quickstart(path: Path, stop: StopRequest) -> int:
     """Make the digits, or wait for another process that does; the signal that ended that, or 0."""
     from ist_hpc.prepare.digits import prepare_digits
-    from ist_hpc.shard_writer import AlreadyMadeError
+    from ist_hpc.shard_place import AlreadyMadeError
 
     def waiting(waited_s: float) -> None:
         if stop.number:

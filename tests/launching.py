@@ -105,7 +105,7 @@ def _popen(words: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subproces
     return subprocess.Popen(
         words,
         cwd=cwd,
-        env=_environment(env),
+        env=environment(env),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -115,7 +115,7 @@ def _popen(words: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subproces
     )
 
 
-def _environment(extra: Mapping[str, str]) -> dict[str, str]:
+def environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The environment of the tests, fit to start mpirun, even from a rank of another mpirun."""
     inherited = dict(os.environ)
     if "OMPI_COMM_WORLD_SIZE" in inherited or "PMIX_RANK" in inherited or "PMI_RANK" in inherited:

@@ -20,7 +20,7 @@ from ist_hpc.files import refuse_target
 from ist_hpc.names import path_of, quoted
 from ist_hpc.prepare import digits
 from ist_hpc.shard_meta import load_meta
-from ist_hpc.shard_writer import check_target
+from ist_hpc.shard_place import check_target
 
 IMAGES = ("data.path=none", "model.inputs=3072", "model.outputs=9")
 RESNET = ("model.kind=resnet", "model.hidden=[]", *IMAGES)

@@ -18,7 +18,7 @@ from ist_hpc import files
 from ist_hpc import shards as shards_module
 from ist_hpc.errors import InputError
 from ist_hpc.shard_dense import DenseStored
-from ist_hpc.shard_writer import AlreadyMadeError
+from ist_hpc.shard_place import AlreadyMadeError
 from ist_hpc.shards import Dataset, DatasetWriter
 from tests.data_sets import (
     CLASSES,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import Text, _environment
+from tests.launching import Text, environment
 from tests.test_structure import SOURCES
 
 COMMANDS = {
@@ -44,7 +44,7 @@ def in_shell(line: str, redirected: str, cwd: Path, env: dict[str, str] | None =
     done = subprocess.run(
         ["bash", "-c", f"{shlex.quote(sys.executable)} -m ist_hpc.{line} {redirected}"],
         cwd=cwd,
-        env=_environment({"PYTHONUNBUFFERED": "", **(env or {})}),
+        env=environment({"PYTHONUNBUFFERED": "", **(env or {})}),
         capture_output=True,
         text=True,
         errors="surrogateescape",

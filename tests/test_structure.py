@@ -70,6 +70,7 @@ LAYERS = [
         "shard_files",
         "shard_layouts",
         "shard_sparse",
+        "shard_place",
         "shard_writer",
         "shards",
         "shared",

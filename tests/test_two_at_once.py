@@ -16,7 +16,7 @@ from ist_hpc.files import hidden_name
 from ist_hpc.locks import FileLock
 from ist_hpc.shard_meta import load_meta
 from ist_hpc.shards import Dataset
-from tests.launching import ROOT, run_python, run_ranks
+from tests.launching import ROOT, environment, run_python, run_ranks
 from tests.small_runs import SMALL, command, wait_for
 
 DIGITS = ["-m", "ist_hpc.prepare", "digits", "--output", "x"]
@@ -45,7 +45,7 @@ def begun(words, cwd, env=None):
     return subprocess.Popen(
         [sys.executable, *words],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        env=environment(env or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -16,7 +16,7 @@ from ist_hpc.mpi_environment import rank_of_launcher, variable_of_a_rank
 from ist_hpc.names import command_line, printable
 from ist_hpc.outputs import complain
 from ist_hpc.prepare import DATASETS
-from ist_hpc.shard_writer import AlreadyMadeError
+from ist_hpc.shard_place import AlreadyMadeError
 from ist_hpc.stopping import end_request
 
 _PROGRAM = "python -m ist_hpc.prepare"

@@ -21,7 +21,7 @@ from ist_hpc.commandline import given_path
 from ist_hpc.errors import EXIT_FAILED, InputError, printable
 from ist_hpc.memory_limits import granted_bytes
 from ist_hpc.outputs import complain
-from ist_hpc.shard_writer import check_target
+from ist_hpc.shard_place import check_target
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

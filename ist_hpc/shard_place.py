@@ -1,0 +1,292 @@
+"""The place of a data set: who may write it, who waits, and how a complete one gets its name.
+
+Whoever writes holds a lock beside it, `.NAME.lock`: others that want to write the same wait, and
+take what was made meanwhile.
+"""
+
+import errno
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from ist_hpc.errors import InputError
+from ist_hpc.files import (
+    hidden_beside,
+    hidden_name,
+    is_of_dead_process,
+    partial_names,
+    put_in_place,
+    set_aside,
+)
+from ist_hpc.locks import FileLock, owner_facts
+from ist_hpc.mpi_environment import rank_of_launcher
+from ist_hpc.shard_meta import META_FILE, Meta, load_meta
+
+log = logging.getLogger("ist_hpc")
+
+_KINDS_BESIDE = ("partial", "shuffle", "old")  # of hidden names that a writer may leave
+_TERMINAL_EVERY_S, _LOG_EVERY_S = 5.0, 600.0
+_TAKEN_MEANWHILE = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
+
+IsTheSame = Callable[[Meta], bool]
+"""Whether a data set that is there is the one that was to be written."""
+
+
+class AlreadyMadeError(Exception):
+    """There is the data set that was to be written: another process made it. No fault.
+
+    The message is one line that says whose it is; whoever wanted to write it can use it.
+    """
+
+
+class Place:
+    """Where one process writes a data set, from `enter` to `leave`; see `DatasetWriter`.
+
+    partial  the hidden folder that takes the data set's place when it is complete
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        overwrite: bool,
+        if_missing: bool,
+        since_s: float,
+        waiting: Callable[[float], None] | None,
+    ) -> None:
+        self.path = path
+        self._overwrite, self._if_missing = overwrite, if_missing
+        self._since_s, self._waiting = since_s, waiting
+        # Resolved, so that a symbolic link to a data set is followed and not replaced.
+        self._target = Path(os.path.realpath(path))
+        self._lock = FileLock(self._target.parent / hidden_name(self._target.name, "lock"))
+        self.partial = hidden_beside(self._target)
+        self._seen: _Seen = None
+        self._owner, self._next_word_s = "", 0.0
+
+    def enter(self, is_the_same: IsTheSame) -> None:
+        """Take the place, and make the hidden folder; waits as long as another has it.
+
+        Raises `AlreadyMadeError` for what was made meanwhile, `InputError`, what `waiting` raises.
+        """
+        check_target(self.path, self._overwrite, self._if_missing, self._since_s)
+        self._seen = _seen(self._target)
+        try:
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.take(owner_facts(), self._wait)
+            try:
+                self._clear_what_was_left()
+                self._take_what_was_made(is_the_same)
+                self._seen = _seen(self._target)
+                self.partial.mkdir()
+            except BaseException:
+                self.leave()
+                raise
+        except OSError as error:
+            where = f": {error.filename}" if error.filename == str(self._lock.path) else ""
+            raise InputError(
+                f"cannot make the folder {self.path}: {error.strerror}{where}"
+            ) from error
+
+    def _wait(self, owner: str, waited_s: float) -> None:
+        """Say, now and then, who is waited for and how far it is."""
+        self._owner = owner
+        if self._waiting is not None:
+            self._waiting(waited_s)
+        if waited_s >= self._next_word_s and rank_of_launcher() == 0:
+            every_s = _TERMINAL_EVERY_S if sys.stderr.isatty() else _LOG_EVERY_S
+            self._next_word_s = waited_s + every_s
+            log.warning(
+                "%s is being made by %s, %.1f MB so far; waiting for it",
+                *(self.path, owner, _bytes_beside(self._target) / 1e6),
+            )
+
+    def _take_what_was_made(self, is_the_same: IsTheSame) -> None:
+        """Raise `AlreadyMadeError` if it was made meanwhile, `InputError` if that is in the way.
+
+        To be asked again before it gets its name: hours may have passed, and a file system may have
+        no locks.
+        """
+        was_made = _made_since(self._target, self._since_s) or (
+            _seen(self._target) not in (None, self._seen)
+        )
+        if was_made and (self._target / META_FILE).is_file():
+            found = load_meta(self._target)
+            if self._if_missing or is_the_same(found):
+                raise AlreadyMadeError(_whose(self.path, found, self._owner))
+            if not self._overwrite:
+                raise InputError(
+                    f"{self.path} was made meanwhile with other parameters, by "
+                    f"`{found.made_by['command']}`; give another folder, or replace it "
+                    "(--overwrite)"
+                )
+        check_target(self.path, self._overwrite, self._if_missing)
+
+    def _clear_what_was_left(self) -> None:
+        """Remove what writers that were killed left: it may be large, and is nobody else's.
+
+        That is certain of those of this machine whose process is no more, since their lock is this
+        one's now. Others are named. A data set whose replacement was interrupted gets its name.
+        """
+        parent, name = self._target.parent, self._target.name
+        for kind in _KINDS_BESIDE:
+            for left in sorted(parent.glob(partial_names(name, kind))):
+                certain = self._lock.works and is_of_dead_process(left)
+                if (left / META_FILE).is_file() and kind == "old" and _is_absent(self._target):
+                    if certain:
+                        put_in_place(left, self._target)
+                        log.warning("%s is there again: its replacement was interrupted", self.path)
+                    else:
+                        log.warning(
+                            "%s is the data set %s, whose replacement was interrupted or goes on; "
+                            "rename it if none does",
+                            *(left, self.path),
+                        )
+                elif certain:
+                    log.warning("removing %s, left by a preparation that was killed", left)
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    log.warning(
+                        "%s was left by a preparation that was killed, or belongs to one that "
+                        "runs; remove it if none does",
+                        left,
+                    )
+
+    def leave(self) -> None:
+        """Remove what was written and has not got its name, and let others in."""
+        try:
+            shutil.rmtree(self.partial, ignore_errors=True)
+        finally:
+            self._lock.release(remove=True)
+
+    def publish(self, is_the_same: IsTheSame) -> None:
+        """Give the hidden folder, which is complete, the data set's name.
+
+        Raises `AlreadyMadeError` and `InputError` as `enter` does, and OSError.
+        """
+        while True:
+            self._take_what_was_made(is_the_same)
+            try:
+                if _is_absent(self._target):
+                    put_in_place(self.partial, self._target)
+                else:
+                    self._replace()
+            except OSError as error:
+                if error.errno in _TAKEN_MEANWHILE and _made_since(self._target, self._since_s):
+                    continue  # by one that the lock did not keep out
+                raise
+            return
+
+    def _replace(self) -> None:
+        old = set_aside(self._target)
+        try:
+            put_in_place(self.partial, self._target)
+        except BaseException:
+            if not self._target.exists():
+                put_in_place(old, self._target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+_Seen = tuple[int, int, int] | None
+
+
+def _seen(target: Path) -> _Seen:
+    """What tells the data set at `target` from another that takes its place; None if it is none."""
+    try:
+        folder, meta = target.stat(), (target / META_FILE).stat()
+    except OSError:
+        return None
+    return folder.st_dev, folder.st_ino, meta.st_mtime_ns
+
+
+def _made_since(target: Path, since_s: float) -> bool:
+    """Whether a data set got its name at this time or later, by the clock of the file system."""
+    try:
+        return max(target.stat().st_ctime, (target / META_FILE).stat().st_mtime) >= since_s
+    except OSError:
+        return False
+
+
+def _bytes_beside(target: Path) -> int:
+    """The bytes in the hidden folders of those that write `target`."""
+    total = 0
+    for kind in _KINDS_BESIDE[:2]:
+        for file in target.parent.glob(f"{partial_names(target.name, kind)}/*"):
+            try:
+                total += file.stat().st_size
+            except OSError:
+                continue  # it has gone, or got its name
+    return total
+
+
+def _whose(path: Path, found: Meta, owner: str = "") -> str:
+    by = f", {owner}" if owner else ""
+    rows = " and ".join(
+        f"{sum(shard.rows for shard in shards)} {split}" for split, shards in found.shards.items()
+    )
+    return f"{path} is there, {rows} rows, made by `{found.made_by['command']}`{by}"
+
+
+def _is_absent(path: Path) -> bool:
+    """Whether there is nothing at `path`, or a folder with nothing in it. Raises OSError."""
+    try:
+        with os.scandir(path) as entries:
+            return next(entries, None) is None
+    except FileNotFoundError:
+        return True
+    except NotADirectoryError:
+        if os.path.lexists(path):
+            return False
+        raise  # one above it is a file
+
+
+def check_target(
+    path: Path, overwrite: bool, if_missing: bool = False, since_s: float | None = None
+) -> None:
+    """Raise InputError unless a data set may be written at `path`; an empty folder is none.
+
+    overwrite   an existing data set may be replaced; any other folder may not, so that a mistyped
+                `--output` never deletes anything else
+    if_missing  raise `AlreadyMadeError` if there is a data set
+    since_s     time.time() from which on an existing one counts as made meanwhile, which is left to
+                `DatasetWriter`, who knows whether it is the same; None: none does
+    """
+    if overwrite and if_missing:
+        raise InputError("--overwrite replaces a data set, --if-missing keeps it: give one of them")
+    try:
+        if _is_absent(path):
+            _refuse_fixed(path)
+            return
+        is_folder, has_meta = path.is_dir(), (path / META_FILE).is_file()
+        inside = os.listdir(path) if is_folder else []
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror}") from None
+    strangers = [name for name in inside if name != META_FILE and not _is_of_data_set(name)]
+    if has_meta and if_missing:
+        raise AlreadyMadeError(_whose(path, load_meta(path)))
+    if has_meta and since_s is not None and _made_since(path, since_s):
+        return
+    exists = f"{path} exists; give another folder"
+    if not is_folder:
+        raise InputError(f"{exists}: it is not a folder, so it is not overwritten")
+    if strangers or not has_meta:
+        has = f"it holds {min(strangers)}" if strangers else f"it has no {META_FILE}"
+        raise InputError(f"{exists}: it is not a data set ({has}), so it is not overwritten")
+    if not overwrite:
+        raise InputError(f"{exists}, or replace it (--overwrite)")
+
+
+def _is_of_data_set(name: str) -> bool:
+    # `.nfs...` is a file that was removed while somebody reads it.
+    return name.endswith(".h5") or name.startswith(".nfs")
+
+
+def _refuse_fixed(path: Path) -> None:
+    """Raise InputError for a folder whose place no other can take."""
+    if os.path.ismount(path):
+        raise InputError(f"{path} is the root of a file system; give a folder in it")
+    if path.is_dir() and path.samefile(os.curdir):
+        raise InputError(f"{path} exists; give another folder: this was started in it")
