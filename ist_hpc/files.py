@@ -23,16 +23,7 @@ from typing import TextIO, cast
 from ist_hpc.errors import InputError
 from ist_hpc.names import ENCODING_ERRORS, printable, quoted
 
-_NO_FLUSH_OF_FOLDERS = {
-    errno.EACCES,  # a folder into which one may write, but not look
-    errno.EBADF,
-    errno.EINVAL,
-    errno.EISDIR,
-    errno.ENOSYS,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.EPERM,
-}
+_NO_FLUSH_OF_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 _SURROGATES = re.compile("[\ud800-\udfff]+")
 _MOST_NAME_BYTES = 160  # of 255; the rest is for what says whose a hidden name is
@@ -62,20 +53,24 @@ def sha256_of(path: Path) -> str:
 def flush_to_disk(path: Path) -> None:
     """fsync a file, or a folder (which makes the names in it durable). Raises OSError.
 
-    Some file systems cannot do it for folders, and keep names in another way: for a folder, and for
-    nothing else, it is then left out. What is no such answer (a disk that fails, or is full) is
-    raised for folders, too.
+    Some file systems cannot do it for folders, and say so by EINVAL or ENOTSUP: for a folder, and
+    for nothing else, it is then left out. So it is for a folder into which one may write, but which
+    one may not open. Any other answer (of a disk that fails, or is full) is raised.
     """
     is_folder = path.is_dir()
     try:
         descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    except PermissionError:
+        if is_folder:
+            return
+        raise
+    try:
+        os.fsync(descriptor)
     except OSError as error:
         if not is_folder or error.errno not in _NO_FLUSH_OF_FOLDERS:
             raise
+    finally:
+        os.close(descriptor)
 
 
 def _fitting(name: str) -> str:

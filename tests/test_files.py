@@ -164,7 +164,7 @@ class TestOtherFileSystems:
         env = {"LD_PRELOAD": str(shim), **{name: str(value) for name, value in settings.items()}}
         return run_python(words, cwd, env=env, check=False)
 
-    @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+    @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
     def test_folders_that_cannot_be_flushed(self, shim, digits, tmp_path, number):
         (tmp_path / "digits").symlink_to(digits)
         prepare = ["-m", "ist_hpc.prepare", "digits", "--output", "made"]
@@ -180,7 +180,8 @@ class TestOtherFileSystems:
         assert (tmp_path / "runs/a/STATUS").read_text() == "finished\n"
 
     @pytest.mark.parametrize(
-        "settings", [{"FOLDER_ERRNO": errno.EIO}, {"FILE_ERRNO": errno.EINVAL}]
+        "settings",
+        [{"FOLDER_ERRNO": errno.EIO}, {"FOLDER_ERRNO": errno.EACCES}, {"FILE_ERRNO": errno.EINVAL}],
     )
     def test_a_disk_that_fails_is_another_thing(self, shim, digits, tmp_path, settings):
         """And leaves no data set and no run folder that looks like one."""
