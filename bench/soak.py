@@ -25,6 +25,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from ist_hpc.commandline import given_path
+
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = [
     *("model.hidden=[512,512]", "data.batch_size=64", "train.local_steps=5", "train.epochs=null"),
@@ -221,7 +223,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=Path("runs/soak"))
+    parser.add_argument("--folder", type=given_path, default=Path("runs/soak"))
     args = parser.parse_args()
     folder: Path = args.folder.resolve()
     if folder.exists():

@@ -7,7 +7,7 @@ import ast
 import dataclasses
 
 from ist_hpc.config_keys import Config
-from tests.test_structure import SOURCES
+from tests.test_structure import PACKAGE, SOURCES
 
 PATHS = {"FILE", "DIR", "CKPT", "RUN", "FOLDER", "scaling.csv"}
 """What `metavar` says of an option that is a path."""
@@ -41,6 +41,11 @@ def test_every_option_that_is_a_path_expands_the_home_folder():
             found[name] = True
     assert len(found) >= 30
     assert [name for name, expands in found.items() if not expands] == []
+
+
+def test_no_program_beside_the_package_has_another_way():
+    for path in sorted((PACKAGE.parent / "bench").glob("*.py")):
+        assert "type=Path" not in path.read_text(encoding="utf-8"), path.name
 
 
 def test_every_key_that_is_opened_expands_the_home_folder():
