@@ -1,48 +1,28 @@
 """What tests of several files share: a small run that was trained once."""
 
-import fcntl
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 from tests.launching import run_ranks
 
 
 @pytest.fixture(scope="module")
-def hosts_to_itself() -> Iterator[None]:
-    """There is one set of network namespaces on a machine, and tests may run two at a time."""
-    with (Path(tempfile.gettempdir()) / "ist_hpc-tests-hosts.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def own_hosts(worker_id: str) -> Iterator[None]:
+    """What `bench/hosts.sh` makes are hosts of this worker's own: others may have theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOSTS_NAME", f"tests-{worker_id}")
         yield
 
 
-_ON_HOSTS = ("tests/test_slurm.py", "tests/test_hosts.py", "tests/test_baseline_start.py")
 _FIRST = (
-    *_ON_HOSTS,
-    *("tests/test_save_faults.py", "tests/test_stopping.py", "tests/test_faults.py"),
-    *("tests/test_divergence.py", "tests/test_evaluate.py", "tests/test_train.py"),
+    *("tests/test_slurm.py", "tests/test_save_faults.py", "tests/test_stopping.py"),
+    *("tests/test_faults.py", "tests/test_divergence.py", "tests/test_evaluate.py"),
+    "tests/test_train.py",
 )
-
-
-class _Scopes(LoadScopeScheduling):
-    """A module's or class's tests stay with one worker, and so do all that use the hosts.
-
-    Two workers would wait for each other there, and start the same cluster twice.
-    """
-
-    def _split_scope(self, nodeid: str) -> str:
-        return "hosts" if nodeid.startswith(_ON_HOSTS) else super()._split_scope(nodeid)
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scopes | None:
-    """The above under `--dist loadscope`."""
-    return _Scopes(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

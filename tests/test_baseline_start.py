@@ -188,7 +188,7 @@ ON_HOSTS = [
 
 
 @pytest.fixture
-def two_hosts(hosts_to_itself):
+def two_hosts(own_hosts):
     if os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("tc"):
         pytest.skip("network namespaces need root and iproute2 (ip, tc)")
     subprocess.run([HOSTS, "up", "2", "1gbit"], check=True, timeout=60)
@@ -199,7 +199,8 @@ def two_hosts(hosts_to_itself):
         ("six0", "addr add fd77::1/64 dev six0 nodad", "link set six0 up"),
     ):
         for words in (f"link add {name} type veth peer name p{name}", *more):
-            subprocess.run(["ip", "-n", "h2", *words.split()], check=True, timeout=20)
+            second = f"{os.environ['HOSTS_NAME']}-h2"
+            subprocess.run(["ip", "-n", second, *words.split()], check=True, timeout=20)
     yield
     subprocess.run([HOSTS, "down"], check=True, timeout=60)
 

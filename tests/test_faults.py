@@ -17,7 +17,7 @@ from tests.small_runs import LONG, SMALL, command, number_of, ranks_of, rounds, 
 class TestARankThatDies:
     def test_ends_the_job_and_the_next_start_goes_on(self, place, capsys):
         run, settings = place / "runs/k", [*LONG, "checkpoint.every_rounds=2"]
-        with started(3, command("k", *settings), place) as process:
+        with started(3, command("k", *settings), place, fresh=True) as process:
             wait_for(lambda: newest_first(run / "checkpoints") and rounds(run) >= 5)
             begin_s = time.monotonic()
             os.kill(ranks_of(process)[1], signal.SIGKILL)
@@ -79,7 +79,7 @@ sys.exit(main(sys.argv[1:]))
 
     def test_a_run_that_was_suspended_goes_on(self, place):
         run = place / "runs/u"
-        with started(2, command("u", *LONG, "runtime.silence_s=3"), place) as process:
+        with started(2, command("u", *LONG, "runtime.silence_s=3"), place, fresh=True) as process:
             wait_for(lambda: rounds(run) >= 2)
             ranks = ranks_of(process)
             for number in (signal.SIGSTOP, signal.SIGCONT):

@@ -13,7 +13,7 @@ HOSTS = str(ROOT / "bench" / "hosts.sh")
 
 
 @pytest.fixture
-def hosts(hosts_to_itself):
+def hosts(own_hosts):
     if os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("tc"):
         pytest.skip("network namespaces need root and iproute2 (ip, tc)")
     subprocess.run([HOSTS, "up", "2", "1gbit"], check=True, timeout=60)

@@ -155,9 +155,9 @@ def test_statistics_in_blocks_are_those_of_the_whole():
 
 def test_help_is_quick_and_mpi_is_not_started(trained):
     watch = "import sys; from ist_hpc import show; code = show.main(sys.argv[1:]); "
-    run_python(["-m", "ist_hpc.show", "--help"], trained.data, timeout_s=20)
+    run_python(["-m", "ist_hpc.show", "--help"], trained.data, timeout_s=20, fresh=True)
     check = watch + "assert not {'mpi4py.MPI', 'horovod'} & set(sys.modules); sys.exit(code)"
-    run_python(["-c", check, str(trained.folder), "--verify"], trained.data, timeout_s=60)
+    run_python(["-c", check, trained.folder, "--verify"], trained.data, timeout_s=60, fresh=True)
 
 
 def test_a_reader_that_stops_reading_is_no_error(trained):

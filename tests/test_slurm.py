@@ -33,7 +33,7 @@ _SMALL += ["data.batch_size=32", "data.verify=false"]
 
 
 @pytest.fixture(scope="module")
-def cluster(hosts_to_itself: None) -> Iterator[None]:
+def cluster(own_hosts: None) -> Iterator[None]:
     """Four nodes, h1 to h4, of a Slurm cluster of their own."""
     missing = [name for name in _DAEMONS if not shutil.which(name)]
     if os.geteuid() != 0 or missing:
@@ -65,7 +65,9 @@ def _every_node_is_idle() -> bool:
 
 def _on_h1(*command: str, check: bool = True, **settings: str) -> str:
     # PMIX_MCA_psec: Open MPI's wheel has no munge in its PMIx, and would say so on every rank
-    environment = {**os.environ, "PMIX_MCA_psec": "native", "VENV": sys.prefix, **settings}
+    ours = {"PMIX_MCA_psec": "native", "VENV": sys.prefix, "OMPI_ALLOW_RUN_AS_ROOT": "1"}
+    ours["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
+    environment = {**os.environ, **ours, **settings}
     done = subprocess.run(
         [HOSTS, "on", "h1", *command],
         cwd=ROOT,

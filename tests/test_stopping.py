@@ -163,7 +163,8 @@ sys.exit(main(sys.argv[1:]))
         slow = self.DURING_A_SAVE.replace("os.kill(os.getpid(), signal.SIGUSR1)", "time.sleep(3)")
         run = place / "runs/m"
         script = slow.replace("import os,", "import time, os,")
-        with started(2, ["-c", script, *command("m", *LONG)[2:]], place) as process:
+        words = ["-c", script, *command("m", *LONG)[2:]]
+        with started(2, words, place, fresh=True) as process:
             wait_for(lambda: rounds(run) >= 2)
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=60)

@@ -82,7 +82,7 @@ class TestARun:
     def test_help_teaches_and_is_quick(self, tmp_path):
         code = "import sys; from ist_hpc.train import main\ntry: main(['--help'])\n"
         code += "finally: assert not {'torch', 'mpi4py', 'h5py'} & set(sys.modules)"
-        text = run_python(["-c", code], cwd=tmp_path).stdout
+        text = run_python(["-c", code], cwd=tmp_path, fresh=True).stdout
         assert "horovodrun -np 4" in text
         assert "optimizer.lr " in text
 
@@ -91,7 +91,7 @@ class TestBadInput:
     def test_a_wrong_configuration_is_refused_quickly(self, tmp_path):
         code = "import sys; from ist_hpc.train import main\ncode = main(['--set', 'a.b=1'])\n"
         code += "assert code == 2 and not {'torch', 'h5py'} & set(sys.modules)"
-        assert "unknown key `a`" in run_python(["-c", code], cwd=tmp_path).stderr
+        assert "unknown key `a`" in run_python(["-c", code], cwd=tmp_path, fresh=True).stderr
 
     def test_in_a_job_s_log_the_refusal_has_its_time(self, tmp_path):
         words = ["-m", "ist_hpc.train", "--set", "a.b=1"]

