@@ -151,6 +151,12 @@ class TrainConfig:
         "fp16: data_parallel sends gradients as half precision numbers; none",
         choices=("none", "fp16"),
     )
+    precision: str = key(
+        "float32",
+        "numbers of a local step's products and convolutions: bf16 (weights, sums and what is "
+        "exchanged and saved stay float32), tf32 (of GPUs), float32",
+        choices=("float32", "tf32", "bf16"),
+    )
     on_nan: str = key(
         "stop",
         "when a loss is not finite or above 1e9, on any rank: stop the run before anything is "

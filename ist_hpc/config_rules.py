@@ -49,6 +49,11 @@ def check_together(config: Config, where: Callable[[str], str]) -> None:
             "`train.algorithm: ddp` averages over gloo, on the CPU; set `device: cpu`, or take "
             f"data_parallel, got {config.device} {where('device')}"
         )
+    if train.precision == "tf32" and config.device == "cpu":
+        raise InputError(
+            "`train.precision: tf32` is of GPUs; set `device: cuda`, or take bf16 or float32, got "
+            f"cpu {where('device')}"
+        )
     is_mlp = model.kind == "mlp"  # others take neither, which _check_images says
     if is_mlp and model.loss in ("softmax", "bce") and model.output_norm != "none":
         raise InputError(

@@ -104,6 +104,7 @@ class Job:
                      rows through the full network at a time, on every rank
     window_bytes     bound of the rows that are kept for shuffling
     buffer_bytes     bound of the exchange's send and receive buffer together
+    product_bytes    of a number that enters a product and comes out of it: 2 under bf16
     """
 
     weights: tuple[TensorSpec, ...]
@@ -128,6 +129,7 @@ class Job:
     evaluation_rows: int = 1024
     window_bytes: int = 256 << 20
     buffer_bytes: int = 256 << 20
+    product_bytes: int = ELEMENT_BYTES
 
     def __post_init__(self) -> None:
         if not self.layers:

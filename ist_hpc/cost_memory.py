@@ -111,6 +111,7 @@ def subnet_memory(job: Job) -> Memory:
             **_kept_round(job, weights + shared + (slots if job.carry else 0)),
             "gradient": _gradient_bytes(job, job.ranks) + shared - frozen,
             "update": _update_scratch(job, job.ranks),
+            **_casts(job, job.ranks),
             "activations": step_activations(job, job.ranks),
         },
         "exchange": {"slots": slots if job.carry else 0, "doubled": next_round.doubled},
@@ -145,6 +146,7 @@ def replica_memory(job: Job, averages_gradient: bool) -> Memory:
         **_kept_round(job, whole + (slots if job.carry else 0)),
         "gradient": (whole if averages_gradient else alone) - frozen,
         "update": _update_scratch(job, ranks=1),
+        **_casts(job, ranks=1),
         "activations": step_activations(job, ranks=1),
     }
     return Memory({"training": step})
@@ -152,6 +154,17 @@ def replica_memory(job: Job, averages_gradient: bool) -> Memory:
 
 def _kept_round(job: Job, changing_bytes: int) -> dict[str, int]:
     return {"kept_round": changing_bytes} if job.keeps_rounds else {}
+
+
+def _casts(job: Job, ranks: int) -> dict[str, int]:
+    """The copies of weights that autocast keeps through a step; labels in blocks have none."""
+    if job.product_bytes == ELEMENT_BYTES:
+        return {}
+    cast = [spec for spec in job.dense_weights if len(spec.shape) > 1]
+    if job.label_block is not None:
+        cast.pop()
+    elements = sum(math.prod(spec.subnet_shape(0, ranks)) for spec in cast)
+    return {"casts": (elements + job.shared_elements - job.untrained_elements) * job.product_bytes}
 
 
 def _gradient_bytes(job: Job, ranks: int) -> int:
@@ -170,7 +183,9 @@ def step_activations(job: Job, ranks: int) -> int:
     one more of the output for its softmax; two of the widest layer while gradients pass through it.
     With labels in blocks, of the output two blocks, and the sums of every block. Of a layer that is
     not trained nothing stays: before and after its norm, and what came in, one layer at a time.
+    Under bf16 they take half, and dense rows and the outputs are there in both types.
     """
+    share = job.product_bytes / ELEMENT_BYTES
     widths = [
         layer.own_outputs(ranks) * layer.positions
         for layer in job.layers
@@ -189,9 +204,11 @@ def step_activations(job: Job, ranks: int) -> int:
     if job.row_entries is not None:
         entering = _SPARSE_WORDS * job.row_entries
     outputs = widths.pop() if job.label_block is not None else 0
-    across = entering + 2 * sum(widths) + 2 * max(widths, default=0)
+    across = entering + share * (2 * sum(widths) + 2 * max(widths, default=0))
+    if share < 1 and job.row_entries is None:
+        across += share * entering
     if job.label_block is None:
-        across += widths[-1]
+        across += widths[-1] * (1 if share == 1 else 2)
     else:
         across += 2 * min(job.label_block, outputs) + 5 * -(-outputs // job.label_block)
     across = max(across, entering + max(passing, default=0))

@@ -19,6 +19,7 @@ from ist_hpc.images import augmentation_of, scaling_of
 from ist_hpc.meters import KINDS, Meter, Reading, has_diverged
 from ist_hpc.models.base import Model
 from ist_hpc.optimizer import learning_rate
+from ist_hpc.precision import computing
 from ist_hpc.progress import Narrator
 from ist_hpc.rows import BatchStream, CommonRows
 from ist_hpc.runfolder import RunFolder
@@ -194,13 +195,16 @@ class Trainer:
         """
         meter, progress = self.meter, self.progress
         device = self.algorithm.device
+        precision = self.config.train.precision
         losses = []
         for _ in range(steps):
             with meter.timing("data"):
                 features, labels = (moved(part, device) for part in self.stream.next_batch())
             with meter.timing("train"):
                 self._lr = learning_rate(self.config.optimizer, self.epoch)
-                losses.append(self.algorithm.step(features, labels, self._lr, progress.steps))
+                with computing(precision, device):
+                    loss = self.algorithm.step(features, labels, self._lr, progress.steps)
+                losses.append(loss)
             progress.steps += 1
             progress.samples += self.ranks * self.config.data.batch_size
         progress.stream_rows = self.stream.position_rows

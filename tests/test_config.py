@@ -335,7 +335,7 @@ valid = st.builds(
     ),
     name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,9}", fullmatch=True),
     seed=st.integers(0, 2**64 - 1),
-    device=st.just("cpu"),
+    device=st.sampled_from(["cpu", "cuda"]),
     train=section(TrainConfig, epochs=floats(above=0.0), rounds=st.none(), **SUBNETS)
     | section(TrainConfig, epochs=st.none(), rounds=st.integers(1), **SUBNETS)
     | section(TrainConfig, rounds=st.none(), epochs=st.just(1.0), **LOCAL_SGD)
@@ -346,7 +346,12 @@ valid = st.builds(
     exchange=section(ExchangeConfig),
     checkpoint=section(CheckpointConfig),
     runtime=section(RuntimeConfig),
-).filter(lambda one: one.model.kind != "resnet" or one.optimizer.kind != "rowwise_adagrad")
+).filter(
+    lambda one: (
+        (one.model.kind != "resnet" or one.optimizer.kind != "rowwise_adagrad")
+        and (one.device != "cpu" or one.train.precision != "tf32")
+    )
+)
 
 
 @settings(max_examples=150, deadline=None)

@@ -49,6 +49,7 @@ LAYERS = [
     ],
     # the machine: MPI and Horovod, what a rank holds and exchanges, shards and rows, run folders
     [
+        "averaging",
         "checkpoint_read",
         "exchange",
         "devices",
@@ -61,6 +62,7 @@ LAYERS = [
         "memory_limits",
         "meters",
         "network",
+        "precision",
         "progress",
         "quadratic.descent",
         "rows",
@@ -73,7 +75,6 @@ LAYERS = [
         "shard_place",
         "shard_writer",
         "shards",
-        "shared",
         "sparse",
         "staging",
         "stopping",
@@ -139,12 +140,14 @@ LAYERS = [
     ],
     # commands
     [
+        "__main__",
         "bench",
         "bench.__main__",
         "bench.convergence",
         "bench.exchange",
         "bench.made",
         "bench.plan",
+        "bench.precision",
         "bench.products",
         "bench.report",
         "bench.save",
@@ -180,6 +183,7 @@ LAYERS = [
 """The lowest first. A module imports those of its own layer, without a circle, and lower ones."""
 
 MAY_IMPORT_MPI = {
+    "averaging",
     "bench.report",
     "check",
     "devices",

@@ -24,6 +24,7 @@ examples:
   mpirun -np 4 python -m ist_hpc.bench exchange --config configs/speech2.yaml
   mpirun -np 4 python -m ist_hpc.bench step --config configs/speech2.yaml
   mpirun -np 4 python -m ist_hpc.bench products --config configs/amazon670k.yaml
+  mpirun -np 4 python -m ist_hpc.bench precision --config configs/amazon670k.yaml
   bench/hosts.sh up 4 1gbit && bench/hosts.sh mpirun 4 python -m ist_hpc.bench exchange ...
   python -m ist_hpc.bench scaling --config configs/speech2.yaml --hosts 1gbit --ranks 2 4 8 \\
       --methods sgd ist:20 ist:60 --output runs/scaling
@@ -51,11 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _of_ranks() -> dict[str, ModuleType]:
     """The benchmarks that are started under MPI."""
-    from ist_hpc.bench import exchange, plan, products, save, step
+    from ist_hpc.bench import exchange, plan, precision, products, save, step
 
     return {
         "exchange": exchange,
         "plan": plan,
+        "precision": precision,
         "products": products,
         "save": save,
         "step": step,

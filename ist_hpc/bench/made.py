@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ist_hpc import algorithms, models
+from ist_hpc import algorithms, devices, models
 from ist_hpc.checkpoint_read import Progress
 from ist_hpc.config_keys import Config
 from ist_hpc.csr import Csr
@@ -90,7 +90,8 @@ def _random_rows(generator: np.random.Generator, rows: int, entries: int, width:
 def make_trainer(runtime: Runtime, config: Config, dataset: Dataset, folder: Path) -> Trainer:
     """A trainer whose algorithm has drawn its weights, as a run has. Collective."""
     model = models.build(config.model, dataset.features, dataset.outputs, dataset.sparse)
-    algorithm = algorithms.build(runtime.comm, config, model)
+    device = devices.choose(runtime.comm, config.device)
+    algorithm = algorithms.build(runtime.comm, config, model, device)
     algorithm.start_new(config.seed)
     segments = rank_segments(dataset, "train", "rows", runtime.rank, runtime.ranks)
     progress = Progress(ranks=runtime.ranks)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ist_hpc.models.base import ColumnGradient
+from ist_hpc.precision import low_type
 from ist_hpc.sparse import SparseRows
 
 
@@ -67,15 +68,16 @@ def binary(
     bias_gradient = None if bias is None else torch.empty_like(bias)
     total = hidden.new_zeros(())
     buffer = hidden.new_empty(rows, min(block, weight.shape[1]))
+    products = _Products(hidden, weight, bias)
     parts = list(_parts(labels, weight.shape[1], block))
     blocks = _blocks(parts, room, weight)
     for part, (_, gradient) in zip(parts, blocks, strict=True):
-        logits = _logits(hidden, weight, bias, part.columns, buffer[:, : part.width])
+        logits = products.logits(slice(None), part.columns, buffer[:, : part.width])
         total += F.softplus(logits).sum() - logits[part.rows, part.places].sum()
         residual = logits.sigmoid_()
         residual[part.rows, part.places] -= 1.0
         residual.div_(rows)
-        _accumulate(residual, hidden, weight, part.columns, hidden_gradient, gradient)
+        products.accumulate(residual, part.columns, hidden_gradient, gradient)
         if bias_gradient is not None:
             torch.sum(residual, 0, out=bias_gradient[part.columns])
     return LabelLoss(total / rows, hidden_gradient, ColumnGradient(blocks), bias_gradient)
@@ -137,6 +139,7 @@ class _Softmax:
         room: Tensor,
     ) -> None:
         self.hidden, self.weight, self.bias, self.labels = hidden, weight, bias, labels
+        self.products = _Products(hidden, weight, bias)
         self.parts = list(_parts(labels, weight.shape[1], block))
         rows, units = hidden.shape
         self.kept = min(rows, units)
@@ -178,7 +181,7 @@ class _Softmax:
             again = self.buffer[kept:, : part.width]
             for rows, logits in ((slice(0, kept), held), (slice(kept, None), again)):
                 if len(logits):
-                    _logits(hidden[rows], self.weight, self.bias, part.columns, logits)
+                    self.products.logits(rows, part.columns, logits)
                     torch.amax(logits, 1, out=largest[index, rows])
                     logits.sub_(largest[index, rows].unsqueeze(1)).exp_()
                     torch.sum(logits, 1, out=sums[index, rows])
@@ -198,30 +201,44 @@ class _Softmax:
             torch.mul(gradient[:kept], factors[index, :kept].unsqueeze(1), out=residual[:kept])
             if kept < rows:
                 again = residual[kept:]
-                _logits(hidden[kept:], self.weight, self.bias, part.columns, again)
+                self.products.logits(slice(kept, None), part.columns, again)
                 again.sub_(log_sums[kept:].unsqueeze(1)).exp_().mul_(scale)
             residual[part.rows, part.places] -= of_labels[part.entries] / rows
-            _accumulate(residual, hidden, self.weight, columns, hidden_gradient, gradient)
+            self.products.accumulate(residual, columns, hidden_gradient, gradient)
             if bias_gradient is not None:
                 torch.sum(residual, 0, out=bias_gradient[columns])
         return hidden_gradient, bias_gradient
 
 
-def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: slice, out: Tensor
-) -> Tensor:
-    torch.mm(hidden, weight[:, columns], out=out)
-    return out if bias is None else out.add_(bias[columns])
+class _Products:
+    """The products of the layer, block by block; under autocast of numbers of its type.
 
+    A block of the weight is cast as it is used: the copy stays in the cache, and there is never one
+    of the whole weight. What comes out is float32.
+    """
 
-def _accumulate(
-    residual: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    columns: slice,
-    hidden_gradient: Tensor,
-    weight_gradient: Tensor,
-) -> None:
-    """Add a block to the gradient of the hidden units, and write that of the weight's columns."""
-    hidden_gradient.addmm_(residual, weight[:, columns].t())
-    torch.mm(hidden.t(), residual, out=weight_gradient)
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        self._low = low_type(hidden.device)
+        self._hidden = hidden if self._low is None else hidden.to(self._low)
+        self._weight, self._bias = weight, bias
+
+    def logits(self, rows: slice, columns: slice, out: Tensor) -> Tensor:
+        """Of some rows and a block of labels, in `out`."""
+        if self._low is None:
+            torch.mm(self._hidden[rows], self._weight[:, columns], out=out)
+        else:
+            out.copy_(self._hidden[rows] @ self._weight[:, columns].to(self._low))
+        return out if self._bias is None else out.add_(self._bias[columns])
+
+    def accumulate(
+        self, residual: Tensor, columns: slice, hidden_gradient: Tensor, weight_gradient: Tensor
+    ) -> None:
+        """Add a block to the gradient of the hidden units, and write that of its weights."""
+        weight = self._weight[:, columns]
+        if self._low is None:
+            hidden_gradient.addmm_(residual, weight.t())
+            torch.mm(self._hidden.t(), residual, out=weight_gradient)
+        else:
+            low = residual.to(self._low)
+            hidden_gradient.add_(low @ weight.to(self._low).t())
+            weight_gradient.copy_(self._hidden.t() @ low)

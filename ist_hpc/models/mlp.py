@@ -147,11 +147,12 @@ class MultiLayerPerceptron(SequentialModel):
             loss = self._cross_entropy(inner, hidden, labels)
             found = list(torch.autograd.grad(loss, leaves))
         else:
-            of_labels = self._loss_of_labels(weights, hidden.detach(), labels, room)
+            of_labels = self._loss_of_labels(weights, hidden.detach().float(), labels, room)
             loss, gradients[last.weight] = of_labels.loss, of_labels.weight_gradient
             if last.bias and of_labels.bias_gradient is not None:
                 gradients[last.bias] = of_labels.bias_gradient
-            found = list(torch.autograd.grad(hidden, leaves, of_labels.hidden_gradient))
+            hidden_gradient = of_labels.hidden_gradient.to(hidden.dtype)  # it may be bfloat16
+            found = list(torch.autograd.grad(hidden, leaves, hidden_gradient))
         if isinstance(features, SparseRows):
             gradients[first.weight] = sparse_input.gradient(features, found.pop())
         return loss.detach(), gradients | dict(zip(inner, found, strict=True))
@@ -173,7 +174,7 @@ class MultiLayerPerceptron(SequentialModel):
             logits = logits + weights[last.bias]
         if last.norm:
             logits = batch_norm(logits, None, None)
-        return F.cross_entropy(logits, labels)
+        return F.cross_entropy(logits.float(), labels)
 
     @torch.no_grad()
     def _loss_of_labels(

@@ -183,7 +183,7 @@ class ResNet(Model):
             values = block.forward(of_block, _by_batch(of_block), values)
         values = F.relu(batch_norm(values, weights["norm.weight"], weights["norm.bias"]))
         logits = F.linear(values.mean(dim=(2, 3)), weights["out.weight"], weights["out.bias"])
-        return F.cross_entropy(logits, labels)
+        return F.cross_entropy(logits.float(), labels)
 
     def loss_and_gradients(
         self, weights: Tensors, features: Rows, labels: Rows, room: Room
