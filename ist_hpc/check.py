@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ist_hpc import __version__, mpi_environment
+from ist_hpc import __version__, horovod_start, mpi_environment
 from ist_hpc.ending import run
 from ist_hpc.errors import InputError
 from ist_hpc.mpi_environment import rank_of_launcher
@@ -165,10 +165,31 @@ def mpi_libraries() -> list[str]:
     return sorted({os.path.realpath(path) for path in paths})
 
 
+def check_allreduce(comm: MPI.Comm) -> None:
+    """Compare an allreduce of MPI's, which stands in for Horovod (collective over comm)."""
+    import numpy as np
+
+    say(comm.rank, "Horovod", "not installed: what ranks share is averaged by MPI.Allreduce")
+    got = np.empty(1000, np.float32)
+    with Watchdog("MPI's allreduce", "the ranks do not reach each other"):
+        comm.Allreduce(np.arange(1000, dtype=np.float32) + comm.rank, got)
+        others = comm.size * (comm.size - 1) / 2
+        right = np.array_equal(got, comm.size * np.arange(1000, dtype=np.float32) + others)
+        agree(comm, "" if right else "an allreduce gave wrong numbers: use another MPI")
+    say(comm.rank, "allreduce", f"MPI, {comm.size} ranks: right")
+
+
 def check_horovod(comm: MPI.Comm) -> None:
-    """Start Horovod on this communicator and compare an allreduce (collective over comm)."""
+    """Start Horovod on this communicator and compare an allreduce (collective over comm).
+
+    Where no rank has a Horovod, the allreduce is MPI's.
+    """
     rebuild = "build it again with `make distclean setup`, and see INSTALL.md"
     hvd, problem = None, ""
+    missing = comm.allgather(not horovod_start.is_installed())
+    if all(missing):
+        check_allreduce(comm)
+        return
     try:
         hvd = import_or_explain("horovod.torch", rebuild)
     except CheckError as error:

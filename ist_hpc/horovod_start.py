@@ -1,16 +1,19 @@
 """Starting Horovod over the ranks of a communicator, once its variables are known to be good."""
 
+import importlib.util
 import os
 import socket
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ist_hpc.decimals import whole_from
 from ist_hpc.errors import InputError
 from ist_hpc.runtime import together
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+_FUSION_BYTES = 128 << 20  # Horovod's default
 _MOST = 2**31 - 1  # of what Horovod keeps as an int
 _WORDS = {
     "HOROVOD_CONTROLLER": ("mpi",),
@@ -32,6 +35,20 @@ _NUMBERS = {
     "HOROVOD_TORUS_ALLREDUCE": 1,
 }
 """The most that each may be."""
+
+
+def is_installed() -> bool:
+    """Whether there is a Horovod to import, without importing it."""
+    return importlib.util.find_spec("horovod") is not None
+
+
+def fusion_bytes() -> int:
+    """Size of the buffer in which small tensors are put together before they are averaged."""
+    given = os.environ.get("HOROVOD_FUSION_THRESHOLD", "")
+    try:
+        return whole_from(0, given)
+    except ValueError:
+        return _FUSION_BYTES
 
 
 def start_horovod(comm: "MPI.Comm", silence_s: float) -> ModuleType:

@@ -10,10 +10,10 @@ from ist_hpc import cost, cost_memory, optimizer
 from ist_hpc.config_keys import Config
 from ist_hpc.devices import free_gpu_bytes
 from ist_hpc.errors import InputError
+from ist_hpc.horovod_start import fusion_bytes
 from ist_hpc.memory_limits import Grant, granted_bytes, refusal
 from ist_hpc.models.base import Model
 from ist_hpc.shard_meta import Meta
-from ist_hpc.shared import fusion_bytes
 from ist_hpc.transfer import ELEMENT_BYTES
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _ENTRY_BYTES = 8  # of a sparse row on disk; those of its labels have 5
 _POINTER_BYTES = 16  # of a sparse row beside its entries
+
+_BF16_BYTES = 2
 
 
 def job_of(config: Config, model: Model, ranks: int, meta: Meta | None) -> cost.Job:
@@ -64,6 +66,7 @@ def job_of(config: Config, model: Model, ranks: int, meta: Meta | None) -> cost.
         evaluation_rows=evaluation_rows,
         window_bytes=window_bytes,
         buffer_bytes=config.exchange.buffer_mib << 20,
+        product_bytes=_BF16_BYTES if config.train.precision == "bf16" else ELEMENT_BYTES,
     )
 
 

@@ -6,7 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-from ist_hpc import algorithms, checkpoint_restore, devices, images, models, optimizer, prediction
+from ist_hpc import (
+    algorithms,
+    checkpoint_restore,
+    devices,
+    images,
+    models,
+    optimizer,
+    precision,
+    prediction,
+)
+from ist_hpc.algorithms.base import Algorithm
 from ist_hpc.checkpoint_read import (
     Checkpoint,
     DataShape,
@@ -50,6 +60,12 @@ def start_run(
     on_root(comm, lambda: _come_in(folder, resume, config.runtime.silence_s))
     dataset, model = together(comm, lambda: _open(config, runtime.ranks))
     device = devices.choose(comm, config.device)  # before shards are read
+    precision.prepare(config.train.precision)
+    if runtime.rank == 0 and precision.lacks_bf16(config.train.precision, device):
+        log.warning(
+            "train.precision: bf16 is slow on this CPU, which has no instructions for it; float32 "
+            "is faster here"
+        )
     sharing, grants = devices.ranks_on_gpu(comm, device), prediction.grants_of_node(comm)
     job = prediction.job_of(config, model, runtime.ranks, load_meta(dataset.path))
     together(comm, lambda: prediction.refuse_too_large(config, job, grants))
@@ -75,7 +91,7 @@ def start_run(
             comm, lambda: _restore(runtime, config, dataset, model, saved)
         )
         algorithm.start_from(restored.state, restored.shared, restored.shared_slots)
-    entered = on_root(comm, lambda: _enter(runtime, config, folder, resume, progress))
+    entered = on_root(comm, lambda: _enter(runtime, config, folder, resume, progress, algorithm))
     if runtime.rank:
         folder.move_to(entered.path)
     folder.start = entered.start
@@ -222,7 +238,12 @@ class _Entered:
 
 
 def _enter(
-    runtime: Runtime, config: Config, folder: RunFolder, resume: bool, progress: Progress
+    runtime: Runtime,
+    config: Config,
+    folder: RunFolder,
+    resume: bool,
+    progress: Progress,
+    algorithm: Algorithm,
 ) -> _Entered:
     """Make or enter the folder, which from now on is this start's.
 
@@ -231,6 +252,7 @@ def _enter(
     from mpi4py import MPI
 
     facts = facts_of_start(runtime.ranks, runtime.threads, MPI.Get_library_version())
+    facts |= {"averaged_by": algorithm.averaged_by}
     made = folder.create(resume)
     try:
         _record(config, folder, progress, facts)

@@ -5,6 +5,8 @@ import re
 import signal
 import time
 
+import pytest
+
 from ist_hpc import show
 from ist_hpc.checkpoint_read import newest_first
 from ist_hpc.errors import EXIT_GO_ON
@@ -92,23 +94,28 @@ sys.exit(main(sys.argv[1:]))
             process.communicate(timeout=60)
         assert process.returncode == EXIT_GO_ON
 
-    IN_HOROVOD = """
+    IN_AN_AVERAGE = """
 import sys, time
-from ist_hpc.shared import SharedWeights
+if sys.argv.pop(1) == "without":
+    sys.modules["horovod"] = None
+from mpi4py import MPI
+from ist_hpc.averaging import Averages
 from ist_hpc.train import main
-whole = SharedWeights.average
+whole = Averages.average
 def average(self, *args):
-    if self._hvd.rank() == 1:
+    if MPI.COMM_WORLD.Get_rank() == 1:
         time.sleep(600)
     return whole(self, *args)
-SharedWeights.average = average
+Averages.average = average
 sys.exit(main(sys.argv[1:]))
 """
 
-    def test_that_horovod_waits_for_is_given_up_too(self, place):
+    @pytest.mark.parametrize("horovod", ["with", "without"])
+    def test_that_an_average_waits_for_is_given_up_too(self, place, horovod):
         shared = ["model.output_bias=true", "model.output_norm=none", "runtime.silence_s=3"]
         words = command("v", *LONG, *shared)
-        done = run_ranks(2, ["-c", self.IN_HOROVOD, *words[2:]], place, timeout_s=60, check=False)
+        words = ["-c", self.IN_AN_AVERAGE, horovod, *words[2:]]
+        done = run_ranks(2, words, place, timeout_s=60, check=False)
         assert done.returncode == 1
         assert (place / "runs/v/STATUS").read_text().startswith("failed: rank ")
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ist_hpc import devices, optimizer
+from ist_hpc import averaging, devices, horovod_start, optimizer
 from ist_hpc.algorithms.base import Algorithm
 from ist_hpc.algorithms.data_parallel import DataParallel
 from ist_hpc.algorithms.ddp import Ddp
@@ -14,10 +14,9 @@ from ist_hpc.config_keys import Config
 from ist_hpc.cost import elements
 from ist_hpc.errors import InputError
 from ist_hpc.exchange import Exchanger
-from ist_hpc.horovod_start import start_horovod
 from ist_hpc.models.base import Model
 from ist_hpc.placement import at_round
-from ist_hpc.shared import SharedWeights
+from ist_hpc.runtime import together
 from ist_hpc.staging import staging_of
 
 if TYPE_CHECKING:
@@ -49,20 +48,31 @@ def build(
 ) -> Algorithm:
     """The algorithm that a configuration names, on this rank's device (of `devices.choose`).
 
-    Starts Horovod for data parallel training and local SGD, and under independent subnets if the
-    model shares weights; for DDP a process group of PyTorch's. Collective.
+    Starts Horovod, or what stands in for it, for data parallel training and local SGD, and under
+    independent subnets if the model shares weights; for DDP a process group of PyTorch's.
+    Collective. Raises `AgreedInputError` where the configuration wants what only Horovod has.
     """
     train, rule = config.train, optimizer.build(config.optimizer)
     carry, silence_s = config.optimizer.state == "carry", config.runtime.silence_s
     if train.algorithm == "ddp":
         return Ddp(comm, model, rule, carry, silence_s)
     if train.algorithm == "data_parallel":
-        hvd = start_horovod(comm, silence_s)
-        return DataParallel(comm, model, rule, device, carry, hvd, train.compression)
+        together(comm, lambda: _refuse_compression(train.compression))
+        averages = averaging.start(comm, silence_s)
+        return DataParallel(comm, model, rule, device, carry, averages, train.compression)
     if train.algorithm == "local_sgd":
-        hvd = start_horovod(comm, silence_s)
-        return LocalSgd(comm, model, rule, device, carry, hvd, train.warmup_steps)
+        averages = averaging.start(comm, silence_s)
+        return LocalSgd(comm, model, rule, device, carry, averages, train.warmup_steps)
     exchange = config.exchange
     exchanger = Exchanger(comm, exchange.buffer_mib, staging_of(device, exchange.cuda_aware))
-    shared = SharedWeights(start_horovod(comm, silence_s)) if model.shared else None
+    shared = averaging.start(comm, silence_s) if model.shared else None
     return IndependentSubnets(comm, model, rule, exchanger, config.seed, carry, shared)
+
+
+def _refuse_compression(compression: str) -> None:
+    """Raise `InputError` if gradients are to be compressed without Horovod. Local."""
+    if compression != "none" and not horovod_start.is_installed():
+        raise InputError(
+            f"`train.compression: {compression}` is Horovod's, which is not installed: install it "
+            "(INSTALL.md), or take none"
+        )

@@ -26,6 +26,7 @@ class Algorithm(ABC):
     shared_slots  their slots
     slot_specs    the slots that a checkpoint holds
     meter         where time is counted that is not what the caller is timing, and averaged bytes
+    averaged_by   what averages over the ranks, such as Horovod; None: nothing is averaged
     """
 
     device: torch.device
@@ -35,6 +36,7 @@ class Algorithm(ABC):
     shared_slots: dict[str, Tensor]
     slot_specs: Sequence[TensorSpec]
     shared_slot_specs: Sequence[SharedSpec]
+    averaged_by: str | None = None
     _kept: Sequence[Tensor] = ()
 
     @abstractmethod

@@ -1,15 +1,14 @@
-"""Data parallel training: every step on the mean of the ranks' gradients, by Horovod."""
+"""Data parallel training: every step on the mean of the ranks' gradients."""
 
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ist_hpc.algorithms.replicas import Replicas, gradients_of
+from ist_hpc.averaging import Averages, HorovodAverages
 from ist_hpc.models.base import ColumnGradient, Model, Room, RowGradient
 from ist_hpc.optimizer import Optimizer
-from ist_hpc.shared import SharedWeights
 from ist_hpc.sparse import Rows
 
 if TYPE_CHECKING:
@@ -24,10 +23,11 @@ class DataParallel(Replicas):
     Where the model has a loss for autograd, gradients are averaged while the backward pass goes on;
     seconds `average` are those for which a rank waits after it. Other models (sparse rows, labels
     in blocks) compute all gradients first, each a whole tensor: with several ranks the lazy updates
-    of sparse rows become those of PyTorch's dense optimisers.
+    of sparse rows become those of PyTorch's dense optimisers. Without Horovod, and on a GPU,
+    gradients are averaged after the backward pass.
 
-    hvd          an initialised `horovod.torch`
-    compression  none, or fp16: gradients are summed as half precision numbers
+    averages     over the same ranks
+    compression  none, or fp16 (Horovod only): gradients are summed as half precision numbers
     """
 
     def __init__(
@@ -37,12 +37,14 @@ class DataParallel(Replicas):
         optimizer: Optimizer,
         device: torch.device,
         carry: bool,
-        hvd: ModuleType,
+        averages: Averages,
         compression: str = "none",
     ) -> None:
         super().__init__(comm, model, optimizer, device, carry)
-        self._hvd, self._sharing = hvd, SharedWeights(hvd)
-        self._compression = getattr(hvd.Compression, compression)
+        self._averages, self.averaged_by = averages, averages.by
+        self._hvd = averages.hvd if isinstance(averages, HorovodAverages) else None
+        assert self._hvd is not None or compression == "none"
+        self._compression = getattr(self._hvd.Compression, compression) if self._hvd else None
         self._element_bytes = _HALF_BYTES if compression == "fp16" else 4
         self._wraps = True
         self._distributed: Any = None
@@ -50,8 +52,8 @@ class DataParallel(Replicas):
 
     def _wrap(self) -> None:
         """Give rank 0's shared weights to all, and the weights to Horovod. Collective."""
-        self._sharing.broadcast(self.shared | self.shared_slots)
-        if self._wraps and self.device.type == "cpu":
+        self._averages.broadcast(self.shared | self.shared_slots)
+        if self._wraps and self._hvd is not None and self.device.type == "cpu":
             parameters = [(key, self._weights[key].requires_grad_()) for key in self._slots]
             plain = _Update([{"params": [weight for _, weight in parameters]}])
             self._distributed = self._hvd.DistributedOptimizer(
@@ -74,7 +76,7 @@ class DataParallel(Replicas):
             if self._distributed is not None:
                 self._distributed.synchronize()
             else:
-                self._average_by_way_of_the_host(weights)
+                self._average_gradients(weights)
         elements = sum(weight.numel() for weight in weights.values())
         self.meter.count_average(elements, self.ranks, self._element_bytes)
         self._step_on_means(weights, lr, trained)
@@ -107,10 +109,15 @@ class DataParallel(Replicas):
                 whole[:, columns] = values
         return whole
 
-    def _average_by_way_of_the_host(self, weights: dict[str, Tensor]) -> None:
-        """Average gradients that are on a GPU, which not every Horovod takes. Collective."""
-        packed = [self._compression.compress(weight.grad) for weight in weights.values()]
-        self._sharing.average([values for values, _ in packed], "gradients")
+    def _average_gradients(self, weights: dict[str, Tensor]) -> None:
+        """Average gradients once all are there. Collective."""
+        found = gradients_of(weights).values()
+        gradients = [gradient for gradient in found if isinstance(gradient, Tensor)]  # all are
+        if self._compression is None:
+            self._averages.average(gradients, "gradients")
+            return
+        packed = [self._compression.compress(gradient) for gradient in gradients]
+        self._averages.average([values for values, _ in packed], "gradients")
         for weight, (values, kind) in zip(weights.values(), packed, strict=True):
             weight.grad = self._compression.decompress(values, kind)
 
@@ -124,7 +131,7 @@ class DataParallel(Replicas):
         self._average_tensors(self._running_statistics(), "statistics")
 
     def _average_tensors(self, tensors: list[Tensor], name: str) -> None:
-        self._sharing.average(tensors, name)
+        self._averages.average(tensors, name)
         self.meter.count_average(sum(tensor.numel() for tensor in tensors), self.ranks)
 
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from ist_hpc.algorithms.base import Algorithm, initial_shared
+from ist_hpc.averaging import Averages
 from ist_hpc.exchange import Exchanger, ExchangeReport, allocate_home, drop_home_copies
 from ist_hpc.held import State, zeros_at
 from ist_hpc.meters import Meter
 from ist_hpc.models.base import Model, Room
 from ist_hpc.optimizer import Optimizer, Slots, as_broadcast, slot_key
 from ist_hpc.placement import TensorSpec, at_round, home
-from ist_hpc.shared import SharedWeights
 from ist_hpc.sparse import Rows
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class IndependentSubnets(Algorithm):
     """One rank of independent subnet training.
 
     carry    whether optimiser state travels with its weights, else it begins anew each round
-    sharing  Horovod's part, which may be None if the model shares no weights
+    averages  of shared weights over the ranks; None if the model has none
     """
 
     def __init__(
@@ -37,14 +37,15 @@ class IndependentSubnets(Algorithm):
         exchanger: Exchanger,
         seed: int,
         carry: bool,
-        sharing: SharedWeights | None,
+        averages: Averages | None,
     ) -> None:
-        assert sharing is not None or not model.shared
+        assert averages is not None or not model.shared
         self.rank, self.ranks = comm.Get_rank(), comm.Get_size()
         self.model, self.optimizer, self.exchanger = model, optimizer, exchanger
         self.device = exchanger.device
         self.meter = Meter(self.device)
-        self.seed, self.carry, self.sharing = seed, carry, sharing
+        self.seed, self.carry, self._averages = seed, carry, averages
+        self.averaged_by = None if averages is None else averages.by
         self.slot_specs = optimizer.slot_specs(model.specs) if carry else ()
         self.shared_slot_specs = optimizer.shared_slot_specs(model.shared) if carry else ()
         self.placement = home(self.ranks)
@@ -96,8 +97,8 @@ class IndependentSubnets(Algorithm):
     def _start(self) -> None:
         """Begin at home, with rank 0's shared weights on all ranks (all drew or read the same)."""
         self.placement = home(self.ranks)
-        if self.sharing is not None:
-            self.sharing.broadcast(self.shared | self.shared_slots)
+        if self._averages is not None:
+            self._averages.broadcast(self.shared | self.shared_slots)
 
     def begin_round(self, round_index: int) -> ExchangeReport:
         """Exchange the weights, and carried slots, to the subnets of the round. Collective."""
@@ -156,10 +157,10 @@ class IndependentSubnets(Algorithm):
         Collective if there are any.
         """
         self._room = {}
-        if self.sharing is not None:
+        if self._averages is not None:
             changed = [self.shared[spec.key] for spec in self.model.shared if spec.changes]
             averaged = [*changed, *self.shared_slots.values()]
-            self.sharing.average(averaged)
+            self._averages.average(averaged)
             self.meter.count_average(sum(tensor.numel() for tensor in averaged), self.ranks)
         specs = (*self.model.specs, *self.slot_specs)
         self.meter.count_exchange(self.exchanger.settle(specs, self.placement, self.state))

@@ -1,12 +1,12 @@
 """Local SGD: every rank trains the whole model alone through a round, then the ranks average."""
 
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ist_hpc.algorithms.data_parallel import DataParallel
+from ist_hpc.averaging import Averages
 from ist_hpc.models.base import Model
 from ist_hpc.optimizer import Optimizer
 from ist_hpc.sparse import Rows
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class LocalSgd(DataParallel):
-    """Averages weights, and carried slots, in one grouped allreduce of Horovod's a round.
+    """Averages weights, and carried slots, in one grouped allreduce a round.
 
     warmup_steps  so many first steps of the run are data parallel ones
     """
@@ -28,10 +28,10 @@ class LocalSgd(DataParallel):
         optimizer: Optimizer,
         device: torch.device,
         carry: bool,
-        hvd: ModuleType,
+        averages: Averages,
         warmup_steps: int = 0,
     ) -> None:
-        super().__init__(comm, model, optimizer, device, carry, hvd)
+        super().__init__(comm, model, optimizer, device, carry, averages)
         self._wraps = warmup_steps > 0
         self._warmup_steps = warmup_steps
         self._differ = False

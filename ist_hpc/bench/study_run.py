@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ist_hpc import config as configuration
+from ist_hpc import horovod_start
 from ist_hpc.bench.report import count
 from ist_hpc.bench.study import (
     FORMS,
@@ -106,6 +107,7 @@ def conduct(
     settings = {run.key: _settings(kind, run, arguments) for run in runs}
     done = State(arguments.output, kind.name, kind.number_column).done()
     missing = [run for run in runs if run.key not in done]
+    _refuse_without_horovod([configs[run.key] for run in missing])
     where = choose_place(arguments.hosts, arguments.launcher) if missing else None
     failed: list[str] = []
     with opened(arguments.output, kind.name, kind.number_column) as state:
@@ -146,6 +148,17 @@ def configurations(
     return [
         (run, configuration.load(arguments.config, _settings(kind, run, arguments))) for run in runs
     ]
+
+
+def _refuse_without_horovod(configs: Sequence[Config]) -> None:
+    """Raise `InputError` if a baseline would be measured by what stands in for Horovod."""
+    baselines = {"data_parallel", "local_sgd"}
+    found = sorted({config.train.algorithm for config in configs} & baselines)
+    if found and not horovod_start.is_installed():
+        raise InputError(
+            f"{' and '.join(found)} would be measured without Horovod, which is not installed: "
+            "a study compares with what others use; install Horovod (INSTALL.md)"
+        )
 
 
 def _say(text: str) -> None:

@@ -19,11 +19,14 @@ def world():
     return MPI.COMM_WORLD
 
 
-@pytest.fixture(scope="session")
-def hvd(world):
-    from ist_hpc.horovod_start import start_horovod
+@pytest.fixture(scope="session", params=["Horovod", "MPI.Allreduce"])
+def averages(world, request):
+    """Horovod's, and what stands in for it where it is not installed."""
+    from ist_hpc import averaging
 
-    return start_horovod(world, silence_s=30)
+    return (
+        averaging.start(world, 30) if request.param == "Horovod" else averaging.MpiAverages(world)
+    )
 
 
 @pytest.fixture(autouse=True)

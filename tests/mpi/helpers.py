@@ -10,7 +10,6 @@ from ist_hpc.config_keys import OptimizerConfig
 from ist_hpc.exchange import Exchanger
 from ist_hpc.models.base import Model
 from ist_hpc.placement import TensorSpec
-from ist_hpc.shared import SharedWeights
 from ist_hpc.sparse import SparseRows
 
 INPUTS, OUTPUTS, BATCH = 13, 5, 8
@@ -42,7 +41,7 @@ def rule(**settings) -> OptimizerConfig:
     return OptimizerConfig(**{"lr": 0.05, **settings})
 
 
-def build(world, model: Model, config: OptimizerConfig, seed=3, buffer_mib=1.0, hvd=None):
+def build(world, model: Model, config: OptimizerConfig, seed=3, buffer_mib=1.0, averages=None):
     algorithm = IndependentSubnets(
         world,
         model,
@@ -50,7 +49,7 @@ def build(world, model: Model, config: OptimizerConfig, seed=3, buffer_mib=1.0, 
         Exchanger(world, buffer_mib),
         seed,
         config.state == "carry",
-        SharedWeights(hvd) if hvd else None,
+        averages,
     )
     algorithm.start_new(seed)
     return algorithm

@@ -21,7 +21,6 @@ from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.rows import rank_segments
 from ist_hpc.runfolder import RunFolder
 from ist_hpc.shards import Dataset
-from ist_hpc.shared import SharedWeights
 from ist_hpc.staging import InPlace, Staging, ThroughHost
 from ist_hpc.training import Trainer
 from tests.data_sets import write
@@ -52,7 +51,7 @@ class Tensors(InPlace):
         return buffer
 
 
-def rounds(world, case, staging: Staging, buffer_mib: float, hvd=None):
+def rounds(world, case, staging: Staging, buffer_mib: float, averages=None):
     """(weights and slots in whole, losses, bytes of each exchange) of some rounds."""
     options, draw, config = case
     model = MultiLayerPerceptron(INPUTS, [11, 7], OUTPUTS, **options)
@@ -63,7 +62,7 @@ def rounds(world, case, staging: Staging, buffer_mib: float, hvd=None):
         Exchanger(world, buffer_mib, staging),
         SEED,
         config.state == "carry",
-        SharedWeights(hvd) if hvd else None,
+        averages,
     )
     algorithm.start_new(SEED)
     device, losses, reports = staging.device, [], []
@@ -125,11 +124,11 @@ def test_a_gpu_mixes_nothing_and_gives_the_same_bits(world, on_cpu, name, buffer
     assert_same(staged, direct)
 
 
-def test_shared_weights_pass_through_the_cpu(world, hvd):
+def test_shared_weights_pass_through_the_cpu(world, averages):
     case = ({"output_norm": False, "output_bias": True}, batch, rule(momentum=0.9))
-    direct = rounds(world, case, InPlace(CPU), 1.0, hvd)
+    direct = rounds(world, case, InPlace(CPU), 1.0, averages)
     with PretendedGpu():
-        staged = rounds(world, case, ThroughHost(GPU), 1.0, hvd)
+        staged = rounds(world, case, ThroughHost(GPU), 1.0, averages)
     assert staged[0]["out.bias"].abs().max() > 0
     for key, tensor in direct[0].items():  # of four or more ranks means differ in the last bit
         torch.testing.assert_close(staged[0][key], tensor, atol=1e-6, rtol=1e-5)

@@ -73,10 +73,10 @@ def _trained_elements(ranks: int, index: int) -> int:
 @pytest.mark.parametrize(
     "config", [RULES["momentum, carried"], RULES["adam, reset"]], ids=["carry", "reset"]
 )
-def test_shared_bias_is_averaged_and_the_rest_equals_the_oracle(world, hvd, config):
+def test_shared_bias_is_averaged_and_the_rest_equals_the_oracle(world, averages, config):
     """Averages within 1e-6; given the same averages, dealt parameters to the last bit."""
     model = MultiLayerPerceptron(INPUTS, [9, 7], OUTPUTS, output_norm=False, output_bias=True)
-    algorithm = build(world, model, config, SEED, hvd=hvd)
+    algorithm = build(world, model, config, SEED, averages=averages)
     oracle = Oracle(model, world.Get_size(), SEED, config)
     for _ in rounds(world, algorithm, oracle, config.lr, ROUNDS):
         follow_averages(algorithm, oracle)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ist_hpc import optimizer, shared
+from ist_hpc import averaging, optimizer
 from ist_hpc.algorithms.data_parallel import DataParallel
 from ist_hpc.algorithms.ddp import Ddp
 from ist_hpc.algorithms.local_sgd import LocalSgd
@@ -60,17 +60,17 @@ def images(rank, step):
     return torch.randn(8, 3 * 32 * 32, generator=generator), batch(rank, step)[1]
 
 
-def algorithm_of(world, hvd, kind, model, config, device=CPU, warmup=0, compression="none"):
+def algorithm_of(world, averages, kind, model, config, device=CPU, warmup=0, compression="none"):
     update, carry = optimizer.build(config), config.state == "carry"
     if kind == "ddp":
         return Ddp(world, model, update, carry, silence_s=30)
     if kind == "data_parallel":
-        return DataParallel(world, model, update, device, carry, hvd, compression)
-    return LocalSgd(world, model, update, device, carry, hvd, warmup)
+        return DataParallel(world, model, update, device, carry, averages, compression)
+    return LocalSgd(world, model, update, device, carry, averages, warmup)
 
 
-def started(world, hvd, kind, model, config, **options):
-    algorithm = algorithm_of(world, hvd, kind, model, config, **options)
+def started(world, averages, kind, model, config, **options):
+    algorithm = algorithm_of(world, averages, kind, model, config, **options)
     algorithm.start_new(SEED)
     return algorithm
 
@@ -169,9 +169,9 @@ def on_mean_gradients(world, model, config, rounds, draw=batch):
 
 @pytest.mark.parametrize("kind", ["data_parallel", "ddp"])
 @pytest.mark.parametrize("config", RULES.values(), ids=RULES.keys())
-def test_equals_one_process_that_averages_gradients(world, hvd, kind, config):
+def test_equals_one_process_that_averages_gradients(world, averages, kind, config):
     model = perceptron()
-    algorithm = started(world, hvd, kind, model, config)
+    algorithm = started(world, averages, kind, model, config)
     train(world, algorithm, config, rounds=2)
     found = everything(world, algorithm)
     for key, expected in on_mean_gradients(world, model, config, rounds=2).items():
@@ -189,8 +189,8 @@ def test_equals_one_process_that_averages_gradients(world, hvd, kind, config):
     ],
     ids=["vgg11", "resnet"],
 )
-def test_images_and_shared_convolutions_too(world, hvd, kind, model, running):
-    algorithm = started(world, hvd, kind, model, rule(lr=0.01))
+def test_images_and_shared_convolutions_too(world, averages, kind, model, running):
+    algorithm = started(world, averages, kind, model, rule(lr=0.01))
     train(world, algorithm, rule(lr=0.01), 1, images)
     found = everything(world, algorithm)
     expected = on_mean_gradients(world, model, rule(lr=0.01), 1, images)
@@ -199,22 +199,25 @@ def test_images_and_shared_convolutions_too(world, hvd, kind, model, running):
     assert (found[running] != 1).all()
 
 
-def test_data_parallel_on_sparse_rows_too(world, hvd):
+def test_data_parallel_on_sparse_rows_too(world, averages):
     model = MultiLayerPerceptron(INPUTS, [9, 7], OUTPUTS, **SPARSE)
-    algorithm = started(world, hvd, "data_parallel", model, rule())
+    algorithm = started(world, averages, "data_parallel", model, rule())
     train(world, algorithm, rule(), 2, sparse_batch)
     found = everything(world, algorithm)
     for key, expected in on_mean_gradients(world, model, rule(), 2, sparse_batch).items():
         torch.testing.assert_close(found[key], expected.detach(), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("averages", ["Horovod"], indirect=True)
 @pytest.mark.parametrize("draw", [batch, sparse_batch])
-def test_half_precision_is_near_and_takes_half_the_bytes(world, hvd, draw):
+def test_half_precision_is_near_and_takes_half_the_bytes(world, averages, draw):
     options = {} if draw is batch else SPARSE
     model, config = MultiLayerPerceptron(INPUTS, [9], OUTPUTS, **options), RULES["momentum"]
     found, received = [], []
     for compression in ("none", "fp16"):
-        algorithm = started(world, hvd, "data_parallel", model, config, compression=compression)
+        algorithm = started(
+            world, averages, "data_parallel", model, config, compression=compression
+        )
         algorithm.meter = Meter()
         train(world, algorithm, config, 1, draw)
         received.append(algorithm.meter.read(world).bytes_averaged)
@@ -235,10 +238,10 @@ def test_half_precision_is_near_and_takes_half_the_bytes(world, hvd, draw):
     ],
     ids=[*RULES, "resnet, momentum"],
 )
-def test_local_sgd_equals_copies_that_are_averaged(world, hvd, model, draw, config):
+def test_local_sgd_equals_copies_that_are_averaged(world, averages, model, draw, config):
     """Averages within 1e-6; given the same averages, the next ones."""
     rank, ranks = world.Get_rank(), world.Get_size()
-    algorithm = started(world, hvd, "local_sgd", model, config)
+    algorithm = started(world, averages, "local_sgd", model, config)
     copies = [Plain(model, config) for _ in range(ranks)]
     for index in range(3):
         algorithm.begin_round(index)
@@ -267,21 +270,21 @@ def test_local_sgd_equals_copies_that_are_averaged(world, hvd, model, draw, conf
     assert any("/" in key for key in found) == (config.state == "carry")
 
 
-def test_more_elements_than_mpi_counts_go_in_several_groups(world, hvd, monkeypatch):
+def test_more_elements_than_mpi_counts_go_in_several_groups(world, averages, monkeypatch):
     model, found = perceptron(), []
     for most in (1 << 30, 50):  # of 13 x 9, 9 x 7 and 7 x 5 weights
-        monkeypatch.setattr(shared, "_MOST_ELEMENTS", most)
-        algorithm = started(world, hvd, "local_sgd", model, rule())
+        monkeypatch.setattr(averaging, "_MOST_ELEMENTS", most)
+        algorithm = started(world, averages, "local_sgd", model, rule())
         train(world, algorithm, rule(), rounds=1)
         found.append(everything(world, algorithm))
     for key, expected in found[0].items():
         torch.testing.assert_close(found[1][key], expected, atol=1e-6, rtol=0)
 
 
-def test_the_warm_up_is_data_parallel(world, hvd):
+def test_the_warm_up_is_data_parallel(world, averages):
     config, model, found = RULES["adam"], Counting(INPUTS, [9, 7], OUTPUTS), []
-    warm = started(world, hvd, "local_sgd", model, config, warmup=2 * STEPS)
-    parallel = started(world, hvd, "data_parallel", model, config)
+    warm = started(world, averages, "local_sgd", model, config, warmup=2 * STEPS)
+    parallel = started(world, averages, "data_parallel", model, config)
     for first, rounds in ((0, 2), (2, 1)):
         for algorithm in (warm, parallel):
             train(world, algorithm, config, rounds, first=first)
@@ -293,9 +296,9 @@ def test_the_warm_up_is_data_parallel(world, hvd):
 
 
 @pytest.mark.parametrize("kind", ["data_parallel", "local_sgd", "ddp"])
-def test_running_statistics_are_averaged_each_round(world, hvd, kind):
+def test_running_statistics_are_averaged_each_round(world, averages, kind):
     model = Counting(INPUTS, [9], OUTPUTS)
-    algorithm = started(world, hvd, kind, model, rule())
+    algorithm = started(world, averages, kind, model, rule())
     train(world, algorithm, rule(), rounds=2)
     sums = [
         sum(float(batch(rank, step)[0].sum()) for step in range(2 * STEPS))
@@ -307,9 +310,9 @@ def test_running_statistics_are_averaged_each_round(world, hvd, kind):
 
 @pytest.mark.parametrize("kind", ["data_parallel", "local_sgd", "ddp"])
 @pytest.mark.parametrize("config", [RULES["momentum"], RULES["adam"]], ids=["momentum", "adam"])
-def test_goes_on_from_home_blocks_as_if_never_stopped(world, hvd, kind, config):
+def test_goes_on_from_home_blocks_as_if_never_stopped(world, averages, kind, config):
     model = perceptron()
-    whole, before = (started(world, hvd, kind, model, config) for _ in range(2))
+    whole, before = (started(world, averages, kind, model, config) for _ in range(2))
     train(world, whole, config, rounds=3)
     train(world, before, config, rounds=2)
     before.visit_home(with_slots=True)
@@ -318,7 +321,7 @@ def test_goes_on_from_home_blocks_as_if_never_stopped(world, hvd, kind, config):
         {key: tensor.detach().clone() for key, tensor in tensors.items()}
         for tensors in (before.shared, before.shared_slots)
     )
-    after = algorithm_of(world, hvd, kind, model, config)
+    after = algorithm_of(world, averages, kind, model, config)
     after.start_from(blocks, common, slots)
     train(world, after, config, rounds=1, first=2)
     expected, found = everything(world, whole), everything(world, after)
@@ -330,14 +333,14 @@ def test_goes_on_from_home_blocks_as_if_never_stopped(world, hvd, kind, config):
         torch.testing.assert_close(expected[key], found[key], atol=1e-6, rtol=0)
 
 
-def test_counts_of_updates_that_dealt_subnets_left_are_kept(world, hvd):
+def test_counts_of_updates_that_dealt_subnets_left_are_kept(world, averages):
     """Local SGD goes on from independent subnets, whose middle layers were idle in part."""
     model, config = MultiLayerPerceptron(INPUTS, [9, 7], OUTPUTS), RULES["adam"]
     dealt = build(world, model, config, SEED)
     train(world, dealt, config, rounds=2)
     expected = full(world, dealt, (*model.specs, *dealt.slot_specs))
     dealt.visit_home(with_slots=True)
-    algorithm = algorithm_of(world, hvd, "local_sgd", model, config)
+    algorithm = algorithm_of(world, averages, "local_sgd", model, config)
     algorithm.start_from(dict(dealt.state), {}, {})
     found = everything(world, algorithm)
     assert all(same_bits(expected[key], found[key]) for key in expected)
@@ -349,15 +352,15 @@ def test_counts_of_updates_that_dealt_subnets_left_are_kept(world, hvd):
 
 @pytest.mark.parametrize("kind", ["data_parallel", "local_sgd", "ddp"])
 @pytest.mark.parametrize("config", RULES.values(), ids=RULES.keys())
-def test_one_rank_is_one_rank_of_independent_subnets(world, hvd, kind, config):
+def test_one_rank_is_one_rank_of_independent_subnets(world, averages, kind, config):
     if world.Get_size() > 1:
         return
     cases = [(perceptron(), batch)]
     if kind != "ddp":
         cases.append((MultiLayerPerceptron(INPUTS, [9, 7], OUTPUTS, **SPARSE), sparse_batch))
     for model, draw in cases:
-        algorithm = started(world, hvd, kind, model, config, warmup=4)
-        subnets = build(world, model, config, SEED, hvd=hvd)
+        algorithm = started(world, averages, kind, model, config, warmup=4)
+        subnets = build(world, model, config, SEED, averages=averages)
         found = []
         for one in (algorithm, subnets):
             train(world, one, config, 3, draw)
@@ -369,7 +372,7 @@ def test_one_rank_is_one_rank_of_independent_subnets(world, hvd, kind, config):
 
 
 @pytest.mark.parametrize("kind", ["data_parallel", "local_sgd"])
-def test_on_a_gpu_the_same_as_on_the_cpu(world, hvd, kind):
+def test_on_a_gpu_the_same_as_on_the_cpu(world, averages, kind):
     """Gradients and weights pass through the CPU: to the bit, where the order of sums is fixed.
 
     Horovod puts gradients together as they come in time, and from three ranks on the order of a
@@ -379,12 +382,13 @@ def test_on_a_gpu_the_same_as_on_the_cpu(world, hvd, kind):
     exact = world.Get_size() < 3
     options = {"warmup": STEPS}
     if kind == "data_parallel":
-        options = {"compression": "fp16" if exact else "none"}
-    on_cpu = started(world, hvd, kind, model, config, **options)
+        half = exact and averages.by == "Horovod"
+        options = {"compression": "fp16" if half else "none"}
+    on_cpu = started(world, averages, kind, model, config, **options)
     train(world, on_cpu, config, rounds=2)
     expected = everything(world, on_cpu)
     with PretendedGpu():
-        on_gpu = started(world, hvd, kind, model, config, device=GPU, **options)
+        on_gpu = started(world, averages, kind, model, config, device=GPU, **options)
         train(
             world,
             on_gpu,

@@ -11,7 +11,6 @@ from ist_hpc.devices import CPU, moved
 from ist_hpc.evaluation import HomeNetwork
 from ist_hpc.exchange import Exchanger
 from ist_hpc.models.resnet import ResNet
-from ist_hpc.shared import SharedWeights
 from ist_hpc.staging import InPlace, Staging, ThroughHost
 from tests.mpi.against_oracle import RULES, SEED, assert_equal, follow_averages, rounds
 from tests.mpi.helpers import build, full
@@ -31,9 +30,9 @@ def network(least: int, subnets: int = 1) -> ResNet:
     [(3, rule) for rule in RULES] + [(least, "momentum, carried") for least in (1, 5)],
     ids=[f"some blocks shared, {rule}" for rule in RULES] + ["each block once", "all shared"],
 )
-def test_ranks_equal_one_process_that_trains_the_subnets_in_turn(world, hvd, least, rule):
+def test_ranks_equal_one_process_that_trains_the_subnets_in_turn(world, averages, least, rule):
     model, config = network(least), RULES[rule]
-    algorithm = build(world, model, config, SEED, hvd=hvd)
+    algorithm = build(world, model, config, SEED, averages=averages)
     oracle = Oracle(model, world.Get_size(), SEED, config)
     for index in rounds(world, algorithm, oracle, config.lr, 4, images):
         follow_averages(algorithm, oracle)
@@ -87,13 +86,13 @@ def plain(model: ResNet, weights: dict[str, Tensor], rows: Tensor, scale: float,
 
 
 @pytest.mark.parametrize("rows", [1, 70])
-def test_the_full_network_is_evaluated_as_anybody_would(world, hvd, rows):
+def test_the_full_network_is_evaluated_as_anybody_would(world, averages, rows):
     """Of fewer rows than ranks, and of more than go through at a time.
 
     Three of the five dealt blocks a rank are more than half: the full network has 3/5 of a branch.
     """
     model = network(least=3, subnets=2)
-    algorithm = build(world, model, RULES["momentum, carried"], SEED, hvd=hvd)
+    algorithm = build(world, model, RULES["momentum, carried"], SEED, averages=averages)
     for index in range(2):
         algorithm.begin_round(index)
         for step in range(3):
@@ -120,7 +119,7 @@ def test_the_full_network_is_evaluated_as_anybody_would(world, hvd, rows):
     assert len(set(world.allgather(logits.numpy().tobytes()))) == 1
 
 
-def test_on_a_gpu_it_trains_and_is_evaluated_as_on_the_cpu(world, hvd):
+def test_on_a_gpu_it_trains_and_is_evaluated_as_on_the_cpu(world, averages):
     """On a pretended one; shared blocks are settled through its staging, rows relayed."""
     config, sample = RULES["momentum, carried"], images(0, 78, rows=5)[0]
 
@@ -133,7 +132,7 @@ def test_on_a_gpu_it_trains_and_is_evaluated_as_on_the_cpu(world, hvd):
             Exchanger(world, 1.0, staging),
             SEED,
             True,
-            SharedWeights(hvd),
+            averages,
         )
         algorithm.start_new(SEED)
         for index in range(2):

@@ -31,9 +31,9 @@ def network(**options) -> VGG11:
 
 @pytest.mark.parametrize("options", BODIES.values(), ids=BODIES.keys())
 @pytest.mark.parametrize("config", RULES.values(), ids=RULES.keys())
-def test_ranks_equal_one_process_that_trains_the_subnets_in_turn(world, hvd, options, config):
+def test_ranks_equal_one_process_that_trains_the_subnets_in_turn(world, averages, options, config):
     model = network(**options)
-    algorithm = build(world, model, config, SEED, hvd=hvd)
+    algorithm = build(world, model, config, SEED, averages=averages)
     oracle = Oracle(model, world.Get_size(), SEED, config)
     for index in rounds(world, algorithm, oracle, config.lr, 4, images):
         follow_averages(algorithm, oracle)
@@ -47,9 +47,9 @@ def test_ranks_equal_one_process_that_trains_the_subnets_in_turn(world, hvd, opt
         assert len(set(world.allgather(tensor.numpy().tobytes()))) == 1
 
 
-def test_a_frozen_body_stays_as_it_is_and_the_rest_learns(world, hvd):
+def test_a_frozen_body_stays_as_it_is_and_the_rest_learns(world, averages):
     config, model = RULES["momentum, carried"], network(freeze_body=True)
-    algorithm = build(world, model, config, SEED, hvd=hvd)
+    algorithm = build(world, model, config, SEED, averages=averages)
     before = {key: tensor.clone() for key, tensor in algorithm.shared.items()}
     start = full(world, algorithm, model.specs)
     for index in range(2):

@@ -1,0 +1,152 @@
+"""What ranks have in common is broadcast at the start and averaged each round.
+
+These are weights without an axis, and under local SGD all weights. Horovod does it; where it is not
+installed, MPI itself.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ist_hpc.horovod_start import fusion_bytes, is_installed, start_horovod
+from ist_hpc.runtime import AgreedInputError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+log = logging.getLogger("ist_hpc")
+
+_MOST_ELEMENTS = 1 << 30  # of a group; MPI counts to 2^31 - 1
+
+
+class Averages(ABC):
+    """Broadcasts and averages over all ranks.
+
+    Tensors on a GPU pass through the CPU: a Horovod or an MPI without GPU operations does not take
+    them, and a Horovod that has NCCL's refuses several ranks on a GPU.
+
+    by  what does it, for run.json
+    """
+
+    by: str
+
+    def broadcast(self, tensors: dict[str, Tensor]) -> None:
+        """Give rank 0's values to all, in place. Collective."""
+        if tensors:
+            on_cpu = {key: tensor.cpu() for key, tensor in tensors.items()}
+            self._broadcast(on_cpu)
+            _copy_back(tensors.values(), on_cpu.values())
+
+    def average(self, tensors: list[Tensor], name: str = "shared") -> None:
+        """Replace each tensor by its mean over the ranks, in one grouped call. Collective.
+
+        With four or more ranks an allreduce sums in an order of its own, so means are equal on all
+        ranks but, to the last bit, not those of another summation. More than 2^30 elements go in
+        several calls. Tensors are contiguous; `name` tells apart calls with other tensors.
+        """
+        on_cpu = [tensor.detach().cpu() for tensor in tensors]
+        for index, group in enumerate(_groups(on_cpu, _MOST_ELEMENTS)):
+            self._average(group, f"{name}.{index}")
+        _copy_back(tensors, on_cpu)
+
+    @abstractmethod
+    def _broadcast(self, tensors: dict[str, Tensor]) -> None:
+        """Give rank 0's values to all, in place, on the CPU. Collective."""
+
+    @abstractmethod
+    def _average(self, group: list[Tensor], name: str) -> None:
+        """Average flat tensors in place, on the CPU. Collective."""
+
+
+class HorovodAverages(Averages):
+    """Averages of Horovod's. `hvd` is an initialised `horovod.torch`."""
+
+    by = "Horovod"
+
+    def __init__(self, hvd: ModuleType) -> None:
+        self.hvd = hvd
+
+    def _broadcast(self, tensors: dict[str, Tensor]) -> None:
+        self.hvd.broadcast_parameters(tensors, root_rank=0)
+
+    def _average(self, group: list[Tensor], name: str) -> None:
+        self.hvd.grouped_allreduce_(group, name=name, op=self.hvd.Average)
+
+
+class MpiAverages(Averages):
+    """Averages by `MPI.Allreduce`, of tensors that NumPy knows (so not of bfloat16)."""
+
+    by = "MPI.Allreduce"
+
+    def __init__(self, comm: "MPI.Comm") -> None:
+        self._comm = comm
+
+    def _broadcast(self, tensors: dict[str, Tensor]) -> None:
+        for tensor in tensors.values():
+            for (piece,) in _groups([tensor], _MOST_ELEMENTS):
+                self._comm.Bcast(piece.numpy(), root=0)
+
+    def _average(self, group: list[Tensor], name: str) -> None:
+        for dtype in dict.fromkeys(tensor.dtype for tensor in group):
+            alike = [tensor for tensor in group if tensor.dtype == dtype]
+            for together in _groups(alike, max(1, fusion_bytes() // dtype.itemsize)):
+                self._average_alike(together)
+
+    def _average_alike(self, tensors: list[Tensor]) -> None:
+        """Average tensors of one type by a single call; one alone needs no buffer."""
+        from mpi4py import MPI
+
+        buffer = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        self._comm.Allreduce(MPI.IN_PLACE, buffer.numpy())
+        buffer /= self._comm.Get_size()
+        if len(tensors) > 1:
+            for tensor, mean in zip(
+                tensors, buffer.split([t.numel() for t in tensors]), strict=True
+            ):
+                tensor.copy_(mean)
+
+
+def start(comm: "MPI.Comm", silence_s: float) -> Averages:
+    """Start Horovod over the ranks, or take MPI where Horovod is not installed. Collective.
+
+    A Horovod that is installed and does not work is an error of `start_horovod`, as is one that
+    only some ranks have: nobody should train for days by other means than those meant.
+    """
+    missing = comm.allgather(not is_installed())
+    if not any(missing):
+        return HorovodAverages(start_horovod(comm, silence_s))
+    if not all(missing):
+        raise AgreedInputError(
+            f"Horovod is installed for some ranks, and not for rank {missing.index(True)}; start "
+            "all ranks with the same python"
+        )
+    log.info("Horovod is not installed: what ranks share is averaged by MPI.Allreduce")
+    return MpiAverages(comm)
+
+
+def _groups(tensors: Iterable[Tensor], most_elements: int) -> list[list[Tensor]]:
+    """Flat views of all elements, in groups of at most so many."""
+    groups: list[list[Tensor]] = []
+    room = 0
+    for tensor in tensors:
+        rest = tensor.view(-1)
+        while rest.numel():
+            if not room:
+                groups.append([])
+                room = most_elements
+            groups[-1].append(rest[:room])
+            rest, room = rest[room:], room - min(room, rest.numel())
+    return groups
+
+
+@torch.no_grad()
+def _copy_back(tensors: Iterable[Tensor], on_cpu: Iterable[Tensor]) -> None:
+    """Bring what was changed to where it belongs; tensors on the CPU are themselves."""
+    for tensor, changed in zip(tensors, on_cpu, strict=True):
+        if changed.device != tensor.device:
+            tensor.copy_(changed)
