@@ -4,12 +4,13 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup ready train test test-serial test-mpi2 check fuzz lint format clean distclean
+.PHONY: help setup wheelhouse ready train test test-serial test-mpi2 check fuzz lint format clean distclean
 
 export SETUP_VENV ?= .venv
 VENV := $(CURDIR)/$(SETUP_VENV)
 REPORTS := $(CURDIR)/.cache/reports
 NP ?= 4
+DIR ?= wheelhouse
 ARGS ?=
 RANKS := 1 2 3 4
 CASES ?= 1000000
@@ -28,6 +29,7 @@ THREE_AT_A_TIME := -n 3 --dist loadscope --no-loadscope-reorder
 # machine with fewer cores than ranks, where a rank that spins takes the core another one needs.
 export PATH := $(VENV)/bin:$(PATH)
 export PYTHONNOUSERSITE := 1
+export SITE_PYTHONPATH := $(PYTHONPATH)
 unexport PYTHONPATH
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
@@ -50,17 +52,22 @@ NO_CACHES := $(shell test -w . || echo env RUFF_NO_CACHE=true MYPY_CACHE_DIR=/de
 help: ## list the targets
 	@sed -nE 's/^([a-z%-]+): [^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | \
 		while IFS=$$'\t' read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
-	@echo '  variables: PYTHON=python3.11 TORCH_VERSION=2.13.0 TORCH_INDEX=https://... MPI=path|wheel (setup)'
+	@echo '  variables: PYTHON=python3.11 TORCH_VERSION=2.13.0 TORCH_INDEX=https://... MPI=path|wheel'
+	@echo '             WHEELHOUSE=wheelhouse SYSTEM_TORCH=1 HOROVOD=no (setup); FOR=3.12 (wheelhouse)'
 	@echo '             NP=4 ARGS="--set train.epochs=3" (train)'
 
 setup: ## make the environment, .venv, or finish making it
 	@tools/setup.sh
 
+wheelhouse: ## collect what setup needs into DIR, for where there is no network
+	@tools/wheelhouse.sh "$(DIR)"
+
 ready:
 	@tools/setup.sh --quiet
 
+# where setup was told HOROVOD=no, mpirun does it
 train: ready ## set up, then horovodrun -np 4 python -m ist_hpc.train with ARGS
-	horovodrun -np $(NP) python -m ist_hpc.train $(ARGS)
+	$(if $(wildcard $(VENV)/bin/horovodrun),horovodrun,tools/mpirun.sh) -np $(NP) python -m ist_hpc.train $(ARGS)
 
 test: ready ## set up, then all tests: serially, then on 1, 2, 3 and 4 ranks
 	@$(HAVE_REPORTS); rm -f "$(REPORTS)"/{serial.xml,mpi-*}

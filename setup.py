@@ -17,6 +17,7 @@ def read_version() -> str:
     return match[1]
 
 
+HOROVOD = ["horovod>=0.28.1"]  # see INSTALL.md: pip alone cannot build it against a recent torch
 SPEECH = ["librosa>=0.10", "soundfile>=0.12"]
 PLOT = ["matplotlib>=3.8"]
 DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.12", "mypy>=1.10", "types-PyYAML>=6"]
@@ -34,10 +35,10 @@ setup(
         "numpy>=2.0",
         "h5py>=3.10",
         "pyyaml>=6.0",
-        "horovod>=0.28.1",  # see INSTALL.md: pip alone cannot build it against a recent torch
         "scikit-learn>=1.5",
         "tqdm>=4.60",
         "psutil>=5.9",
     ],
-    extras_require={"speech": SPEECH, "plot": PLOT, "dev": DEV + SPEECH + PLOT},
+    entry_points={"console_scripts": ["ist-hpc = ist_hpc.__main__:script"]},
+    extras_require={"horovod": HOROVOD, "speech": SPEECH, "plot": PLOT, "dev": DEV + SPEECH + PLOT},
 )

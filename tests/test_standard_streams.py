@@ -165,6 +165,8 @@ def test_every_command_has_the_frame_of_the_others():
         for node in tree.body
         if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
     }
+    assert guards.pop("__main__") == "script()"  # which runs it as installed, too
+    assert ast.unparse(SOURCES["__main__"]).count("run('ist-hpc', main)") == 1
     assert len(guards) == 10
     for module, last in guards.items():
         program = module.removesuffix(".__main__").removesuffix("_starts")

