@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ist_hpc import streams
@@ -31,6 +31,7 @@ def test_a_deal_covers_and_never_overlaps(ranks_size, seed, index):
 
 
 @given(ranks_and_size, st.integers(1, 80), seeds)
+@example((7, 10), 5, 0)
 def test_ranks_share_units_where_an_even_deal_gives_too_few(ranks_size, least, seed):
     ranks, size = ranks_size
     axis = Axis(size, least)
@@ -48,10 +49,12 @@ def test_ranks_share_units_where_an_even_deal_gives_too_few(ranks_size, least, s
         assert len(own) == dealt.counts[rank] == axis.count(rank, ranks)
         assert len(own) >= min(least, size)
         assert spec.subnet_shape(rank, ranks) == (len(own), 2)
-    # shared as evenly as can be, since each takes what follows in the order of the deal
-    if least * ranks >= size:
-        shared = [len(found) for found in trainers]
-        assert max(shared) - min(shared) <= 2
+    # A rank takes what follows in the order of the deal, and parts begin `part` or `part` + 1 units
+    # apart: so many parts begin in as many units as a rank trains.
+    part, trained = size // ranks, min(least, size)
+    shared = [len(found) for found in trainers]
+    assert min(shared) >= max(1, trained // (part + 1))
+    assert max(shared) <= max(1, -(-trained // part))
 
 
 @given(st.integers(0, 200), st.integers(1, 20))
