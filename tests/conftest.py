@@ -1,13 +1,21 @@
 """What tests of several files share: a small run that was trained once."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.launching import run_ranks
+
+
+# The same examples each time, so that a change is judged by what it changes; `make fuzz` searches on.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("search", max_examples=3000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +28,8 @@ def own_hosts(worker_id: str) -> Iterator[None]:
 
 _FIRST = (
     *("tests/test_slurm.py", "tests/test_save_faults.py", "tests/test_stopping.py"),
-    *("tests/test_faults.py", "tests/test_divergence.py", "tests/test_evaluate.py"),
-    "tests/test_train.py",
+    *("tests/test_gpu_kit.py", "tests/test_wheelhouse.py", "tests/test_faults.py"),
+    *("tests/test_divergence.py", "tests/test_evaluate.py", "tests/test_train.py"),
 )
 
 

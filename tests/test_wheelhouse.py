@@ -61,7 +61,7 @@ def make(checkout: Path, *words: str, network: bool = True, **settings: str) -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=280,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stdout

@@ -12,14 +12,16 @@ import numpy as np
 import torch
 
 from ist_hpc import config as configuration
-from ist_hpc import models, optimizer, prediction
+from ist_hpc import devices, models, optimizer, prediction
 from ist_hpc.bench.report import count, slowest, spread, table
 from ist_hpc.commandline import given_path
 from ist_hpc.config_keys import Config
+from ist_hpc.devices import synchronise
 from ist_hpc.errors import InputError
 from ist_hpc.exchange import Exchanger, allocate_home
 from ist_hpc.placement import at_round, home
 from ist_hpc.runtime import Runtime, together
+from ist_hpc.staging import staging_of
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -59,14 +61,16 @@ def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
     rule = optimizer.build(config.optimizer)
     carried = rule.slot_specs(model.specs) if config.optimizer.state == "carry" else ()
     specs = (*model.specs, *carried)
-    exchanger = Exchanger(comm, config.exchange.buffer_mib)
-    state = allocate_home(specs, runtime.rank, runtime.ranks)
+    device = devices.choose(comm, config.device)
+    staging = staging_of(device, config.exchange.cuda_aware)
+    exchanger = Exchanger(comm, config.exchange.buffer_mib, staging)
+    state = allocate_home(specs, runtime.rank, runtime.ranks, device)
     for held in state.values():
         held.place("home").normal_()
     source = at_round(model.axes, runtime.ranks, config.seed, 0)
     exchanger.exchange(specs, home(runtime.ranks), source, state)
     reports: list[ExchangeReport] = []
-    whole_s, raw_s, staggered_s = [], [], []
+    whole_s, raw_s, staggered_s, copy_s = [], [], [], []
     for index in range(1, arguments.rounds + 4):
         target = at_round(model.axes, runtime.ranks, config.seed, index)
         plan = exchanger.plan(specs, source, target)
@@ -75,14 +79,17 @@ def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
         comm.Barrier()
         begin = time.perf_counter()
         report = exchanger.exchange(specs, source, target, state)
+        synchronise(device)
         seconds = time.perf_counter() - begin
         source = target
         if index > 3:
             whole_s.append(seconds)
             raw_s.append(raw)
             staggered_s.append(staggered)
+            copy_s.append(_copy(device, report.bytes_received))
             reports.append(report)
     figures = _figures(comm, runtime, whole_s, raw_s, reports)
+    figures |= {"device": str(device), "copy_s": slowest(comm, copy_s).tolist()}
     if arguments.stagger_ms:
         figures["raw_staggered_s"] = slowest(comm, staggered_s).tolist()
     return figures
@@ -119,6 +126,18 @@ def _raw(comm: "MPI.Comm", plan: "Plan", late_s: float = 0.0) -> float:
     return seconds
 
 
+def _copy(device: torch.device, size_bytes: int) -> float:
+    """Seconds of a bare copy of so many bytes: in memory, or to a GPU from pinned memory."""
+    pinned = device.type == "cuda"
+    source = torch.ones(size_bytes, dtype=torch.uint8, pin_memory=pinned)
+    target = torch.ones(size_bytes, dtype=torch.uint8, device=device)
+    synchronise(device)
+    begin = time.perf_counter()
+    target.copy_(source)
+    synchronise(device)
+    return time.perf_counter() - begin
+
+
 def _figures(
     comm: "MPI.Comm",
     runtime: Runtime,
@@ -148,12 +167,16 @@ def show(figures: dict[str, Any]) -> str:
     """The figures as a table: median (lowest to highest) over repetitions."""
     values = {key: np.array(value) for key, value in figures.items() if isinstance(value, list)}
     staggered = values.get("raw_staggered_s")
+    gigabytes = figures["mib_received_a_rank"] * 2**20 / 1e9
     return table(
         [
             ("ranks", f"{figures['ranks']}, {figures['threads_a_rank']} thread(s) each"),
+            ("weights are on", figures["device"]),
             ("MiB received a rank", f"{figures['mib_received_a_rank']:.2f}"),
             ("Alltoallv calls", str(figures["chunks"])),
             ("exchange, s", spread(values["exchange_s"])),
+            ("GB/s received a rank", spread(gigabytes / values["exchange_s"], 3)),
+            ("a bare copy of them, s", spread(values["copy_s"])),
             ("raw Alltoallv, s", spread(values["raw_alltoallv_s"])),
             *([("raw, staggered, s", spread(staggered))] if staggered is not None else []),
             ("ratio", spread(values["ratio"], 2)),
