@@ -96,9 +96,10 @@ check: ready ## do Horovod, MPI and HDF5 work here, started in every way? ends w
 	@OMP_NUM_THREADS=1 OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none \
 		tools/limit.sh $(CHECK_TIMEOUT) python -m ist_hpc.check_starts
 
-fuzz: ready ## hostile text for `prepare xmc`, hostile checkpoints and shards: CASES=1000000 FILES=10000 SEED=0
+fuzz: ready ## hostile text, checkpoints and shards, properties by further examples: CASES=1000000 FILES=10000 SEED=0
 	python tests/fuzz_files.py --cases $(FILES) --seed $(SEED)
 	python tests/fuzz_xmc.py --cases $(CASES) --seed $(SEED)
+	HYPOTHESIS_PROFILE=search python -m pytest -q $$(grep -l "^from hypothesis" tests/*.py | grep /test_)
 
 lint: ready ## ruff, mypy, shellcheck
 	$(NO_CACHES) ruff check .
