@@ -11,7 +11,6 @@ from hypothesis import settings
 
 from tests.launching import run_ranks
 
-
 # The same examples each time, so that a change is judged by what it changes; `make fuzz` searches on.
 settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("search", max_examples=3000, deadline=None)
