@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from tests.launching import run_ranks
 
-# The same examples each time, so that a change is judged by what it changes; `make fuzz` searches on.
+# The same examples each time: a change is judged by what it changes. `make fuzz` searches on.
 settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("search", max_examples=3000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
