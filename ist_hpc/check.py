@@ -94,6 +94,7 @@ def report_libraries(rank: int) -> None:
 
 def check_mpi(alone: bool) -> MPI.Comm:
     """Start MPI, print what it is, and return its world (collective)."""
+    mpi_environment.find_wheel()
     mpi_environment.refuse_step_without_pmix()
     with mpi_environment.as_started():
         import_or_explain(

@@ -77,6 +77,21 @@ def as_started(environment: MutableMapping[str, str] = os.environ) -> Iterator[N
         environment.update(hidden)
 
 
+def find_wheel(
+    environment: MutableMapping[str, str] = os.environ, prefix: str = sys.prefix
+) -> None:
+    """Say where the MPI from PyPI lies, if it was installed beside this Python by pip alone.
+
+    Else a plain `python`, its own only rank, would look for it where the wheel was built. `make
+    setup` has Python say it as it starts; a place that is given already is believed.
+
+    prefix  of this Python; a virtual environment, since a system's MPI knows where it lies
+    """
+    is_own = prefix != sys.base_prefix and os.path.exists(os.path.join(prefix, "lib/libmpi.so.40"))
+    if is_own and os.path.exists(os.path.join(prefix, "bin/orterun")):
+        environment.setdefault("OPAL_PREFIX", prefix)
+
+
 def refuse_step_without_pmix(environment: Mapping[str, str] = os.environ) -> None:
     """Raise `InputError` where the MPI from PyPI would end with advice to build it anew.
 

@@ -96,6 +96,7 @@ def launch(
     try:
         arguments = parse()
         _refuse_gloo()
+        mpi_environment.find_wheel()
         mpi_environment.refuse_step_without_pmix()
         lastresort.exit_after(_START_S)
         mpi = _start_mpi()

@@ -13,6 +13,7 @@ from ist_hpc.check_starts import WAYS
 from ist_hpc.errors import InputError
 from ist_hpc.mpi_environment import (
     as_started,
+    find_wheel,
     rank_of_launcher,
     ranks_of_launcher,
     refuse_alone,
@@ -196,3 +197,21 @@ def test_check_tries_every_way_of_starting_that_the_documents_name():
             launcher = words.split("`")[-1].split()
             named.add(launcher[0] if launcher else "python")
     assert named - {"then", "or:"} == set(WAYS)
+
+
+def test_the_wheel_s_mpi_is_found_where_pip_alone_installed_it(tmp_path):
+    """Not what lies beside the system's Python, and no other place than one that is given."""
+    found: dict[str, str] = {}
+    find_wheel(found, str(tmp_path))
+    assert found == {}
+    for name in ("lib/libmpi.so.40", "bin/orterun"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    find_wheel(found, str(tmp_path))
+    assert found == {"OPAL_PREFIX": str(tmp_path)}
+    given = {"OPAL_PREFIX": "/opt/mpi"}
+    find_wheel(given, str(tmp_path))
+    assert given == {"OPAL_PREFIX": "/opt/mpi"}
+    system: dict[str, str] = {}
+    find_wheel(system, sys.base_prefix)
+    assert system == {}
