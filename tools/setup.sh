@@ -435,6 +435,11 @@ build_horovod() {
         sed -i 's/set(CMAKE_CXX_STANDARD 1[0-9])/set(CMAKE_CXX_STANDARD 20)/' "$file"
         grep -q 'set(CMAKE_CXX_STANDARD 20)' "$file"
     done
+    # It takes the path of the sources for a pattern, in which a + is none of the path's.
+    file=$build/cmake/Utilities.cmake
+    # shellcheck disable=SC2016 # CMake's variables, not bash's
+    sed -i 's|string(REGEX REPLACE "${PROJECT_SOURCE_DIR}(/)?" "" SUB_FOLDER "${CMAKE_CURRENT_SOURCE_DIR}")|file(RELATIVE_PATH SUB_FOLDER "${PROJECT_SOURCE_DIR}" "${CMAKE_CURRENT_SOURCE_DIR}")|' "$file"
+    grep -q 'file(RELATIVE_PATH SUB_FOLDER' "$file"
     # Where torch is a CUDA build (PyPI's is) and there is an nvcc, Horovod would want all of CUDA's
     # toolkit, though nobody asked for GPUs. One of its variables asks for them.
     if [[ ! $horovod_build =~ HOROVOD_(GPU|CUDA|NCCL|ROCM) ]]; then
