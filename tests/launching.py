@@ -175,6 +175,11 @@ def _popen(words: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subproces
     )
 
 
+def outside_make() -> dict[str, str]:
+    """This environment without what a make that runs the tests hands on to a make within them."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+
+
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The environment of the tests, fit to start mpirun, even from a rank of another mpirun."""
     inherited = dict(os.environ)

@@ -4,8 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from ist_hpc import __version__
 from ist_hpc.__main__ import COMMANDS
 from tests.launching import one_error_line, run_python, run_ranks
@@ -45,7 +43,6 @@ def test_a_run_is_that_of_the_module(place):
     assert one_error_line(ist_hpc("show", "b", cwd=place, check=False)).startswith("show: error: ")
 
 
-@pytest.mark.skipif(not SCRIPT.exists(), reason="ist_hpc is not installed beside this python")
 def test_the_installed_script(tmp_path):
     done = subprocess.run(
         [SCRIPT, "--version"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True

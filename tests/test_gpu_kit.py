@@ -1,17 +1,15 @@
 """The rehearsal of what a machine with a GPU is to prove."""
 
-import os
 import subprocess
 
-from tests.launching import ROOT, environment
+from tests.launching import ROOT, outside_make
 
 
 def test_every_stage_comes_to_its_end(tmp_path):
     """From set-up to learning curves, tiny, on the CPU; each leaves what it printed."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
     done = subprocess.run(
         [ROOT / "bench/gpu.sh", "--pretend", "--results", tmp_path, "1", "2", "3", "4", "5", "6"],
-        env=environment({}) | {"MAKEFLAGS": "", "PATH": kept["PATH"]},
+        env={**outside_make(), "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

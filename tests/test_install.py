@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ist_hpc.check_starts import WAYS
-from tests.launching import ROOT, run_python
+from tests.launching import ROOT, outside_make, run_python
 
 
 def test_pip_install_brings_all_that_a_run_needs(tmp_path):
@@ -61,7 +61,7 @@ def _read_only(*command: str, env: dict[str, str]) -> subprocess.CompletedProces
     mount = 'mount --bind "$1" "$1"; mount -o remount,bind,ro "$1"; cd "$1"; shift; exec "$@"'
     return subprocess.run(
         ["unshare", "-m", "sh", "-ec", mount, "sh", ROOT, *command],
-        env={**_outside_make(), "PATH": _outer_path(), **env},
+        env={**outside_make(), "PATH": _outer_path(), **env},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -69,11 +69,6 @@ def _read_only(*command: str, env: dict[str, str]) -> subprocess.CompletedProces
         timeout=450,
         check=False,
     )
-
-
-def _outside_make() -> dict[str, str]:
-    """The environment without what `make test` hands on to a make within it."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
 
 
 def _outer_path() -> str:
@@ -137,7 +132,7 @@ def test_a_path_that_would_fail_later_is_refused_before_anything_is_made(tmp_pat
         shutil.copy(ROOT / name, checkout / name)
     shutil.copy(ROOT / "ist_hpc/__init__.py", checkout / "ist_hpc/__init__.py")
     before = sorted(checkout.rglob("*"))
-    env = {**_outside_make(), "PATH": _outer_path(), "PYTHON": "/nowhere/python3"}
+    env = {**outside_make(), "PATH": _outer_path(), "PYTHON": "/nowhere/python3"}
     for target in ("setup", "train", "check"):
         done = subprocess.run(
             ["make", "MPI=wheel", target],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import ROOT
+from tests.launching import ROOT, outside_make
 
 _COPIED = ("Makefile", "setup.py", "pyproject.toml", "requirements.txt", "requirements-dev.txt")
 # What a set-up of its own brings, or is not to have.
@@ -51,12 +51,11 @@ def make(checkout: Path, *words: str, network: bool = True, **settings: str) -> 
     """What `make` prints; in a network namespace of its own without `network`."""
     own = Path(sys.executable).parent
     path = os.pathsep.join(entry for entry in os.get_exec_path() if Path(entry) != own)
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
     alone = ["unshare", "-n", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
     done = subprocess.run(
         [*([] if network else alone), "make", *words],
         cwd=checkout,
-        env={**kept, "PATH": path, **settings},
+        env={**outside_make(), "PATH": path, **settings},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
