@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from mpi4py import MPI
 
-from ist_hpc import checkpoint_restore, models
+from ist_hpc import checkpoint_restore
 from ist_hpc.bench.study_state import read_rows, write_rows
 from ist_hpc.checkpoint_read import newest_first
 from ist_hpc.config_keys import subnets_of
@@ -25,6 +25,7 @@ from ist_hpc.evaluation import HomeNetwork
 from ist_hpc.files import write_text
 from ist_hpc.images import scaling_of
 from ist_hpc.metrics import ClassificationMetrics
+from ist_hpc.models import networks
 from ist_hpc.plot_runs import read_metrics, read_run
 from ist_hpc.rows import CommonRows
 from ist_hpc.shards import Dataset
@@ -96,7 +97,7 @@ def evaluate(folders: Sequence[Path]) -> dict[str, float]:
         with found.opened() as opened, Dataset.open(opened.config.data.path) as dataset:
             config, data = opened.config, opened.data
             subnets = subnets_of(config, opened.progress.ranks)
-            model = models.build(config.model, data.features, data.outputs, data.sparse, subnets)
+            model = networks.build(config.model, data.features, data.outputs, data.sparse, subnets)
             restored = checkpoint_restore.restore(opened, model, (), (), rank=0, ranks=1)
             weights = {spec.key: restored.state[spec.key].place("home") for spec in model.specs}
             network = HomeNetwork(COMM, model, weights | restored.shared, restored.statistics)

@@ -21,10 +21,11 @@ from torch import Tensor
 from ist_hpc import averaging, config, devices, precision
 from ist_hpc.bench.made import trainer_in_a_round
 from ist_hpc.commandline import Parser, given_path
-from ist_hpc.cost import Layer, step_flops
+from ist_hpc.cost import step_flops
 from ist_hpc.ending import run
 from ist_hpc.errors import InputError
 from ist_hpc.exchange import Exchanger, allocate_home
+from ist_hpc.models.layers import Layer
 from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.placement import at_round, home
 from ist_hpc.runtime import Runtime, launch

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ist_hpc import __version__
 from ist_hpc import config as configuration
+from ist_hpc.blocks import block_bounds
 from ist_hpc.checkpoint_read import (
     FORMAT,
     FORMAT_VERSION,
@@ -55,7 +56,7 @@ from ist_hpc.files import (
 from ist_hpc.hdf5_writing import written
 from ist_hpc.held import State, all_finite
 from ist_hpc.models.base import Statistics
-from ist_hpc.placement import TensorSpec, block_bounds
+from ist_hpc.placement import TensorSpec
 from ist_hpc.runtime import AgreedRunError, attempt
 
 if TYPE_CHECKING:

@@ -21,11 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ist_hpc import config as configuration
-from ist_hpc.configtypes import show
-from ist_hpc.errors import InputError, UnreadableError
+from ist_hpc.blocks import Units, block_bounds
+from ist_hpc.errors import InputError, UnreadableError, show
 from ist_hpc.files import refuse_vds_prefix, sha256_of
 from ist_hpc.hdf5_reading import ADVICE, Attributes, reporting
-from ist_hpc.placement import Units, block_bounds
 from ist_hpc.shard_meta import MOST_COLUMNS
 from ist_hpc.shards import Dataset
 

@@ -33,6 +33,10 @@ def count_from(least: int) -> Callable[[str], int]:
     return count
 
 
+count = count_from(1)
+"""The type of an option that is a number of repetitions."""
+
+
 class Parser(argparse.ArgumentParser):
     """Keeps the line breaks of its texts, and raises `InputError` for a wrong command line.
 

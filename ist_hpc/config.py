@@ -8,8 +8,8 @@ from typing import Any
 from ist_hpc.config_keys import Config
 from ist_hpc.config_rules import check_together
 from ist_hpc.config_yaml import read_yaml, write_yaml
-from ist_hpc.configtypes import describe, fill, show
-from ist_hpc.errors import InputError
+from ist_hpc.configtypes import fill
+from ist_hpc.errors import InputError, describe, show
 
 QUICKSTART = Path(__file__).parent / "quickstart.yaml"
 """The configuration of a run that names none."""

@@ -10,8 +10,7 @@ from ist_hpc.config_keys import (
     is_folder_name,
     sections_of,
 )
-from ist_hpc.configtypes import show
-from ist_hpc.errors import InputError
+from ist_hpc.errors import InputError, show
 from ist_hpc.streams import SEED_LIMIT
 
 _FEWEST_EPOCHS = 1e-6  # between evaluations; fewer is less than a row of any data set

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ist_hpc.errors import InputError
+from ist_hpc.errors import InputError, describe, show
 from ist_hpc.names import expanded
 
 Where = Callable[[str], str]
@@ -149,32 +149,3 @@ def _converted(value: Any, hint: Any) -> Any:
     if hint is str and not value:
         raise ValueError
     return value
-
-
-def describe(hint: Any) -> str:
-    """A type in a user's words."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return " or ".join(describe(argument) for argument in arguments)
-    if origin in (list, tuple):
-        count = len(arguments) if origin is tuple and Ellipsis not in arguments else None
-        names = {int: "whole numbers", float: "numbers", str: "words"}
-        amount = f"{count} " if count else ""
-        return f"a list of {amount}{names.get(arguments[0], 'values')}"
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    return names.get(hint, "null")
-
-
-def show(value: Any) -> str:
-    """A value as an error shows it: short, with its type."""
-    text = repr(value)
-    text = text if len(text) <= 60 else text[:57] + "..."
-    if value is None:
-        return "nothing"
-    if isinstance(value, str) and not value:
-        return f"{text} (an empty text)"
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{text} (no finite number)"
-    known = isinstance(value, bool | int | float | str)
-    kind = describe(type(value)) if known else type(value).__name__
-    return f"{text} ({kind})"

@@ -7,77 +7,16 @@ ring allreduce. What a rank holds is counted in cost_memory.py.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.placement import Axis, Placement, TensorSpec, at_round, block_bounds, home
-from ist_hpc.transfer import ELEMENT_BYTES, pair_counts, settling_counts
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A linear map, or a convolution, as far as its cost depends on it.
-
-    outputs, inputs              units on either side: neurons or channels
-    dealt_outputs, dealt_inputs  whether these are dealt out, else every rank has all
-    kernel                       weights between two units: 9 of a 3 x 3 convolution
-    positions, positions_in      values of a unit for one row, on either side: height x width
-    trained                      whether it has a gradient; those that have none come first
-    copies                       of a layer that is dealt out as a whole: of how many alike
-    calibrated                   of a shared one: its norm takes all calibration rows at once
-    beside                       values as many as its outputs that are held at a time in the full
-                                 network, with them: two, before and after a norm
-    """
-
-    outputs: int
-    inputs: int
-    dealt_outputs: bool
-    dealt_inputs: bool
-    kernel: int = 1
-    positions: int = 1
-    positions_in: int = 1
-    trained: bool = True
-    copies: Axis | None = None
-    calibrated: bool = False
-    beside: int = 2
-
-    def own_copies(self, ranks: int, rank: int = 0) -> int:
-        """How many such layers, one after the other, a rank has in a round."""
-        return 1 if self.copies is None else self.copies.count(rank, ranks)
-
-    @property
-    def shared(self) -> bool:
-        """Whether every rank has all outputs and inputs."""
-        return not (self.dealt_outputs or self.dealt_inputs)
-
-    def own_outputs(self, ranks: int, rank: int = 0) -> int:
-        """Outputs that a rank has in a round."""
-        return _own(self.outputs, ranks, rank) if self.dealt_outputs else self.outputs
-
-    def own_inputs(self, ranks: int, rank: int = 0) -> int:
-        """Inputs that a rank has in a round."""
-        return _own(self.inputs, ranks, rank) if self.dealt_inputs else self.inputs
-
-
-def _own(units: int, ranks: int, rank: int) -> int:
-    return int(np.diff(block_bounds(units, ranks))[rank])
-
-
-def layers_of(specs: Iterable[TensorSpec]) -> tuple[Layer, ...]:
-    """The layers of a network whose every matrix is one, in the order of the forward pass."""
-    return tuple(
-        Layer(
-            spec.rows,
-            spec.columns,
-            spec.row_axis is not None,
-            spec.column_axis is not None,
-            spec.element_width,
-        )
-        for spec in matrices(specs)
-    )
+from ist_hpc.models.layers import Layer, layers_of, matrices
+from ist_hpc.placement import Axis, Placement, TensorSpec, at_round, elements, home
+from ist_hpc.sizes import ELEMENT_BYTES, allreduce_bytes
+from ist_hpc.transfer import pair_counts, settling_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,16 +102,6 @@ class Job:
         return at_round(self.axes, self.ranks, self.seed, round_index)
 
 
-def elements(spec: TensorSpec) -> int:
-    """Elements of a whole tensor."""
-    return int(np.prod(spec.shape, dtype=np.int64))
-
-
-def matrices(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
-    """The weights that are multiplied with activations: those of two and more dimensions."""
-    return [spec for spec in specs if len(spec.shape) > 1]
-
-
 # Bytes.
 
 
@@ -240,11 +169,6 @@ def exact_bytes(job: Job, rounds: int) -> list[ExchangeBytes]:
         exchanges.append(ExchangeBytes(round_index, counts.sum(axis=1), counts.sum(axis=0)))
         source = target
     return exchanges
-
-
-def allreduce_bytes(count: int, ranks: int) -> float:
-    """Bytes that a rank receives in a ring allreduce of `count` elements: 2 (N - 1)/N of them."""
-    return 2 * (ranks - 1) / ranks * count * ELEMENT_BYTES
 
 
 def averaging_bytes(job: Job) -> float:

@@ -9,19 +9,19 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ist_hpc.cost import Job, Layer, matrices
-from ist_hpc.placement import TensorSpec, block_bounds, home
-from ist_hpc.transfer import (
-    ELEMENT_BYTES,
-    Plan,
-    pair_counts,
-    plan_exchange,
-    settling_buffers,
-    with_slack,
+from ist_hpc.blocks import block_bounds
+from ist_hpc.cost import Job
+from ist_hpc.models.layers import (
+    HOME_ENTRIES_AT_ONCE,
+    IMAGES_AT_ONCE,
+    UPDATE_SLAB_ELEMENTS,
+    Layer,
+    matrices,
 )
+from ist_hpc.placement import TensorSpec, home
+from ist_hpc.sizes import ELEMENT_BYTES
+from ist_hpc.transfer import Plan, pair_counts, plan_exchange, settling_buffers, with_slack
 
-UPDATE_SLAB_ELEMENTS = 1 << 20
-"""Elements of a weight that the optimiser updates at a time, at least a row."""
 UPDATE_SCRATCH: Mapping[str, tuple[int, int]] = {
     "sgd": (0, 0),
     "adam": (8, 20),
@@ -34,10 +34,6 @@ UPDATE_SCRATCH: Mapping[str, tuple[int, int]] = {
 and a quotient; with counts of their own also an index (int64) and the factors looked up by it.
 """
 
-HOME_ENTRIES_AT_ONCE = 1 << 15
-"""Entries of sparse rows that enter a home block at a time: its columns are gathered for them."""
-IMAGES_AT_ONCE = 64
-"""Rows that go through the convolutions of the full network at a time."""
 _SPARSE_WORDS = 14  # a step's batch: entries, their order by feature, and indices on the way
 _BLOCKS_OF_TOP = 4  # logits of a block of labels, and what finding the largest makes of them
 _GATHER_BYTES = 8 << 20  # of the activations that an evaluation gathers, at a time

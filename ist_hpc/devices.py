@@ -12,7 +12,6 @@ import torch
 
 from ist_hpc.errors import InputError
 from ist_hpc.runtime import together
-from ist_hpc.sparse import Rows
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -84,11 +83,6 @@ def synchronise(device: torch.device) -> None:
     """Wait until a GPU has done all that it was given; the CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def moved(rows: Rows, device: torch.device) -> Rows:
-    """A batch on the device; itself if it is there. The GPU's work so far is not waited for."""
-    return rows.to(device, non_blocking=True)
 
 
 def ranks_on_gpu(comm: "MPI.Comm", device: torch.device) -> int:

@@ -5,7 +5,11 @@ the likely fix, in one line. The entry points print it once for the whole job an
 exit code 2; anything else that is raised is a fault of the program and ends with a traceback.
 """
 
+import math
 import re
+import types
+import typing
+from typing import Any
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -49,3 +53,32 @@ class InputError(Exception):
 
 class UnreadableError(InputError):
     """A file that is there, and that the system does not read now: nothing is known of it."""
+
+
+def describe(hint: Any) -> str:
+    """A type in a user's words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return " or ".join(describe(argument) for argument in arguments)
+    if origin in (list, tuple):
+        count = len(arguments) if origin is tuple and Ellipsis not in arguments else None
+        names = {int: "whole numbers", float: "numbers", str: "words"}
+        amount = f"{count} " if count else ""
+        return f"a list of {amount}{names.get(arguments[0], 'values')}"
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return names.get(hint, "null")
+
+
+def show(value: Any) -> str:
+    """A value as an error shows it: short, with its type."""
+    text = repr(value)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    if value is None:
+        return "nothing"
+    if isinstance(value, str) and not value:
+        return f"{text} (an empty text)"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{text} (no finite number)"
+    known = isinstance(value, bool | int | float | str)
+    kind = describe(type(value)) if known else type(value).__name__
+    return f"{text} ({kind})"

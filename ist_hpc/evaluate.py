@@ -134,7 +134,7 @@ def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
     # After what can be refused without torch, which takes seconds to load.
     from ist_hpc import checkpoint_restore, devices
     from ist_hpc.meters import Meter
-    from ist_hpc.progress import spoken
+    from ist_hpc.names import spoken
     from ist_hpc.watchdog import Watchdog
 
     runtime, meter = runtime.with_threads(0), Meter()
@@ -178,9 +178,10 @@ def _load(
     device: "torch.device",
 ) -> _Loaded:
     """Open the data, and read this rank's home blocks and no more. Local; `InputError`."""
-    from ist_hpc import checkpoint_restore, models
+    from ist_hpc import checkpoint_restore
     from ist_hpc.evaluation import HomeNetwork, metrics_for
     from ist_hpc.images import scaling_of
+    from ist_hpc.models import networks
     from ist_hpc.shards import Dataset
 
     dataset = Dataset.open(arguments.data)
@@ -191,8 +192,10 @@ def _load(
         scaling = scaling_of(opened.config.data, dataset)
         data = opened.data
         subnets = subnets_of(opened.config, opened.progress.ranks)
-        model = models.build(opened.config.model, data.features, data.outputs, data.sparse, subnets)
-        models.refuse_other_rows(model, dataset.feature_shape, dataset.path)
+        model = networks.build(
+            opened.config.model, data.features, data.outputs, data.sparse, subnets
+        )
+        networks.refuse_other_rows(model, dataset.feature_shape, dataset.path)
         restored = checkpoint_restore.restore(opened, model, (), (), runtime.rank, runtime.ranks)
     weights = {spec.key: restored.state[spec.key].place("home") for spec in model.specs}
     there = {key: weight.to(device) for key, weight in (weights | restored.shared).items()}

@@ -16,15 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ist_hpc.blocks import block_bounds
 from ist_hpc.config_keys import EvaluateConfig
-from ist_hpc.devices import moved
 from ist_hpc.metrics import ClassificationMetrics
 from ist_hpc.models.base import Model, Statistics
-from ist_hpc.placement import block_bounds
 from ist_hpc.ranking import RankingMetrics, TopLabels, inverse_propensities, merge_top
 from ist_hpc.rows import CommonRows
 from ist_hpc.shards import Dataset
-from ist_hpc.sparse import Rows, SparseRows
+from ist_hpc.sparse import Rows, SparseRows, to_device
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -159,7 +158,7 @@ class HomeNetwork:
         return self.model.full_hidden(
             self.weights,
             self.statistics,
-            moved(features, self.device),
+            to_device(features, self.device),
             self._peers,
             calibrate,
         )

@@ -15,34 +15,14 @@ from torch import Tensor
 
 from ist_hpc.devices import CPU, synchronise
 from ist_hpc.held import Held, State, add, divide, gather, move, scatter
+from ist_hpc.meters import ExchangeReport
 from ist_hpc.placement import Placement, TensorSpec
+from ist_hpc.sizes import ELEMENT_BYTES
 from ist_hpc.staging import MpiBuffer, Staging, staging_of
-from ist_hpc.transfer import ELEMENT_BYTES, Chunk, Piece, Plan, plan_exchange, plan_settling
+from ist_hpc.transfer import Chunk, Piece, Plan, plan_exchange, plan_settling
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-
-@dataclass
-class ExchangeReport:
-    """What one exchange cost this rank; seconds and bytes. Bytes are of the buffers passed to MPI.
-
-    `pack_s` counts packing, unpacking, the copies that stay on the rank and those between a GPU and
-    the host; `transfer_s` counts waiting for Alltoallv, and so for the slowest rank. With several
-    chunks the next one is packed, and the one before unpacked, while a chunk is on its way.
-    """
-
-    plan_s: float = 0.0
-    pack_s: float = 0.0
-    transfer_s: float = 0.0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    chunks: int = 0
-
-    @property
-    def seconds(self) -> float:
-        """All of it."""
-        return self.plan_s + self.pack_s + self.transfer_s
 
 
 class Exchanger:

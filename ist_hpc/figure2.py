@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ist_hpc import cost, paper_cost, pictures
-from ist_hpc.placement import TensorSpec
-from ist_hpc.transfer import ELEMENT_BYTES
+from ist_hpc.models.layers import layers_of
+from ist_hpc.placement import TensorSpec, elements
+from ist_hpc.sizes import ELEMENT_BYTES, allreduce_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,8 +58,8 @@ def figures(specs: Sequence[TensorSpec]) -> dict[str, Any]:
 
     Bytes and operations of one gradient step and all machines together; see `COUNTING`.
     """
-    weights = sum(cost.elements(spec) for spec in specs)
-    layers = cost.layers_of(specs)
+    weights = sum(elements(spec) for spec in specs)
+    layers = layers_of(specs)
     return {
         "figure": 2,
         "widths": list(WIDTHS),
@@ -77,7 +78,7 @@ def figures(specs: Sequence[TensorSpec]) -> dict[str, Any]:
         },
         "this_program": {
             "data_parallel": _over_machines(
-                lambda n: n * cost.allreduce_bytes(weights, n),
+                lambda n: n * allreduce_bytes(weights, n),
                 lambda n: cost.step_flops(layers, BATCH_SIZE, ranks=1),
             ),
             "ist": _over_machines(

@@ -9,10 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ist_hpc.blocks import Units
 from ist_hpc.devices import CPU
 from ist_hpc.geometry import Place, Selection
-from ist_hpc.placement import Placement, TensorSpec, Units
-from ist_hpc.transfer import ELEMENT_BYTES, Piece, parts_of_at_most
+from ist_hpc.placement import Placement, TensorSpec
+from ist_hpc.sizes import ELEMENT_BYTES
+from ist_hpc.transfer import Piece, parts_of_at_most
 
 _INDICES_AT_ONCE = 1 << 15
 _ELEMENTS_AT_ONCE = 1 << 22  # on a GPU, of a temporary copy

@@ -4,16 +4,15 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ist_hpc.cost import allreduce_bytes
 from ist_hpc.devices import CPU, peak_gpu_mib
-from ist_hpc.exchange import ExchangeReport
-from ist_hpc.transfer import ELEMENT_BYTES
+from ist_hpc.sizes import ELEMENT_BYTES, allreduce_bytes
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -35,6 +34,28 @@ def has_diverged(loss: float) -> bool:
 def peak_rss_mib() -> float:
     """The largest resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@dataclass
+class ExchangeReport:
+    """What one exchange cost this rank; seconds and bytes. Bytes are of the buffers passed to MPI.
+
+    `pack_s` counts packing, unpacking, the copies that stay on the rank and those between a GPU and
+    the host; `transfer_s` counts waiting for Alltoallv, and so for the slowest rank. With several
+    chunks the next one is packed, and the one before unpacked, while a chunk is on its way.
+    """
+
+    plan_s: float = 0.0
+    pack_s: float = 0.0
+    transfer_s: float = 0.0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    chunks: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.plan_s + self.pack_s + self.transfer_s
 
 
 class Meter:

@@ -110,3 +110,8 @@ def in_words(names: Iterable[str], most: int = 5) -> str:
     listed = [printable(name) for name in names]
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
+
+
+def spoken(metric: str) -> str:
+    """The key of a metric as people say it: `precision_at_1` is `precision at 1`."""
+    return metric.replace("_", " ")

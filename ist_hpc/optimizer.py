@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ist_hpc.config_keys import OptimizerConfig
-from ist_hpc.cost_memory import UPDATE_SLAB_ELEMENTS
 from ist_hpc.models.base import ColumnGradient, RowGradient, SharedSpec
+from ist_hpc.models.layers import UPDATE_SLAB_ELEMENTS
 from ist_hpc.placement import TensorSpec
 
 Slots = dict[str, Tensor]

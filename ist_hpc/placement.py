@@ -13,26 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from ist_hpc import streams
+from ist_hpc.blocks import Units, block_bounds, block_of
 from ist_hpc.errors import InputError
-
-Units = npt.NDArray[np.int64]
-
-
-def block_bounds(size: int, ranks: int) -> Units:
-    """Bounds of the balanced contiguous blocks of range(size); int64, shape [ranks + 1].
-
-    Block r is bounds[r] to bounds[r + 1]; the first size % ranks blocks hold one unit more.
-    """
-    rank = np.arange(ranks + 1, dtype=np.int64)
-    return rank * (size // ranks) + np.minimum(rank, size % ranks)
-
-
-def block_of(size: int, ranks: int) -> Units:
-    """For each unit of range(size) the rank of its block; int64, shape [size]."""
-    return np.repeat(np.arange(ranks, dtype=np.int64), np.diff(block_bounds(size, ranks)))
 
 
 @dataclass(frozen=True)
@@ -253,3 +237,8 @@ def at_round(axes: Mapping[str, Axis], ranks: int, seed: int, round_index: int) 
     """The placement of a round; `axes` are by name. Raises as `deal` does."""
     deals = {name: deal(name, axis, ranks, seed, round_index) for name, axis in axes.items()}
     return Placement(ranks, round_index, deals)
+
+
+def elements(spec: TensorSpec) -> int:
+    """Elements of a whole tensor."""
+    return int(np.prod(spec.shape, dtype=np.int64))

@@ -173,10 +173,10 @@ def _figure2(arguments: argparse.Namespace) -> str:
 
 def figure2_specs() -> Sequence[TensorSpec]:
     """The partitioned weights of this package's perceptron of the widths of figure 2."""
-    from ist_hpc import models
+    from ist_hpc.models import networks
 
     inputs, *hidden, outputs = figure2.WIDTHS
-    return models.build(ModelConfig(hidden=hidden), inputs, outputs).specs
+    return networks.build(ModelConfig(hidden=hidden), inputs, outputs).specs
 
 
 def plan(config: Config, ranks: int, rounds: int, memory_gb: float | None = None) -> dict[str, Any]:
@@ -191,9 +191,10 @@ def plan(config: Config, ranks: int, rounds: int, memory_gb: float | None = None
     if memory_gb is not None and not 0 < memory_gb < math.inf:
         raise InputError(f"--memory-gb must be above 0, as in --memory-gb 16, got {memory_gb}")
     inputs, outputs, meta = _widths(config)
-    from ist_hpc import models, prediction  # and torch, which --help does not wait for
+    from ist_hpc import prediction  # and torch, which --help does not wait for
+    from ist_hpc.models import networks
 
-    model = models.build(config.model, inputs, outputs, prediction.is_sparse(config, meta))
+    model = networks.build(config.model, inputs, outputs, prediction.is_sparse(config, meta))
     job = prediction.job_of(config, model, ranks, meta)
     exchanges = cost.exact_bytes(job, rounds)
     memory = {

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ist_hpc.errors import InputError
-from ist_hpc.names import printable
+from ist_hpc.names import printable, spoken
 from ist_hpc.plot_runs import Run, Values
-from ist_hpc.progress import spoken
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ist_hpc.errors import InputError
+from ist_hpc.names import spoken
 from ist_hpc.pictures import COLOURS, as_label, new_figure, plain
 from ist_hpc.plot_curves import Curve
 from ist_hpc.plot_runs import Values
-from ist_hpc.progress import spoken
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,8 +13,9 @@ from ist_hpc.errors import InputError
 from ist_hpc.horovod_start import fusion_bytes
 from ist_hpc.memory_limits import Grant, granted_bytes, refusal
 from ist_hpc.models.base import Model
+from ist_hpc.placement import elements
 from ist_hpc.shard_meta import Meta
-from ist_hpc.transfer import ELEMENT_BYTES
+from ist_hpc.sizes import ELEMENT_BYTES
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -53,7 +54,7 @@ def job_of(config: Config, model: Model, ranks: int, meta: Meta | None) -> cost.
         frozen_elements=sum(math.prod(spec.shape) for spec in model.shared if not spec.changes),
         shared_slot_elements=sum(math.prod(spec.shape) for spec in shared_slots),
         replica_slot_elements=sum(
-            cost.elements(rule.slot_spec(slot, spec))
+            elements(rule.slot_spec(slot, spec))
             for spec in model.specs
             for slot in rule.slot_names(has_two_axes=False)
         ),
@@ -115,7 +116,7 @@ def memory_of(config: Config, job: cost.Job) -> cost_memory.Memory:
     }
     phases = {"training": step, "evaluation": evaluation}
     if job.ranks > 1 and train.algorithm == "ddp":  # a gradient before it is in its bucket
-        step["buffers"] = max(cost.elements(spec) for spec in job.weights) * ELEMENT_BYTES
+        step["buffers"] = max(elements(spec) for spec in job.weights) * ELEMENT_BYTES
     elif job.ranks > 1 and averages:
         half = job.weight_elements * ELEMENT_BYTES // 2 if train.compression == "fp16" else 0
         step["buffers"] = fusion_bytes() + half

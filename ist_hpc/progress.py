@@ -6,14 +6,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ist_hpc.names import spoken
 from ist_hpc.runtime import log
 
 _LINE_EVERY_S = 10.0
-
-
-def spoken(metric: str) -> str:
-    """The key of a metric as people say it: `precision_at_1` is `precision at 1`."""
-    return metric.replace("_", " ")
 
 
 class Narrator:

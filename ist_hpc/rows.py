@@ -8,10 +8,10 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ist_hpc import streams
+from ist_hpc.blocks import block_bounds
 from ist_hpc.csr import Csr
 from ist_hpc.errors import InputError
 from ist_hpc.images import Augmentation, Scaling
-from ist_hpc.placement import block_bounds
 from ist_hpc.shards import Dataset
 from ist_hpc.windows import Batch, Window, as_batch, as_features, new_window
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ist_hpc.configtypes import show
-from ist_hpc.errors import InputError
+from ist_hpc.errors import InputError, show
 from ist_hpc.files import sha256_of
 from ist_hpc.hdf5_writing import Hdf5Output
 from ist_hpc.shard_meta import META_FILE, Shard, SideFile

@@ -369,11 +369,11 @@ def scaled(rows):
 
 
 def _model(opened: "OpenCheckpoint") -> "Model":
-    from ist_hpc import models
+    from ist_hpc.models import networks
 
     data = opened.data
     subnets = subnets_of(opened.config, opened.progress.ranks)
-    return models.build(opened.config.model, data.features, data.outputs, data.sparse, subnets)
+    return networks.build(opened.config.model, data.features, data.outputs, data.sparse, subnets)
 
 
 def _value(opened: "OpenCheckpoint", entry: "ExportEntry") -> "Tensor":

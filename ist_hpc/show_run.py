@@ -11,7 +11,7 @@ from ist_hpc.checkpoint_read import MANIFEST, newest_first
 from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
 from ist_hpc.meters import KINDS
-from ist_hpc.progress import spoken
+from ist_hpc.names import spoken
 from ist_hpc.runfolder import UNSAID_END, RunFolder
 
 _RECENT_ROUNDS = 20

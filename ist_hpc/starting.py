@@ -11,7 +11,6 @@ from ist_hpc import (
     checkpoint_restore,
     devices,
     images,
-    models,
     optimizer,
     precision,
     prediction,
@@ -28,6 +27,7 @@ from ist_hpc.config_keys import Config, subnets_of
 from ist_hpc.errors import InputError
 from ist_hpc.evaluation import main_metric, metrics_for
 from ist_hpc.meters import Meter
+from ist_hpc.models import networks
 from ist_hpc.models.base import Model
 from ist_hpc.models.convolutions import BODY_PREFIX
 from ist_hpc.pretrained import read_shared
@@ -156,8 +156,8 @@ def _open(config: Config, ranks: int) -> tuple[Dataset, Model]:
 def build_model(config: Config, dataset: Dataset, ranks: int) -> Model:
     """The configured model for the data; `InputError` if the configuration says other widths."""
     subnets = subnets_of(config, ranks)
-    model = models.build(config.model, *widths(config, dataset), dataset.sparse, subnets)
-    models.refuse_other_rows(model, dataset.feature_shape, dataset.path)
+    model = networks.build(config.model, *widths(config, dataset), dataset.sparse, subnets)
+    networks.refuse_other_rows(model, dataset.feature_shape, dataset.path)
     return model
 
 

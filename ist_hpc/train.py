@@ -85,7 +85,7 @@ def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
 
     # After the configuration: to load torch takes seconds.
     from ist_hpc.meters import Meter
-    from ist_hpc.progress import spoken
+    from ist_hpc.names import spoken
     from ist_hpc.runfolder import RunFolder
     from ist_hpc.starting import start_run
     from ist_hpc.watchdog import Watchdog

@@ -13,7 +13,6 @@ from ist_hpc import checkpoint
 from ist_hpc.algorithms.base import Algorithm
 from ist_hpc.checkpoint_read import DataShape, Progress, round_folder
 from ist_hpc.config_keys import Config
-from ist_hpc.devices import moved
 from ist_hpc.evaluation import HomeNetwork, main_metric, metrics_for
 from ist_hpc.images import augmentation_of, scaling_of
 from ist_hpc.meters import KINDS, Meter, Reading, has_diverged
@@ -25,9 +24,9 @@ from ist_hpc.rows import BatchStream, CommonRows
 from ist_hpc.runfolder import RunFolder
 from ist_hpc.runtime import AgreedRunError, log
 from ist_hpc.shards import Dataset
-from ist_hpc.sparse import Rows
+from ist_hpc.sizes import ELEMENT_BYTES
+from ist_hpc.sparse import Rows, to_device
 from ist_hpc.stopping import StopRequest
-from ist_hpc.transfer import ELEMENT_BYTES
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -199,7 +198,7 @@ class Trainer:
         losses = []
         for _ in range(steps):
             with meter.timing("data"):
-                features, labels = (moved(part, device) for part in self.stream.next_batch())
+                features, labels = (to_device(part, device) for part in self.stream.next_batch())
             with meter.timing("train"):
                 self._lr = learning_rate(self.config.optimizer, self.epoch)
                 with computing(precision, device):

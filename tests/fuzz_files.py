@@ -30,12 +30,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ist_hpc import checkpoint_restore, models, optimizer
+from ist_hpc import checkpoint_restore, optimizer
 from ist_hpc import config as configuration
 from ist_hpc.checkpoint_read import Checkpoint, DataShape
 from ist_hpc.config_keys import Config
 from ist_hpc.csr import Csr
 from ist_hpc.errors import InputError
+from ist_hpc.models import networks
 from ist_hpc.shards import Dataset, DatasetWriter
 from tests.launching import run_ranks
 from tests.mutations import MUTATIONS, fit_manifest, fit_meta, rewrite, swap
@@ -62,7 +63,7 @@ def read_checkpoint(folder: Path, made: Path) -> Values:
     names = sorted(saved.files)
     saved.check_files(names)
     saved.check_parts(names)
-    model = models.build(config.model, data.features, data.outputs, data.sparse)
+    model = networks.build(config.model, data.features, data.outputs, data.sparse)
     rule = optimizer.build(config.optimizer)
     slots, shared_slots = rule.slot_specs(model.specs), rule.shared_slot_specs(model.shared)
     with saved.opened() as opened:

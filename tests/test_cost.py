@@ -13,7 +13,8 @@ from ist_hpc.config_keys import OptimizerConfig
 from ist_hpc.exchange import Exchanger
 from ist_hpc.held import state_bytes, zeros_at
 from ist_hpc.models.mlp import MultiLayerPerceptron
-from ist_hpc.placement import home
+from ist_hpc.placement import elements, home
+from ist_hpc.sizes import allreduce_bytes
 from ist_hpc.transfer import pair_counts, plan_exchange
 
 ODD = (7, (13, 11), 5)
@@ -31,7 +32,7 @@ def make_job(widths=ODD, ranks=3, kind="sgd", momentum=0.9, bias=False, **option
         axes=model.axes,
         ranks=ranks,
         replica_slot_elements=sum(
-            cost.elements(rule.slot_spec(slot, spec))
+            elements(rule.slot_spec(slot, spec))
             for spec in model.specs
             for slot in rule.slot_names(has_two_axes=False)
         ),
@@ -146,8 +147,8 @@ def test_baselines_send_the_whole_model():
 
 def test_shared_weights_are_averaged():
     job = make_job(ONE, ranks=4, bias=True, shared_slot_elements=3)
-    assert cost.averaging_bytes(job) == cost.allreduce_bytes(6, 4)
-    assert cost.averaging_bytes(replace(job, carry=False)) == cost.allreduce_bytes(3, 4)
+    assert cost.averaging_bytes(job) == allreduce_bytes(6, 4)
+    assert cost.averaging_bytes(replace(job, carry=False)) == allreduce_bytes(3, 4)
 
 
 # Operations.

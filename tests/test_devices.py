@@ -20,6 +20,7 @@ from ist_hpc.meters import Meter
 from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.optimizer import build
 from ist_hpc.placement import TensorSpec, at_round, home
+from ist_hpc.sparse import to_device
 from ist_hpc.staging import InPlace, ThroughHost, staging_of
 from ist_hpc.transfer import Piece
 from tests.launching import one_error_line, run_ranks
@@ -280,7 +281,7 @@ class TestOnAGpu:
             algorithm.begin_round(0)
             losses = []
             for step in range(6):
-                rows = (devices.moved(part, algorithm.device) for part in sparse_batch(0, step))
+                rows = (to_device(part, algorithm.device) for part in sparse_batch(0, step))
                 losses.append(algorithm.step(*rows, 0.05, step))
             algorithm.end_round()
             algorithm.visit_home(with_slots=False)

@@ -9,7 +9,7 @@ import pytest
 
 from ist_hpc import figure2, paper_cost, plan
 from ist_hpc.placement import TensorSpec
-from ist_hpc.transfer import ELEMENT_BYTES
+from ist_hpc.sizes import ELEMENT_BYTES
 
 WEIGHTS = 36_800_000  # 4.8 million in the first and last layer, 32 million between
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from ist_hpc import placement
+from ist_hpc.blocks import block_of
 from ist_hpc.errors import InputError
 from ist_hpc.exchange import Exchanger, allocate_home
-from ist_hpc.placement import Axis, Deal, TensorSpec, at_round, block_of, home
+from ist_hpc.placement import Axis, Deal, TensorSpec, at_round, home
 from ist_hpc.quadratic import descent, figures, formulas, problems, theory
 from ist_hpc.quadratic.__main__ import _arguments, _run, main
 from ist_hpc.quadratic.descent import Run, in_process

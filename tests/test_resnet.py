@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ist_hpc import config, cost, cost_memory, models, plan
+from ist_hpc import config, cost, cost_memory, plan
 from ist_hpc.bench.study_state import read_rows
 from ist_hpc.config_keys import RESNET_SECTIONS, subnets_of
 from ist_hpc.errors import InputError
+from ist_hpc.models import networks
 from ist_hpc.models.resnet import ResNet
+from ist_hpc.placement import elements
 from ist_hpc.plot_runs import read_metrics
 from tests import image_runs
 from tests.checkpoints import as_if_killed
@@ -42,7 +44,7 @@ SETTINGS += ["model.output_norm=none", "model.output_bias=true"]
 def test_the_paper_s_network_has_its_weights():
     """41.4 million: its ResNet101 is of basic blocks (its table of communication says so)."""
     model = ResNet(RESNET_SECTIONS, (64, 128, 256, 512), 100)
-    dealt = sum(cost.elements(spec) for spec in model.specs)
+    dealt = sum(elements(spec) for spec in model.specs)
     shared = sum(int(np.prod(spec.shape)) for spec in model.shared if spec.trained)
     assert dealt == 22 * (2 * 9 * 256**2 + 4 * 256)
     assert dealt + shared == 41_397_924
@@ -128,7 +130,7 @@ def test_the_full_network_is_scaled_by_the_part_that_a_rank_trains(algorithm, ra
     values = [*SETTINGS, "model.sections=[1,1,23,1]", f"model.min_blocks={blocks}"]
     values += [f"train.algorithm={algorithm}", "train.rounds=1"]
     found = config.parse("", "nowhere", values)
-    model = models.build(found.model, 3 * 32 * 32, CLASSES, subnets=subnets_of(found, ranks))
+    model = networks.build(found.model, 3 * 32 * 32, CLASSES, subnets=subnets_of(found, ranks))
     assert model.axes["blocks"].size == 22
     assert f'self.block("blocks", values, at=at, scale={scale})' in model.module_source()
 

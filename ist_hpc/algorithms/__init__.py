@@ -11,11 +11,10 @@ from ist_hpc.algorithms.ddp import Ddp
 from ist_hpc.algorithms.ist import IndependentSubnets
 from ist_hpc.algorithms.local_sgd import LocalSgd
 from ist_hpc.config_keys import Config
-from ist_hpc.cost import elements
 from ist_hpc.errors import InputError
 from ist_hpc.exchange import Exchanger
 from ist_hpc.models.base import Model
-from ist_hpc.placement import at_round
+from ist_hpc.placement import at_round, elements
 from ist_hpc.runtime import together
 from ist_hpc.staging import staging_of
 

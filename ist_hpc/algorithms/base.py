@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ist_hpc.exchange import ExchangeReport
 from ist_hpc.held import State, all_finite
-from ist_hpc.meters import Meter
+from ist_hpc.meters import ExchangeReport, Meter
 from ist_hpc.models.base import Model, SharedSpec
 from ist_hpc.placement import TensorSpec
 from ist_hpc.sparse import Rows

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ist_hpc.algorithms.base import Algorithm, initial_shared
 from ist_hpc.averaging import Averages
-from ist_hpc.exchange import Exchanger, ExchangeReport, allocate_home, drop_home_copies
+from ist_hpc.exchange import Exchanger, allocate_home, drop_home_copies
 from ist_hpc.held import State, zeros_at
-from ist_hpc.meters import Meter
+from ist_hpc.meters import ExchangeReport, Meter
 from ist_hpc.models.base import Model, Room
 from ist_hpc.optimizer import Optimizer, Slots, as_broadcast, slot_key
 from ist_hpc.placement import TensorSpec, at_round, home

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from ist_hpc.algorithms.base import Algorithm, initial_shared
-from ist_hpc.exchange import ExchangeReport
 from ist_hpc.held import Held, State
-from ist_hpc.meters import Meter
+from ist_hpc.meters import ExchangeReport, Meter
 from ist_hpc.models.base import Gradients, Model, Room, SharedSpec
 from ist_hpc.optimizer import Optimizer, Slots, as_broadcast, slot_key
 from ist_hpc.placement import TensorSpec

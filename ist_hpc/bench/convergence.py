@@ -35,8 +35,8 @@ from ist_hpc.bench.study_tables import (
 from ist_hpc.commandline import count_from, given_path
 from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
+from ist_hpc.names import spoken
 from ist_hpc.plot_runs import RoundSeconds, Run, read_metrics, read_run
-from ist_hpc.progress import spoken
 
 HELP = "seconds, steps and bytes to levels of accuracy (starts runs itself)"
 FILE = "convergence.csv"

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from ist_hpc import config as configuration
-from ist_hpc import devices, models, optimizer, prediction
-from ist_hpc.bench.report import count, slowest, spread, table
-from ist_hpc.commandline import given_path
+from ist_hpc import devices, optimizer, prediction
+from ist_hpc.bench.report import slowest, spread, table
+from ist_hpc.commandline import count, given_path
 from ist_hpc.config_keys import Config
 from ist_hpc.devices import synchronise
 from ist_hpc.errors import InputError
 from ist_hpc.exchange import Exchanger, allocate_home
+from ist_hpc.models import networks
 from ist_hpc.placement import at_round, home
 from ist_hpc.runtime import Runtime, together
 from ist_hpc.staging import staging_of
@@ -26,7 +27,7 @@ from ist_hpc.staging import staging_of
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from ist_hpc.exchange import ExchangeReport
+    from ist_hpc.meters import ExchangeReport
     from ist_hpc.transfer import Plan
 
 HELP = "seconds, bytes and packing share of an exchange, against a raw Alltoallv of the same bytes"
@@ -56,7 +57,7 @@ def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
     assert config.model.inputs is not None
     assert config.model.outputs is not None
     sparse = prediction.is_sparse(config, None)
-    model = models.build(config.model, config.model.inputs, config.model.outputs, sparse)
+    model = networks.build(config.model, config.model.inputs, config.model.outputs, sparse)
     together(comm, lambda: at_round(model.axes, runtime.ranks, config.seed, 0))
     rule = optimizer.build(config.optimizer)
     carried = rule.slot_specs(model.specs) if config.optimizer.state == "carry" else ()

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ist_hpc import algorithms, devices, models
+from ist_hpc import algorithms, devices
 from ist_hpc.checkpoint_read import Progress
 from ist_hpc.config_keys import Config
 from ist_hpc.csr import Csr
 from ist_hpc.errors import InputError
+from ist_hpc.models import networks
 from ist_hpc.rows import rank_segments
 from ist_hpc.runfolder import RunFolder
 from ist_hpc.runtime import Runtime, on_root
@@ -89,7 +90,7 @@ def _random_rows(generator: np.random.Generator, rows: int, entries: int, width:
 
 def make_trainer(runtime: Runtime, config: Config, dataset: Dataset, folder: Path) -> Trainer:
     """A trainer whose algorithm has drawn its weights, as a run has. Collective."""
-    model = models.build(config.model, dataset.features, dataset.outputs, dataset.sparse)
+    model = networks.build(config.model, dataset.features, dataset.outputs, dataset.sparse)
     device = devices.choose(runtime.comm, config.device)
     algorithm = algorithms.build(runtime.comm, config, model, device)
     algorithm.start_new(config.seed)

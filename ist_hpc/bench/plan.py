@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ist_hpc import models, optimizer, prediction
+from ist_hpc import optimizer, prediction
 from ist_hpc.bench.exchange import load
-from ist_hpc.bench.report import count, spread, table
-from ist_hpc.commandline import given_path
+from ist_hpc.bench.report import spread, table
+from ist_hpc.commandline import count, given_path
+from ist_hpc.models import networks
 from ist_hpc.placement import Placement, at_round
 from ist_hpc.runtime import Runtime
 from ist_hpc.transfer import plan_exchange
@@ -34,7 +35,9 @@ def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns seconds and pieces by number of ranks. Local."""
     config = load(arguments.config, arguments.set)
     sparse = prediction.is_sparse(config, None)
-    model = models.build(config.model, config.model.inputs or 0, config.model.outputs or 0, sparse)
+    model = networks.build(
+        config.model, config.model.inputs or 0, config.model.outputs or 0, sparse
+    )
     specs = (*model.specs, *optimizer.build(config.optimizer).slot_specs(model.specs))
     buffer_bytes = config.exchange.buffer_mib << 20
     figures: dict[str, Any] = {}

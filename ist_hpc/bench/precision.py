@@ -14,8 +14,8 @@ import numpy as np
 from ist_hpc import precision
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import timed, trainer_in_a_round
-from ist_hpc.bench.report import count, slowest, spread, table
-from ist_hpc.commandline import given_path
+from ist_hpc.bench.report import slowest, spread, table
+from ist_hpc.commandline import count, given_path
 from ist_hpc.devices import synchronise
 from ist_hpc.runtime import Runtime, together
 from ist_hpc.training import Trainer

@@ -14,8 +14,8 @@ import torch
 
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import timed, trainer_in_a_round
-from ist_hpc.bench.report import count, slowest, spread, table
-from ist_hpc.commandline import given_path
+from ist_hpc.bench.report import slowest, spread, table
+from ist_hpc.commandline import count, given_path
 from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
 from ist_hpc.meters import peak_rss_mib

@@ -6,14 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.commandline import count_from
-
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-
-count = count_from(1)
-"""The type of an option that is a number of repetitions."""
 
 
 def slowest(comm: "MPI.Comm", seconds: Sequence[float]) -> npt.NDArray[np.float64]:

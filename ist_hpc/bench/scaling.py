@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from ist_hpc.bench import study_run
-from ist_hpc.bench.report import count
 from ist_hpc.bench.study import Planned, by_method, parse_method
 from ist_hpc.bench.study_state import Row, read_configs, read_rows
 from ist_hpc.bench.study_tables import (
@@ -28,6 +27,7 @@ from ist_hpc.bench.study_tables import (
     times,
     told,
 )
+from ist_hpc.commandline import count
 from ist_hpc.config_keys import Config
 from ist_hpc.errors import InputError
 from ist_hpc.plot_runs import read_metrics

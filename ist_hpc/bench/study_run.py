@@ -10,7 +10,6 @@ from typing import Any
 
 from ist_hpc import config as configuration
 from ist_hpc import horovod_start
-from ist_hpc.bench.report import count
 from ist_hpc.bench.study import (
     FORMS,
     Planned,
@@ -29,7 +28,7 @@ from ist_hpc.bench.study_launch import (
     train_command,
 )
 from ist_hpc.bench.study_state import Row, State, opened
-from ist_hpc.commandline import given_path
+from ist_hpc.commandline import count, given_path
 from ist_hpc.config_keys import Config
 from ist_hpc.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.outputs import complain

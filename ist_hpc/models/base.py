@@ -13,9 +13,10 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from ist_hpc.cost import Layer, layers_of
+from ist_hpc.models.layers import Layer, layers_of
 from ist_hpc.placement import Axis, TensorSpec
 from ist_hpc.sparse import Rows
 
@@ -175,14 +176,13 @@ class Model(ABC):
     def loss(self, weights: Tensors, features: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of a batch in training mode, with autograd's graph. If `differentiable`."""
 
-    @abstractmethod
     def loss_and_gradients(
         self, weights: Tensors, features: Rows, labels: Rows, room: Room
     ) -> tuple[Tensor, Gradients]:
         """Mean loss of a batch in training mode, batch statistics included, and its gradients.
 
+        Those of autograd, if `differentiable`; a model that is not computes its own.
         Running statistics among the shared weights are brought up to date.
-
         Gradients may lie in `room`, and are good until the next call with it.
 
         weights   partitioned ones as stored in subnets, and shared ones, by key
@@ -190,6 +190,17 @@ class Model(ABC):
         labels    a class a row, int64 [batch], or sets of labels
         room      empty at first; filled by a call for the next one
         """
+        assert isinstance(features, Tensor), "rows are dense"
+        assert isinstance(labels, Tensor), "one class a row"
+        fixed = {spec.key for spec in self.shared if not spec.trained}
+        leaves = {
+            key: weight.detach().requires_grad_(True)
+            for key, weight in weights.items()
+            if key not in fixed
+        }
+        loss = self.loss({**weights, **leaves}, features, labels)
+        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        return loss.detach(), dict(zip(leaves, gradients, strict=True))
 
     @abstractmethod
     def full_hidden(

@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ist_hpc.cost import Layer
-from ist_hpc.cost_memory import IMAGES_AT_ONCE
 from ist_hpc.models.base import (
     ExportEntry,
     Peers,
@@ -26,6 +24,7 @@ from ist_hpc.models.base import (
     StatisticSpec,
     Tensors,
 )
+from ist_hpc.models.layers import IMAGES_AT_ONCE, Layer
 from ist_hpc.models.norms import NORM_EPSILON, NORM_MOMENTUM, batch_norm, full_norm, stored_norm
 from ist_hpc.placement import Axis, TensorSpec
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ist_hpc.cost import Layer
+from ist_hpc.models.layers import Layer
 from ist_hpc.placement import Axis
 
 Norm = Callable[[str, Tensor], Tensor]

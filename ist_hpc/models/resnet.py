@@ -23,15 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ist_hpc.cost import Layer
-from ist_hpc.cost_memory import IMAGES_AT_ONCE
-from ist_hpc.models import autograd, resnet_source
+from ist_hpc.models import resnet_source
 from ist_hpc.models.base import (
     ExportEntry,
-    Gradients,
     Model,
     Peers,
-    Room,
     SharedSpec,
     Statistics,
     StatisticSpec,
@@ -39,6 +35,7 @@ from ist_hpc.models.base import (
 )
 from ist_hpc.models.convolutions import IMAGE
 from ist_hpc.models.initial import initial_rows
+from ist_hpc.models.layers import IMAGES_AT_ONCE, Layer
 from ist_hpc.models.norms import NORM_EPSILON, NORM_MOMENTUM, batch_norm, full_norm, stored_norm
 from ist_hpc.models.residual import BlockShape, Norm, sections_of
 from ist_hpc.placement import Axis, TensorSpec
@@ -184,12 +181,6 @@ class ResNet(Model):
         values = F.relu(batch_norm(values, weights["norm.weight"], weights["norm.bias"]))
         logits = F.linear(values.mean(dim=(2, 3)), weights["out.weight"], weights["out.bias"])
         return F.cross_entropy(logits.float(), labels)
-
-    def loss_and_gradients(
-        self, weights: Tensors, features: Rows, labels: Rows, room: Room
-    ) -> tuple[Tensor, Gradients]:
-        """Loss of a batch and its gradients; see the base class."""
-        return autograd.loss_and_gradients(self, weights, features, labels)
 
     # The full network.
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ist_hpc.cost_memory import HOME_ENTRIES_AT_ONCE
 from ist_hpc.models.base import RowGradient
+from ist_hpc.models.layers import HOME_ENTRIES_AT_ONCE
 from ist_hpc.sparse import SparseRows
 
 

@@ -11,13 +11,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ist_hpc.config_keys import VGG11_CHANNELS
-from ist_hpc.cost import Layer
-from ist_hpc.models import autograd
 from ist_hpc.models.base import (
     ExportEntry,
-    Gradients,
     Peers,
-    Room,
     SequentialModel,
     SharedSpec,
     Statistics,
@@ -25,6 +21,7 @@ from ist_hpc.models.base import (
 )
 from ist_hpc.models.convolutions import IMAGE, Convolutions
 from ist_hpc.models.initial import initial_rows
+from ist_hpc.models.layers import Layer
 from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.placement import TensorSpec
 from ist_hpc.sparse import Rows
@@ -83,12 +80,6 @@ class VGG11(SequentialModel):
     def loss(self, weights: Tensors, features: Tensor, labels: Tensor) -> Tensor:
         """Mean cross entropy of a batch of images [batch, 3 x 32 x 32]; see the base class."""
         return self._head.loss(weights, self._body.train(weights, features), labels)
-
-    def loss_and_gradients(
-        self, weights: Tensors, features: Rows, labels: Rows, room: Room
-    ) -> tuple[Tensor, Gradients]:
-        """Loss of a batch and its gradients; see the base class."""
-        return autograd.loss_and_gradients(self, weights, features, labels)
 
     def full_hidden(
         self,

@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from ist_hpc import algorithms, checkpoint_restore, devices, models, optimizer
+from ist_hpc import algorithms, checkpoint_restore, devices, optimizer
 from ist_hpc import config as configuration
 from ist_hpc.algorithms.ist import IndependentSubnets
 from ist_hpc.checkpoint_read import Checkpoint, Progress
 from ist_hpc.devices import CPU
 from ist_hpc.evaluation import HomeNetwork
 from ist_hpc.exchange import Exchanger
+from ist_hpc.models import networks
 from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.rows import rank_segments
 from ist_hpc.runfolder import RunFolder
 from ist_hpc.shards import Dataset
+from ist_hpc.sparse import to_device
 from ist_hpc.staging import InPlace, Staging, ThroughHost
 from ist_hpc.training import Trainer
 from tests.data_sets import write
@@ -69,7 +71,7 @@ def rounds(world, case, staging: Staging, buffer_mib: float, averages=None):
     for index in range(ROUNDS):
         reports.append(algorithm.begin_round(index))
         for step in range(2):
-            rows = (devices.moved(part, device) for part in draw(world.Get_rank(), step + index))
+            rows = (to_device(part, device) for part in draw(world.Get_rank(), step + index))
             losses.append(algorithm.step(*rows, config.lr, 2 * index + step))
         algorithm.end_round()
         if index == 2:
@@ -179,7 +181,7 @@ def trained(world, place, name: str, device: torch.device, kind: str) -> tuple[d
         settings += ["model.loss=softmax", "evaluate.top=[1,3]"]
     config = configuration.load(None, settings)
     with Dataset.open(config.data.path) as dataset:
-        model = models.build(config.model, dataset.features, dataset.outputs, dataset.sparse)
+        model = networks.build(config.model, dataset.features, dataset.outputs, dataset.sparse)
         algorithm = algorithms.build(world, config, model, device)
         assert algorithm.device == device
         algorithm.start_new(config.seed)

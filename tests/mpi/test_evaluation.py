@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ist_hpc import evaluation
+from ist_hpc.blocks import block_bounds
 from ist_hpc.evaluation import HomeNetwork
 from ist_hpc.metrics import ClassificationMetrics
 from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.models.norms import NORM_EPSILON
-from ist_hpc.placement import block_bounds
 from ist_hpc.rows import CommonRows
 from ist_hpc.shards import Dataset, DatasetWriter
 

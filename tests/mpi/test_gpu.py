@@ -11,9 +11,9 @@ import torch
 
 from ist_hpc import optimizer
 from ist_hpc.algorithms.ist import IndependentSubnets
-from ist_hpc.devices import moved
 from ist_hpc.exchange import Exchanger
 from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.sparse import to_device
 from ist_hpc.staging import staging_of
 from tests.mpi.against_oracle import RULES, SEED, assert_equal, rounds
 from tests.mpi.helpers import INPUTS, OUTPUTS, batch, rule, sparse_batch
@@ -27,7 +27,7 @@ class OnDevice(IndependentSubnets):
     """Takes batches of the CPU's."""
 
     def step(self, features, labels, lr, trained):
-        return super().step(moved(features, DEVICE), moved(labels, DEVICE), lr, trained)
+        return super().step(to_device(features, DEVICE), to_device(labels, DEVICE), lr, trained)
 
 
 def built(world, model, config):

@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 
-from ist_hpc.exchange import Exchanger, ExchangeReport
+from ist_hpc.exchange import Exchanger
+from ist_hpc.meters import ExchangeReport
 from ist_hpc.placement import TensorSpec, at_round, home
 from ist_hpc.quadratic import descent, formulas, problems, theory
 from ist_hpc.quadratic.__main__ import _arguments, _run
 from ist_hpc.quadratic.descent import Run, in_process, over_ranks
 from ist_hpc.runtime import Runtime
-from ist_hpc.transfer import ELEMENT_BYTES, pair_counts
+from ist_hpc.sizes import ELEMENT_BYTES
+from ist_hpc.transfer import pair_counts
 
 SEED = 5
 

@@ -9,7 +9,6 @@ from ist_hpc import averaging, optimizer
 from ist_hpc.algorithms.data_parallel import DataParallel
 from ist_hpc.algorithms.ddp import Ddp
 from ist_hpc.algorithms.local_sgd import LocalSgd
-from ist_hpc.cost import allreduce_bytes
 from ist_hpc.devices import CPU
 from ist_hpc.held import Held
 from ist_hpc.meters import Meter
@@ -17,6 +16,7 @@ from ist_hpc.models.base import RowGradient, SharedSpec
 from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.models.resnet import ResNet
 from ist_hpc.models.vgg import VGG11
+from ist_hpc.sizes import allreduce_bytes
 from tests.mpi.helpers import INPUTS, OUTPUTS, batch, build, full, rule, same_bits, sparse_batch
 from tests.pretended_gpu import GPU, PretendedGpu
 

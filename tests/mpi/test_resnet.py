@@ -7,10 +7,11 @@ from torch import Tensor
 
 from ist_hpc import optimizer
 from ist_hpc.algorithms.ist import IndependentSubnets
-from ist_hpc.devices import CPU, moved
+from ist_hpc.devices import CPU
 from ist_hpc.evaluation import HomeNetwork
 from ist_hpc.exchange import Exchanger
 from ist_hpc.models.resnet import ResNet
+from ist_hpc.sparse import to_device
 from ist_hpc.staging import InPlace, Staging, ThroughHost
 from tests.mpi.against_oracle import RULES, SEED, assert_equal, follow_averages, rounds
 from tests.mpi.helpers import build, full
@@ -137,7 +138,7 @@ def test_on_a_gpu_it_trains_and_is_evaluated_as_on_the_cpu(world, averages):
         algorithm.start_new(SEED)
         for index in range(2):
             algorithm.begin_round(index)
-            rows = (moved(part, device) for part in images(world.Get_rank(), index))
+            rows = (to_device(part, device) for part in images(world.Get_rank(), index))
             algorithm.step(*rows, 0.05, index)
             algorithm.end_round()
         algorithm.visit_home(with_slots=False)

@@ -7,7 +7,8 @@ import torch
 from ist_hpc.held import state_bytes
 from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.placement import at_round, home
-from ist_hpc.transfer import ELEMENT_BYTES, pair_counts
+from ist_hpc.sizes import ELEMENT_BYTES
+from ist_hpc.transfer import pair_counts
 from tests.mpi.helpers import INPUTS, OUTPUTS, batch, build, full, rule, same_bits
 
 SEED = 3

@@ -1,0 +1,20 @@
+"""How units, rows or elements are divided over the ranks in contiguous blocks."""
+
+import numpy as np
+import numpy.typing as npt
+
+Units = npt.NDArray[np.int64]
+
+
+def block_bounds(size: int, ranks: int) -> Units:
+    """Bounds of the balanced contiguous blocks of range(size); int64, shape [ranks + 1].
+
+    Block r is bounds[r] to bounds[r + 1]; the first size % ranks blocks hold one unit more.
+    """
+    rank = np.arange(ranks + 1, dtype=np.int64)
+    return rank * (size // ranks) + np.minimum(rank, size % ranks)
+
+
+def block_of(size: int, ranks: int) -> Units:
+    """For each unit of range(size) the rank of its block; int64, shape [size]."""
+    return np.repeat(np.arange(ranks, dtype=np.int64), np.diff(block_bounds(size, ranks)))

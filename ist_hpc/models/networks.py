@@ -1,0 +1,85 @@
+"""Which networks there are. A new one is one file beside this one, and one entry in `build`."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from ist_hpc.config_keys import ModelConfig, channels_of, sections_of
+from ist_hpc.errors import InputError
+from ist_hpc.models.base import Model
+from ist_hpc.models.convolutions import IMAGE
+from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.resnet import ResNet
+from ist_hpc.models.vgg import VGG11
+
+
+def build(
+    config: ModelConfig, inputs: int, outputs: int, sparse: bool = False, subnets: int = 1
+) -> Model:
+    """The model that a configuration names, for data of `inputs` features and `outputs` classes.
+
+    sparse   whether the data have sparse rows and sets of labels
+    subnets  how many networks are trained at a time, of which the full one is scaled for: 1 where
+             every rank has the whole one
+    Raises `InputError` if the configured loss is of other labels.
+    """
+    loss = config.loss
+    if loss == "auto":
+        loss = "softmax" if sparse else "cross_entropy"
+    if config.kind != "mlp":
+        _refuse_no_images(config, inputs, sparse)
+    if sparse and (loss == "cross_entropy" or config.output_norm != "none"):
+        raise InputError(
+            "the data have sets of labels, which take `model.loss: softmax` or `bce` and "
+            f"`model.output_norm: none`; got `model.loss: {config.loss}` and "
+            f"`model.output_norm: {config.output_norm}`"
+        )
+    if config.kind == "vgg11":
+        return _vgg11(config, outputs)
+    if config.kind == "resnet":
+        return ResNet(sections_of(config), channels_of(config), outputs, config.min_blocks, subnets)
+    return MultiLayerPerceptron(
+        inputs=inputs,
+        hidden=config.hidden,
+        outputs=outputs,
+        output_norm=config.output_norm == "batch",
+        output_bias=config.output_bias,
+        loss=loss,
+        label_block=config.label_block,
+        sparse=sparse,
+    )
+
+
+def _refuse_no_images(config: ModelConfig, inputs: int, sparse: bool) -> None:
+    expected = math.prod(IMAGE)
+    if sparse or inputs != expected:
+        got = "sparse rows" if sparse else f"rows of {inputs} numbers"
+        raise InputError(
+            f"`model.kind: {config.kind}` takes images of {_by(IMAGE)}, that is "
+            f"{expected} numbers a row; the data have {got}, which `model.kind: mlp` takes"
+        )
+
+
+def _vgg11(config: ModelConfig, outputs: int) -> Model:
+    return VGG11(
+        hidden=config.hidden,
+        outputs=outputs,
+        channels=channels_of(config),
+        output_norm=config.output_norm == "batch",
+        output_bias=config.output_bias,
+        deal_channels=config.deal_channels,
+        freeze_body=config.freeze_body,
+    )
+
+
+def refuse_other_rows(model: Model, feature_shape: Sequence[int], path: Path) -> None:
+    """Raise `InputError` unless rows of the data at `path` have the shape that a model needs."""
+    if model.feature_shape not in (None, tuple(feature_shape)):
+        raise InputError(
+            f"{path} has rows of {_by(feature_shape)}, the model takes images of "
+            f"{_by(model.feature_shape or ())}"
+        )
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
