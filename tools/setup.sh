@@ -480,20 +480,21 @@ install_horovod() {
     grep -q -e --disable-cache "$venv/bin/horovodrun"
 }
 install_packages() {
-    if [[ -n $system_torch ]]; then
-        others requirements.txt >"$cache/build/requirements.txt"
-        others requirements-dev.txt >"$cache/build/requirements-dev.txt"
-        install_pinned "$cache/build/requirements.txt"
-        # what only tests, lint and extras need is not worth failing for, where it cannot be had
-        install_pinned "$cache/build/requirements-dev.txt" ||
-            echo "not all of requirements-dev.txt can be had: make lint and some tests do not run" >>"$state/warnings"
+    local run=$cache/build/requirements.txt dev=$cache/build/requirements-dev.txt
+    local -x PIP_CONSTRAINT=$cache/build/constraints.txt
+    others requirements.txt >"$run"
+    others requirements-dev.txt >"$dev"
+    # what the steps before installed stays as it is
+    pip freeze --exclude-editable | select_lines -E '^(torch|mpi4py|setuptools)==' >"$PIP_CONSTRAINT"
+    [[ -n $system_torch ]] || : >"$state/warnings"
+    if [[ -z $system_torch$wheelhouse ]]; then
+        install_pinned "$run" "$dev"
         return
     fi
-    others requirements.txt requirements-dev.txt >"$cache/build/requirements.txt"
-    # what the steps before installed stays as it is
-    pip freeze --exclude-editable | select_lines -E '^(torch|mpi4py|setuptools)==' \
-        >"$cache/build/constraints.txt"
-    pip install -r "$cache/build/requirements.txt" -c "$cache/build/constraints.txt"
+    install_pinned "$run"
+    # what only tests, lint and extras need is not worth failing for, where it cannot be had
+    install_pinned "$dev" ||
+        echo "not all of requirements-dev.txt can be had: make lint and some tests do not run" >>"$state/warnings"
 }
 install_project() { pip install --no-deps --no-build-isolation -e .; }
 verify() {
