@@ -1,1 +1,0 @@
-"""Independent subnet training on quadratics, where theory predicts the fixed point and its bias."""

@@ -1,0 +1,1 @@
+"""The process and the machine: start and end, signals, devices, meters, the run folder."""

@@ -1,0 +1,1 @@
+"""Independent subnets on quadratics, predicted and measured."""

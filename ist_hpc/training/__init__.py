@@ -1,0 +1,1 @@
+"""Networks over the ranks: algorithms, evaluation, the round loop."""
