@@ -97,9 +97,9 @@ check: ready ## do Horovod, MPI and HDF5 work here, started in every way? ends w
 		tools/limit.sh $(CHECK_TIMEOUT) python -m ist_hpc.check_starts
 
 fuzz: ready ## hostile text, checkpoints and shards, properties by further examples: CASES=1000000 FILES=10000 SEED=0
-	python tests/fuzz_files.py --cases $(FILES) --seed $(SEED)
-	python tests/fuzz_xmc.py --cases $(CASES) --seed $(SEED)
-	HYPOTHESIS_PROFILE=search python -m pytest -q $$(grep -l "^from hypothesis" tests/*.py | grep /test_)
+	python tests/helpers/fuzz_files.py --cases $(FILES) --seed $(SEED)
+	python tests/helpers/fuzz_xmc.py --cases $(CASES) --seed $(SEED)
+	HYPOTHESIS_PROFILE=search python -m pytest -q $$(grep -rl "^from hypothesis" tests --include="test_*.py")
 
 lint: ready ## ruff, mypy, shellcheck
 	$(NO_CACHES) ruff check .

@@ -27,7 +27,7 @@ setup(
     version=read_version(),
     description="Independent subnet training on MPI clusters",
     packages=find_packages(include=["ist_hpc", "ist_hpc.*"]),
-    package_data={"ist_hpc": ["quickstart.yaml"]},
+    package_data={"ist_hpc.config": ["quickstart.yaml"]},
     python_requires=">=3.11",
     install_requires=[
         "mpi4py>=4.0",  # 4.0: counts beyond 2^31 where the MPI has them

@@ -16,10 +16,10 @@ from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 
-from ist_hpc.csr import Csr
-from ist_hpc.ranking import RankingMetrics, inverse_propensities
-from ist_hpc.shards import Dataset
-from ist_hpc.sparse import SparseRows
+from ist_hpc.data.csr import Csr
+from ist_hpc.data.shards import Dataset
+from ist_hpc.data.sparse_rows import SparseRows
+from ist_hpc.training.ranking import RankingMetrics, inverse_propensities
 
 Scores = npt.NDArray[np.float64]
 TOP = (1, 3, 5)

@@ -17,18 +17,18 @@ from pathlib import Path
 import torch
 from mpi4py import MPI
 
-from ist_hpc import checkpoint_restore
-from ist_hpc.bench.study_state import read_rows, write_rows
-from ist_hpc.checkpoint_read import newest_first
-from ist_hpc.config_keys import subnets_of
-from ist_hpc.evaluation import HomeNetwork
-from ist_hpc.files import write_text
-from ist_hpc.images import scaling_of
-from ist_hpc.metrics import ClassificationMetrics
+from ist_hpc.checkpoint import restore
+from ist_hpc.checkpoint.read import newest_first
+from ist_hpc.common.files import write_text
+from ist_hpc.config.keys import subnets_of
+from ist_hpc.data.images import scaling_of
+from ist_hpc.data.rows import CommonRows
+from ist_hpc.data.shards import Dataset
 from ist_hpc.models import networks
-from ist_hpc.plot_runs import read_metrics, read_run
-from ist_hpc.rows import CommonRows
-from ist_hpc.shards import Dataset
+from ist_hpc.studies.plots.runs import read_metrics, read_run
+from ist_hpc.studies.state import read_rows, write_rows
+from ist_hpc.training.full_network import HomeNetwork
+from ist_hpc.training.metrics import ClassificationMetrics
 
 COMM = MPI.COMM_SELF
 SPLIT = "test"
@@ -93,12 +93,12 @@ def evaluate(folders: Sequence[Path]) -> dict[str, float]:
     """Metrics of the mean of the members' class probabilities."""
     total, labels = None, None
     for folder in folders:
-        found = checkpoint_restore.check(COMM, folder)
+        found = restore.check(COMM, folder)
         with found.opened() as opened, Dataset.open(opened.config.data.path) as dataset:
             config, data = opened.config, opened.data
             subnets = subnets_of(config, opened.progress.ranks)
             model = networks.build(config.model, data.features, data.outputs, data.sparse, subnets)
-            restored = checkpoint_restore.restore(opened, model, (), (), rank=0, ranks=1)
+            restored = restore.restore(opened, model, (), (), rank=0, ranks=1)
             weights = {spec.key: restored.state[spec.key].place("home") for spec in model.specs}
             network = HomeNetwork(COMM, model, weights | restored.shared, restored.statistics)
             rows = CommonRows(COMM, dataset, SPLIT, "rows", scaling_of(config.data, dataset))

@@ -18,19 +18,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ist_hpc import averaging, config, devices, precision
 from ist_hpc.bench.made import trainer_in_a_round
-from ist_hpc.commandline import Parser, given_path
-from ist_hpc.cost import step_flops
-from ist_hpc.ending import run
-from ist_hpc.errors import InputError
-from ist_hpc.exchange import Exchanger, allocate_home
+from ist_hpc.common.commandline import Parser, given_path
+from ist_hpc.common.errors import InputError
+from ist_hpc.config import loading
+from ist_hpc.cost.counts import step_flops
+from ist_hpc.data.shards import DatasetWriter
+from ist_hpc.exchange.exchanger import Exchanger, allocate_home
+from ist_hpc.exchange.placement import at_round, home
+from ist_hpc.exchange.staging import staging_of
 from ist_hpc.models.layers import Layer
 from ist_hpc.models.mlp import MultiLayerPerceptron
-from ist_hpc.placement import at_round, home
-from ist_hpc.runtime import Runtime, launch
-from ist_hpc.shards import DatasetWriter
-from ist_hpc.staging import staging_of
+from ist_hpc.runtime import devices, precision
+from ist_hpc.runtime.ending import run
+from ist_hpc.runtime.launch import Runtime, launch
+from ist_hpc.training import averaging
 
 ROOT = Path(__file__).resolve().parent.parent
 # The networks that are measured, and what makes a small one of each.
@@ -106,7 +108,7 @@ def steps(runtime: Runtime, given: argparse.Namespace) -> int:
         for kind, peak in peaks.items():
             settings = [f"device={given.device}", f"train.precision={kind}"]
             settings += tiny if given.tiny else []
-            own = config.load(ROOT / f"configs/{name}.yaml", settings)
+            own = loading.load(ROOT / f"configs/{name}.yaml", settings)
             if given.tiny:
                 own = replace(own, data=replace(own.data, batch_size=8))
             with trainer_in_a_round(runtime, own) as trainer:

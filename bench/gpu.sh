@@ -55,7 +55,7 @@ stage_1() {
         make setup || return
     fi
     make check && np 2 python bench/gpu.py check --device $device "${tiny[@]}" &&
-        python -m pytest -q -p no:cacheprovider tests/test_devices.py -k TestOnAGpu
+        python -m pytest -q -p no:cacheprovider tests/runtime/test_devices.py -k TestOnAGpu
 }
 
 stage_2() {

@@ -25,7 +25,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ist_hpc.commandline import given_path
+from ist_hpc.common.commandline import given_path
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = [

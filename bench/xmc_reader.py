@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ist_hpc.prepare.xmc_line import Header
-from ist_hpc.prepare.xmc_text import parse_block
+from ist_hpc.prepare.xmc.line import Header
+from ist_hpc.prepare.xmc.text import parse_block
 
 FEATURES, LABELS, ENTRIES, LABELS_A_ROW = 135_909, 670_091, 76, 5
 BLOCK_BYTES = 1 << 20

@@ -6,11 +6,11 @@ import signal
 import sys
 
 from ist_hpc import __version__
-from ist_hpc.ending import run
-from ist_hpc.errors import EXIT_BAD_INPUT
-from ist_hpc.mpi_environment import rank_of_launcher
-from ist_hpc.names import quoted
-from ist_hpc.outputs import complain
+from ist_hpc.common.errors import EXIT_BAD_INPUT
+from ist_hpc.common.mpi_environment import rank_of_launcher
+from ist_hpc.common.names import quoted
+from ist_hpc.common.outputs import complain
+from ist_hpc.runtime.ending import run
 
 COMMANDS = {
     "prepare": "make a data set's HDF5 shards",

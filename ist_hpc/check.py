@@ -17,10 +17,12 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ist_hpc import __version__, horovod_start, mpi_environment
-from ist_hpc.ending import run
-from ist_hpc.errors import InputError
-from ist_hpc.mpi_environment import rank_of_launcher
+from ist_hpc import __version__
+from ist_hpc.common import mpi_environment
+from ist_hpc.common.errors import InputError
+from ist_hpc.common.mpi_environment import rank_of_launcher
+from ist_hpc.runtime import horovod_start
+from ist_hpc.runtime.ending import run
 
 if TYPE_CHECKING:
     from mpi4py import MPI

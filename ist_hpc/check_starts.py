@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 
-from ist_hpc.ending import run
+from ist_hpc.runtime.ending import run
 
 WAYS = {
     "mpirun": ("mpirun", "-np", "2"),

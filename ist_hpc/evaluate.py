@@ -7,24 +7,24 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__
-from ist_hpc.commandline import Parser, count_from, given_path
-from ist_hpc.config_keys import MOST_TOP, RuntimeConfig, subnets_of
-from ist_hpc.ending import run
-from ist_hpc.errors import InputError
-from ist_hpc.files import exists_error, followed, hidden_beside, put_in_place, refuse_target
-from ist_hpc.runtime import AgreedInputError, Runtime, launch, on_root, say, together
+from ist_hpc.common.commandline import Parser, count_from, given_path
+from ist_hpc.common.errors import InputError
+from ist_hpc.common.files import exists_error, followed, hidden_beside, put_in_place, refuse_target
+from ist_hpc.config.keys import MOST_TOP, RuntimeConfig, subnets_of
+from ist_hpc.runtime.ending import run
+from ist_hpc.runtime.launch import AgreedInputError, Runtime, launch, on_root, say, together
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ist_hpc.checkpoint_read import Checkpoint, OpenCheckpoint
-    from ist_hpc.config_keys import EvaluateConfig
-    from ist_hpc.evaluation import HomeNetwork
-    from ist_hpc.hdf5_writing import Hdf5Output
-    from ist_hpc.images import Scaling
-    from ist_hpc.meters import Meter
-    from ist_hpc.shards import Dataset
+    from ist_hpc.checkpoint.read import Checkpoint, OpenCheckpoint
+    from ist_hpc.common.hdf5_writing import Hdf5Output
+    from ist_hpc.config.keys import EvaluateConfig
+    from ist_hpc.data.images import Scaling
+    from ist_hpc.data.shards import Dataset
+    from ist_hpc.runtime.meters import Meter
+    from ist_hpc.training.full_network import HomeNetwork
 
 _PROGRAM = "python -m ist_hpc.evaluate"
 _DESCRIPTION = """\
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
     """Check everything, then evaluate and print. Collective."""
-    from ist_hpc.checkpoint_read import resolve
+    from ist_hpc.checkpoint.read import resolve
 
     comm, target = runtime.comm, arguments.predictions
     if target:
@@ -132,15 +132,16 @@ def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
     folder = on_root(comm, lambda: resolve(arguments.checkpoint))
 
     # After what can be refused without torch, which takes seconds to load.
-    from ist_hpc import checkpoint_restore, devices
-    from ist_hpc.meters import Meter
-    from ist_hpc.names import spoken
-    from ist_hpc.watchdog import Watchdog
+    from ist_hpc.checkpoint import restore
+    from ist_hpc.common.names import spoken
+    from ist_hpc.runtime import devices
+    from ist_hpc.runtime.meters import Meter
+    from ist_hpc.runtime.watchdog import Watchdog
 
     runtime, meter = runtime.with_threads(0), Meter()
     silence_s = RuntimeConfig().silence_s
     with Watchdog(comm, meter, silence_s, lambda why: say(f"evaluate: failed: {why}")):
-        saved = checkpoint_restore.check(comm, folder)
+        saved = restore.check(comm, folder)
         device = devices.choose(comm, arguments.device)
         loaded = together(comm, lambda: _load(runtime, arguments, saved, device))
         together(comm, lambda: _check_shards(loaded.dataset, arguments, runtime))
@@ -178,11 +179,11 @@ def _load(
     device: "torch.device",
 ) -> _Loaded:
     """Open the data, and read this rank's home blocks and no more. Local; `InputError`."""
-    from ist_hpc import checkpoint_restore
-    from ist_hpc.evaluation import HomeNetwork, metrics_for
-    from ist_hpc.images import scaling_of
+    from ist_hpc.checkpoint import restore
+    from ist_hpc.data.images import scaling_of
+    from ist_hpc.data.shards import Dataset
     from ist_hpc.models import networks
-    from ist_hpc.shards import Dataset
+    from ist_hpc.training.full_network import HomeNetwork, metrics_for
 
     dataset = Dataset.open(arguments.data)
     if arguments.top and not dataset.sparse:
@@ -196,7 +197,7 @@ def _load(
             opened.config.model, data.features, data.outputs, data.sparse, subnets
         )
         networks.refuse_other_rows(model, dataset.feature_shape, dataset.path)
-        restored = checkpoint_restore.restore(opened, model, (), (), runtime.rank, runtime.ranks)
+        restored = restore.restore(opened, model, (), (), runtime.rank, runtime.ranks)
     weights = {spec.key: restored.state[spec.key].place("home") for spec in model.specs}
     there = {key: weight.to(device) for key, weight in (weights | restored.shared).items()}
     network = HomeNetwork(runtime.comm, model, there, restored.statistics)
@@ -250,9 +251,9 @@ def _check_shards(dataset: "Dataset", arguments: argparse.Namespace, runtime: Ru
 def _attributes(
     arguments: argparse.Namespace, saved: "Checkpoint", opened: "OpenCheckpoint"
 ) -> dict[str, Any]:
-    from ist_hpc.checkpoint_read import MANIFEST
-    from ist_hpc.files import sha256_of
-    from ist_hpc.shard_meta import META_FILE
+    from ist_hpc.checkpoint.read import MANIFEST
+    from ist_hpc.common.files import sha256_of
+    from ist_hpc.data.shard_meta import META_FILE
 
     return {
         "format": FORMAT,
@@ -271,8 +272,8 @@ def _predict(
     runtime: Runtime, arguments: argparse.Namespace, loaded: _Loaded, meter: "Meter"
 ) -> dict[str, float]:
     """Evaluate the split, a batch at a time, and write what rank 0 is asked to. Collective."""
-    from ist_hpc.evaluation import metrics_for
-    from ist_hpc.rows import CommonRows
+    from ist_hpc.data.rows import CommonRows
+    from ist_hpc.training.full_network import metrics_for
 
     comm, dataset = runtime.comm, loaded.dataset
     rows = CommonRows(comm, dataset, arguments.split, arguments.assign, loaded.scaling)
@@ -342,7 +343,7 @@ class _Predictions:
         """Make the file, with nothing in it."""
         import numpy as np
 
-        from ist_hpc.hdf5_writing import Hdf5Output
+        from ist_hpc.common.hdf5_writing import Hdf5Output
 
         with self._reporting():
             self._output = Hdf5Output(self._beside)

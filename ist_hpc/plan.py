@@ -1,7 +1,7 @@
 """`python -m ist_hpc.plan`: what a run will need, before a cluster is asked; no MPI, no data.
 
 Memory of a rank, bytes of a round and operations of a step, under independent subnet training and,
-beside it, under local SGD and data parallel training. `cost` and `cost_memory` say how they are
+beside it, under local SGD and data parallel training. `counts` and `memory` say how they are
 counted.
 """
 
@@ -12,17 +12,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ist_hpc import __version__, cost, cost_memory, figure2, pictures
-from ist_hpc import config as configuration
-from ist_hpc.commandline import Parser, given_path
-from ist_hpc.config_keys import Config, ModelConfig
-from ist_hpc.ending import run
-from ist_hpc.errors import EXIT_BAD_INPUT, InputError
-from ist_hpc.memory_limits import BASE_BYTES
-from ist_hpc.outputs import complain
-from ist_hpc.placement import TensorSpec
-from ist_hpc.plan_table import table
-from ist_hpc.shard_meta import META_FILE, Meta, load_meta
+from ist_hpc import __version__
+from ist_hpc.common.commandline import Parser, given_path
+from ist_hpc.common.errors import EXIT_BAD_INPUT, InputError
+from ist_hpc.common.outputs import complain
+from ist_hpc.config import loading
+from ist_hpc.config.keys import Config, ModelConfig
+from ist_hpc.cost import counts
+from ist_hpc.cost import memory as cost_memory
+from ist_hpc.cost.limits import BASE_BYTES
+from ist_hpc.cost.table import table
+from ist_hpc.data.shard_meta import META_FILE, Meta, load_meta
+from ist_hpc.exchange.placement import TensorSpec
+from ist_hpc.runtime.ending import run
+from ist_hpc.studies import figure2
+from ist_hpc.studies.plots import pictures
 
 _PROGRAM = "python -m ist_hpc.plan"
 _EPILOG = f"""\
@@ -115,7 +119,7 @@ def _plan(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str
         parser.error("the following arguments are required: --ranks")
     if arguments.output is not None:
         raise InputError("--output is of --figure2; a plan is printed: plan ... > FILE")
-    config = configuration.load(arguments.config, arguments.set)
+    config = loading.load(arguments.config, arguments.set)
     rounds = _ROUNDS if arguments.rounds is None else arguments.rounds
     report = plan(config, arguments.ranks, rounds, arguments.memory_gb)
     if arguments.check:
@@ -191,12 +195,12 @@ def plan(config: Config, ranks: int, rounds: int, memory_gb: float | None = None
     if memory_gb is not None and not 0 < memory_gb < math.inf:
         raise InputError(f"--memory-gb must be above 0, as in --memory-gb 16, got {memory_gb}")
     inputs, outputs, meta = _widths(config)
-    from ist_hpc import prediction  # and torch, which --help does not wait for
+    from ist_hpc.cost import prediction
     from ist_hpc.models import networks
 
     model = networks.build(config.model, inputs, outputs, prediction.is_sparse(config, meta))
     job = prediction.job_of(config, model, ranks, meta)
-    exchanges = cost.exact_bytes(job, rounds)
+    exchanges = counts.exact_bytes(job, rounds)
     memory = {
         "ist": _memory(cost_memory.subnet_memory(job)),
         "local_sgd": _memory(cost_memory.replica_memory(job, averages_gradient=False)),
@@ -221,9 +225,9 @@ def plan(config: Config, ranks: int, rounds: int, memory_gb: float | None = None
         "memory": memory,
         "bytes_a_round": {
             "ist": _ist_bytes(job, exchanges),
-            "local_sgd": _replica_bytes(job, cost.local_sgd_bytes(job), times=1),
+            "local_sgd": _replica_bytes(job, counts.local_sgd_bytes(job), times=1),
             "data_parallel": _replica_bytes(
-                job, cost.data_parallel_bytes(job), config.train.local_steps
+                job, counts.data_parallel_bytes(job), config.train.local_steps
             ),
         },
         "flops_a_step": _flops(job),
@@ -305,7 +309,7 @@ def _widths(config: Config) -> tuple[int, int, Meta | None]:
     return inputs, outputs, meta
 
 
-def _peak(job: cost.Job) -> int:
+def _peak(job: counts.Job) -> int:
     return cost_memory.subnet_memory(job).peak
 
 
@@ -316,20 +320,20 @@ def _memory(memory: cost_memory.Memory) -> dict[str, Any]:
     return {"peak": memory.peak, "peak_phase": memory.peak_phase, "phases": phases}
 
 
-def _ist_bytes(job: cost.Job, exchanges: Sequence[cost.ExchangeBytes]) -> dict[str, Any]:
+def _ist_bytes(job: counts.Job, exchanges: Sequence[counts.ExchangeBytes]) -> dict[str, Any]:
     start, *between = exchanges
     received = [int(value) for exchange in between for value in exchange.received]
     totals = [exchange.total for exchange in between]
     return {
-        "expected_a_rank": cost.expected_bytes(job.exchanged, job.ranks),
+        "expected_a_rank": counts.expected_bytes(job.exchanged, job.ranks),
         "exact_a_rank": _spread(received),
         "exact_all_ranks": _spread(totals),
-        "averaging_a_rank": cost.averaging_bytes(job),
-        "all_ranks": sum(totals) / len(totals) + job.ranks * cost.averaging_bytes(job),
-        "through_server": cost.subnets_through_server_bytes(job),
+        "averaging_a_rank": counts.averaging_bytes(job),
+        "all_ranks": sum(totals) / len(totals) + job.ranks * counts.averaging_bytes(job),
+        "through_server": counts.subnets_through_server_bytes(job),
         "start_all_ranks": start.total,
-        "evaluation_a_rank": cost.expected_bytes(job.weights, job.ranks, at_home=True),
-        "checkpoint_a_rank": cost.expected_bytes(job.exchanged, job.ranks, at_home=True),
+        "evaluation_a_rank": counts.expected_bytes(job.weights, job.ranks, at_home=True),
+        "checkpoint_a_rank": counts.expected_bytes(job.exchanged, job.ranks, at_home=True),
         "exchanges": [
             {
                 "to_round": exchange.round_index,
@@ -341,12 +345,12 @@ def _ist_bytes(job: cost.Job, exchanges: Sequence[cost.ExchangeBytes]) -> dict[s
     }
 
 
-def _replica_bytes(job: cost.Job, received: float, times: int) -> dict[str, float]:
+def _replica_bytes(job: counts.Job, received: float, times: int) -> dict[str, float]:
     """Of an algorithm whose ranks have the whole model and bring it together `times` a round."""
     return {
         "expected_a_rank": received,
         "all_ranks": job.ranks * received,
-        "through_server": times * cost.wholes_through_server_bytes(job),
+        "through_server": times * counts.wholes_through_server_bytes(job),
     }
 
 
@@ -354,12 +358,12 @@ def _spread(values: Sequence[int]) -> dict[str, float]:
     return {"mean": sum(values) / len(values), "min": min(values), "max": max(values)}
 
 
-def _flops(job: cost.Job) -> dict[str, dict[str, int]]:
+def _flops(job: counts.Job) -> dict[str, dict[str, int]]:
     subnets = [
-        cost.step_flops(job.layers, job.batch_size, job.ranks, rank, job.row_entries)
+        counts.step_flops(job.layers, job.batch_size, job.ranks, rank, job.row_entries)
         for rank in range(job.ranks)
     ]
-    whole = cost.step_flops(job.layers, job.batch_size, ranks=1, row_entries=job.row_entries)
+    whole = counts.step_flops(job.layers, job.batch_size, ranks=1, row_entries=job.row_entries)
     replicas = {"a_rank": whole, "all_ranks": whole * job.ranks}
     return {
         "ist": {"a_rank": max(subnets), "all_ranks": sum(subnets)},

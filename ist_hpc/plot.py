@@ -4,14 +4,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ist_hpc import __version__, pictures, plot_study
-from ist_hpc.commandline import Parser, given_path
-from ist_hpc.ending import run
-from ist_hpc.errors import EXIT_BAD_INPUT, InputError
-from ist_hpc.outputs import complain
-from ist_hpc.plot_curves import curves, table
-from ist_hpc.plot_draw import draw, draw_scaling
-from ist_hpc.plot_runs import Run, read_run
+from ist_hpc import __version__
+from ist_hpc.common.commandline import Parser, given_path
+from ist_hpc.common.errors import EXIT_BAD_INPUT, InputError
+from ist_hpc.common.outputs import complain
+from ist_hpc.runtime.ending import run
+from ist_hpc.studies.plots import pictures
+from ist_hpc.studies.plots import study as plot_study
+from ist_hpc.studies.plots.curves import curves, table
+from ist_hpc.studies.plots.draw import draw, draw_scaling
+from ist_hpc.studies.plots.runs import Run, read_run
 
 _PROGRAM = "python -m ist_hpc.plot"
 _EPILOG = f"""\

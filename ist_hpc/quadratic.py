@@ -6,15 +6,17 @@ from functools import partial
 from math import comb, isfinite
 from pathlib import Path
 
-from ist_hpc import __version__, pictures, streams
-from ist_hpc.commandline import Parser, given_path
-from ist_hpc.ending import run
-from ist_hpc.errors import EXIT_FAILED, InputError
-from ist_hpc.quadratic import figures, formulas, theory
-from ist_hpc.quadratic.descent import in_process, over_ranks
-from ist_hpc.quadratic.formulas import Row, Study
-from ist_hpc.quadratic.problems import KINDS
-from ist_hpc.runtime import AgreedInputError, Runtime, launch, on_root
+from ist_hpc import __version__
+from ist_hpc.common import streams
+from ist_hpc.common.commandline import Parser, given_path
+from ist_hpc.common.errors import EXIT_FAILED, InputError
+from ist_hpc.runtime.ending import run
+from ist_hpc.runtime.launch import AgreedInputError, Runtime, launch, on_root
+from ist_hpc.studies.plots import pictures
+from ist_hpc.studies.quadratic import figures, formulas, theory
+from ist_hpc.studies.quadratic.descent import in_process, over_ranks
+from ist_hpc.studies.quadratic.formulas import Row, Study
+from ist_hpc.studies.quadratic.problems import KINDS
 
 _PROGRAM = "python -m ist_hpc.quadratic"
 _WORKERS = 8

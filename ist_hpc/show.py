@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__
-from ist_hpc.commandline import Parser, given_path
-from ist_hpc.config_keys import ModelConfig, channels_of, sections_of, subnets_of
-from ist_hpc.config_yaml import read_yaml, write_yaml
-from ist_hpc.ending import run
-from ist_hpc.errors import EXIT_BAD_INPUT, InputError
-from ist_hpc.files import exists_error, refuse_target, replacing
-from ist_hpc.outputs import complain, only_printing
+from ist_hpc.common.commandline import Parser, given_path
+from ist_hpc.common.errors import EXIT_BAD_INPUT, InputError
+from ist_hpc.common.files import exists_error, refuse_target, replacing
+from ist_hpc.common.outputs import complain, only_printing
+from ist_hpc.config.keys import ModelConfig, channels_of, sections_of, subnets_of
+from ist_hpc.config.yaml_text import read_yaml, write_yaml
+from ist_hpc.runtime.ending import run
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from ist_hpc.checkpoint_read import Checkpoint, OpenCheckpoint
+    from ist_hpc.checkpoint.read import Checkpoint, OpenCheckpoint
     from ist_hpc.models.base import ExportEntry, Model
 
 _PROGRAM = "python -m ist_hpc.show"
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    from ist_hpc.checkpoint_read import Checkpoint, resolve
+    from ist_hpc.checkpoint.read import Checkpoint, resolve
     from ist_hpc.show_run import describe_run, is_run
 
     if not arguments.verify and not arguments.export and is_run(arguments.checkpoint):

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ist_hpc import config as configuration
-from ist_hpc.checkpoint_read import MANIFEST, newest_first
-from ist_hpc.config_keys import Config
-from ist_hpc.errors import InputError
-from ist_hpc.meters import KINDS
-from ist_hpc.names import spoken
-from ist_hpc.runfolder import UNSAID_END, RunFolder
+from ist_hpc.checkpoint.read import MANIFEST, newest_first
+from ist_hpc.common.errors import InputError
+from ist_hpc.common.names import spoken
+from ist_hpc.config import loading
+from ist_hpc.config.keys import Config
+from ist_hpc.runtime.meters import KINDS
+from ist_hpc.runtime.run_folder import UNSAID_END, RunFolder
 
 _RECENT_ROUNDS = 20
 _MOST_STARTS = 4
@@ -60,7 +60,7 @@ def _starts(path: Path) -> Sequence[Mapping[str, Any]]:
 def _config(path: Path) -> Config | None:
     """The configuration, none where it cannot be read: what is known otherwise is still shown."""
     try:
-        return configuration.load(path / "config.yaml")
+        return loading.load(path / "config.yaml")
     except InputError:
         return None
 

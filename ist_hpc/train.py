@@ -8,19 +8,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ist_hpc import __version__
-from ist_hpc import config as configuration
-from ist_hpc.commandline import Parser, given_path
-from ist_hpc.config import QUICKSTART
-from ist_hpc.config_keys import Config, is_folder_name
-from ist_hpc.ending import run
-from ist_hpc.errors import EXIT_GO_ON, InputError
-from ist_hpc.names import quoted
-from ist_hpc.runtime import AgreedInputError, AgreedRunError, Runtime, launch, log, on_root, say
-from ist_hpc.stopping import StopRequest, name_of
+from ist_hpc.common.commandline import Parser, given_path
+from ist_hpc.common.errors import EXIT_GO_ON, InputError
+from ist_hpc.common.names import quoted
+from ist_hpc.config import loading
+from ist_hpc.config.keys import Config, is_folder_name
+from ist_hpc.config.loading import QUICKSTART
+from ist_hpc.runtime.ending import run
+from ist_hpc.runtime.launch import (
+    AgreedInputError,
+    AgreedRunError,
+    Runtime,
+    launch,
+    log,
+    on_root,
+    say,
+)
+from ist_hpc.runtime.stopping import StopRequest, name_of
 
 if TYPE_CHECKING:
-    from ist_hpc.runfolder import RunFolder
-    from ist_hpc.training import Trainer
+    from ist_hpc.runtime.run_folder import RunFolder
+    from ist_hpc.training.trainer import Trainer
 
 _EXAMPLES = """\
 examples:
@@ -48,7 +56,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Train a network by independent subnets (or, for comparison, by data parallel "
         "training or local SGD: train.algorithm), on as many ranks as the launcher starts. With "
         "no configuration: a quickstart on scikit-learn's handwritten digits.",
-        epilog=_EXAMPLES + configuration.describe_keys(),
+        epilog=_EXAMPLES + loading.describe_keys(),
     )
     parser.add_argument("--config", type=given_path, metavar="FILE", help="a YAML configuration")
     parser.add_argument(
@@ -84,11 +92,11 @@ def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
     config, prepare_quickstart = on_root(comm, lambda: _configuration(arguments))
 
     # After the configuration: to load torch takes seconds.
-    from ist_hpc.meters import Meter
-    from ist_hpc.names import spoken
-    from ist_hpc.runfolder import RunFolder
-    from ist_hpc.starting import start_run
-    from ist_hpc.watchdog import Watchdog
+    from ist_hpc.common.names import spoken
+    from ist_hpc.runtime.meters import Meter
+    from ist_hpc.runtime.run_folder import RunFolder
+    from ist_hpc.runtime.watchdog import Watchdog
+    from ist_hpc.training.start import start_run
 
     runtime = runtime.with_threads(config.runtime.threads)
     stop, meter = StopRequest(), Meter()
@@ -182,8 +190,8 @@ def _configuration(arguments: argparse.Namespace) -> tuple[Config, bool]:
     written = arguments.runs / (arguments.name or "") / "config.yaml"
     if path is None and arguments.resume and written.is_file():
         path = written
-    config = configuration.load(path, arguments.set)
-    own = configuration.load(None).data.path
+    config = loading.load(path, arguments.set)
+    own = loading.load(None).data.path
     is_quickstart = path is None or (path.is_file() and path.samefile(QUICKSTART))
     missing = not Path(config.data.path).exists()
     return config, is_quickstart and missing and config.data.path == own
@@ -191,8 +199,8 @@ def _configuration(arguments: argparse.Namespace) -> tuple[Config, bool]:
 
 def _prepare_quickstart(path: Path, stop: StopRequest) -> int:
     """Make the digits, or wait for another process that does; the signal that ended that, or 0."""
+    from ist_hpc.data.shard_place import AlreadyMadeError
     from ist_hpc.prepare.digits import prepare_digits
-    from ist_hpc.shard_place import AlreadyMadeError
 
     def waiting(waited_s: float) -> None:
         if stop.number:

@@ -323,8 +323,8 @@ READ_CONFIGURATION='
 import sys
 from pathlib import Path
 from ist_hpc import config
-from ist_hpc.config_keys import is_folder_name
-from ist_hpc.errors import InputError
+from ist_hpc.config.keys import is_folder_name
+from ist_hpc.common.errors import InputError
 path, run, *settings = sys.argv[1:]
 try:
     data = config.load(Path(path), settings).data.path

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.launching import run_ranks
+from tests.helpers.launching import run_ranks
 
 # The same examples each time: a change is judged by what it changes. `make fuzz` searches on.
 settings.register_profile("repeatable", derandomize=True)
@@ -26,9 +26,21 @@ def own_hosts(worker_id: str) -> Iterator[None]:
 
 
 _FIRST = (
-    *("tests/test_slurm.py", "tests/test_save_faults.py", "tests/test_stopping.py"),
-    *("tests/test_gpu_kit.py", "tests/test_wheelhouse.py", "tests/test_faults.py"),
-    *("tests/test_divergence.py", "tests/test_evaluate.py", "tests/test_train.py"),
+    *(
+        "tests/slurm/test_slurm.py",
+        "tests/checkpoint/test_save_faults.py",
+        "tests/runtime/test_stopping.py",
+    ),
+    *(
+        "tests/bench/test_gpu_kit.py",
+        "tests/setup/test_wheelhouse.py",
+        "tests/training/test_faults.py",
+    ),
+    *(
+        "tests/training/test_divergence.py",
+        "tests/commands/test_evaluate.py",
+        "tests/commands/test_train.py",
+    ),
 )
 
 

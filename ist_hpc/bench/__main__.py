@@ -8,13 +8,13 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from ist_hpc.bench import convergence, scaling
-from ist_hpc.commandline import Parser
-from ist_hpc.ending import run
-from ist_hpc.errors import EXIT_BAD_INPUT, InputError
-from ist_hpc.mpi_environment import rank_of_launcher
-from ist_hpc.outputs import complain
-from ist_hpc.runtime import Runtime, launch
+from ist_hpc.common.commandline import Parser
+from ist_hpc.common.errors import EXIT_BAD_INPUT, InputError
+from ist_hpc.common.mpi_environment import rank_of_launcher
+from ist_hpc.common.outputs import complain
+from ist_hpc.runtime.ending import run
+from ist_hpc.runtime.launch import Runtime, launch
+from ist_hpc.studies import convergence, scaling
 
 _STUDIES: dict[str, ModuleType] = {"convergence": convergence, "scaling": scaling}
 """They start the ranks of their runs themselves, so their own process must not start MPI."""

@@ -11,24 +11,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ist_hpc import config as configuration
-from ist_hpc import devices, optimizer, prediction
 from ist_hpc.bench.report import slowest, spread, table
-from ist_hpc.commandline import count, given_path
-from ist_hpc.config_keys import Config
-from ist_hpc.devices import synchronise
-from ist_hpc.errors import InputError
-from ist_hpc.exchange import Exchanger, allocate_home
-from ist_hpc.models import networks
-from ist_hpc.placement import at_round, home
-from ist_hpc.runtime import Runtime, together
-from ist_hpc.staging import staging_of
+from ist_hpc.common.commandline import count, given_path
+from ist_hpc.common.errors import InputError
+from ist_hpc.config import loading
+from ist_hpc.config.keys import Config
+from ist_hpc.cost import prediction
+from ist_hpc.exchange.exchanger import Exchanger, allocate_home
+from ist_hpc.exchange.placement import at_round, home
+from ist_hpc.exchange.staging import staging_of
+from ist_hpc.models import networks, optimizer
+from ist_hpc.runtime import devices
+from ist_hpc.runtime.devices import synchronise
+from ist_hpc.runtime.launch import Runtime, together
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from ist_hpc.meters import ExchangeReport
-    from ist_hpc.transfer import Plan
+    from ist_hpc.exchange.plan import Plan
+    from ist_hpc.runtime.meters import ExchangeReport
 
 HELP = "seconds, bytes and packing share of an exchange, against a raw Alltoallv of the same bytes"
 
@@ -98,7 +99,7 @@ def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def load(path: Any, settings: list[str]) -> Config:
     """A configuration that names the widths of its data. Raises `InputError`."""
-    config = configuration.load(path, settings)
+    config = loading.load(path, settings)
     if config.model.inputs is None or config.model.outputs is None:
         raise InputError(
             f"a benchmark uses no data, so `model.inputs` and `model.outputs` must be in {path}"

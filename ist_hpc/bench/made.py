@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ist_hpc import algorithms, devices
-from ist_hpc.checkpoint_read import Progress
-from ist_hpc.config_keys import Config
-from ist_hpc.csr import Csr
-from ist_hpc.errors import InputError
+from ist_hpc.checkpoint.read import Progress
+from ist_hpc.common.errors import InputError
+from ist_hpc.config.keys import Config
+from ist_hpc.data.csr import Csr
+from ist_hpc.data.rows import rank_segments
+from ist_hpc.data.shards import Dataset, DatasetWriter
 from ist_hpc.models import networks
-from ist_hpc.rows import rank_segments
-from ist_hpc.runfolder import RunFolder
-from ist_hpc.runtime import Runtime, on_root
-from ist_hpc.shards import Dataset, DatasetWriter
-from ist_hpc.training import Trainer
+from ist_hpc.runtime import devices
+from ist_hpc.runtime.launch import Runtime, on_root
+from ist_hpc.runtime.run_folder import RunFolder
+from ist_hpc.training import algorithms
+from ist_hpc.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from mpi4py import MPI

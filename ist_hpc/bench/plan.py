@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ist_hpc import optimizer, prediction
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.report import spread, table
-from ist_hpc.commandline import count, given_path
-from ist_hpc.models import networks
-from ist_hpc.placement import Placement, at_round
-from ist_hpc.runtime import Runtime
-from ist_hpc.transfer import plan_exchange
+from ist_hpc.common.commandline import count, given_path
+from ist_hpc.cost import prediction
+from ist_hpc.exchange.placement import Placement, at_round
+from ist_hpc.exchange.plan import plan_exchange
+from ist_hpc.models import networks, optimizer
+from ist_hpc.runtime.launch import Runtime
 
 HELP = "seconds to deal and to plan an exchange, at several numbers of ranks"
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from ist_hpc import precision
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import timed, trainer_in_a_round
 from ist_hpc.bench.report import slowest, spread, table
-from ist_hpc.commandline import count, given_path
-from ist_hpc.devices import synchronise
-from ist_hpc.runtime import Runtime, together
-from ist_hpc.training import Trainer
+from ist_hpc.common.commandline import count, given_path
+from ist_hpc.runtime import precision
+from ist_hpc.runtime.devices import synchronise
+from ist_hpc.runtime.launch import Runtime, together
+from ist_hpc.training.trainer import Trainer
 
 HELP = "seconds of a local step in bf16 or TF32, against float32"
 

@@ -15,11 +15,11 @@ import torch
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import timed, trainer_in_a_round
 from ist_hpc.bench.report import slowest, spread, table
-from ist_hpc.commandline import count, given_path
-from ist_hpc.config_keys import Config
-from ist_hpc.errors import InputError
-from ist_hpc.meters import peak_rss_mib
-from ist_hpc.runtime import Runtime, together
+from ist_hpc.common.commandline import count, given_path
+from ist_hpc.common.errors import InputError
+from ist_hpc.config.keys import Config
+from ist_hpc.runtime.launch import Runtime, together
+from ist_hpc.runtime.meters import peak_rss_mib
 
 HELP = "seconds of a local step with many labels, against its bare matrix products"
 

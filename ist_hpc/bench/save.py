@@ -18,10 +18,10 @@ import numpy as np
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import make_data, make_trainer, timed
 from ist_hpc.bench.report import slowest, spread, table
-from ist_hpc.commandline import count, given_path
-from ist_hpc.files import flush_to_disk
-from ist_hpc.runtime import Runtime, on_root, together
-from ist_hpc.shards import Dataset
+from ist_hpc.common.commandline import count, given_path
+from ist_hpc.common.files import flush_to_disk
+from ist_hpc.data.shards import Dataset
+from ist_hpc.runtime.launch import Runtime, on_root, together
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -17,15 +17,15 @@ from torch import nn
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import ROWS, timed, trainer_in_a_round
 from ist_hpc.bench.report import slowest, spread, table
-from ist_hpc.blocks import block_bounds
-from ist_hpc.commandline import count, given_path
-from ist_hpc.config_keys import Config
-from ist_hpc.errors import InputError
-from ist_hpc.images import scaling_of
-from ist_hpc.placement import Axis
-from ist_hpc.rows import as_features
-from ist_hpc.runtime import Runtime, together
-from ist_hpc.shards import Dataset
+from ist_hpc.common.blocks import block_bounds
+from ist_hpc.common.commandline import count, given_path
+from ist_hpc.common.errors import InputError
+from ist_hpc.config.keys import Config
+from ist_hpc.data.images import scaling_of
+from ist_hpc.data.rows import as_features
+from ist_hpc.data.shards import Dataset
+from ist_hpc.exchange.placement import Axis
+from ist_hpc.runtime.launch import Runtime, together
 
 HELP = "seconds of a local step, against a bare PyTorch loop on the same thin network"
 

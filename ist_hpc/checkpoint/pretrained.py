@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ist_hpc.checkpoint_read import Checkpoint, OpenCheckpoint, resolve
-from ist_hpc.errors import InputError
-from ist_hpc.hdf5_reading import reporting
-from ist_hpc.held import all_finite
+from ist_hpc.checkpoint.read import Checkpoint, OpenCheckpoint, resolve
+from ist_hpc.common.errors import InputError
+from ist_hpc.common.hdf5_reading import reporting
+from ist_hpc.exchange.tensors import all_finite
 from ist_hpc.models.base import SharedSpec
 
 _HDF5_SUFFIXES = (".h5", ".hdf5")

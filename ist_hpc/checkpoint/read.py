@@ -20,13 +20,13 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc import config as configuration
-from ist_hpc.blocks import Units, block_bounds
-from ist_hpc.errors import InputError, UnreadableError, show
-from ist_hpc.files import refuse_vds_prefix, sha256_of
-from ist_hpc.hdf5_reading import ADVICE, Attributes, reporting
-from ist_hpc.shard_meta import MOST_COLUMNS
-from ist_hpc.shards import Dataset
+from ist_hpc.common.blocks import Units, block_bounds
+from ist_hpc.common.errors import InputError, UnreadableError, show
+from ist_hpc.common.files import refuse_vds_prefix, sha256_of
+from ist_hpc.common.hdf5_reading import ADVICE, Attributes, reporting
+from ist_hpc.config import loading
+from ist_hpc.data.shard_meta import MOST_COLUMNS
+from ist_hpc.data.shards import Dataset
 
 FORMAT = "ist_hpc checkpoint"
 FORMAT_VERSION = 2
@@ -209,7 +209,7 @@ class OpenCheckpoint:
                 f"{path.parent}: {ranks} rank files, {MAIN_FILE} is of {self.progress.ranks}; "
                 f"{ADVICE}"
             )
-        self.config = configuration.parse(attributes.text("config"), f"{path} (config)")
+        self.config = loading.parse(attributes.text("config"), f"{path} (config)")
         self.metric = attributes.text("metric", _METRIC, "the name of a metric, such as accuracy")
         outputs = attributes.count("outputs", 1, MOST_COLUMNS)
         self.data = DataShape(

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ist_hpc.blocks import block_bounds
-from ist_hpc.checkpoint_read import Checkpoint, DataShape, OpenCheckpoint, log, newest_first
-from ist_hpc.config_keys import Config
-from ist_hpc.errors import InputError
-from ist_hpc.held import Held, State
+from ist_hpc.checkpoint.read import Checkpoint, DataShape, OpenCheckpoint, log, newest_first
+from ist_hpc.common.blocks import block_bounds
+from ist_hpc.common.errors import InputError
+from ist_hpc.config.keys import Config
+from ist_hpc.exchange.placement import TensorSpec
+from ist_hpc.exchange.tensors import Held, State
 from ist_hpc.models.base import Model, SharedSpec, Statistics
-from ist_hpc.placement import TensorSpec
-from ist_hpc.runtime import AgreedInputError, on_root, together
+from ist_hpc.runtime.launch import AgreedInputError, on_root, together
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -1,4 +1,4 @@
-"""Saving the sharded model; `checkpoint_restore` brings it back, on any number of ranks.
+"""Saving the sharded model; `restore` brings it back, on any number of ranks.
 
 A checkpoint is a folder, complete or absent:
 
@@ -28,9 +28,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ist_hpc import __version__
-from ist_hpc import config as configuration
-from ist_hpc.blocks import block_bounds
-from ist_hpc.checkpoint_read import (
+from ist_hpc.checkpoint.read import (
     FORMAT,
     FORMAT_VERSION,
     MAIN_FILE,
@@ -43,8 +41,8 @@ from ist_hpc.checkpoint_read import (
     rank_file,
     round_folder,
 )
-from ist_hpc.config_keys import Config
-from ist_hpc.files import (
+from ist_hpc.common.blocks import block_bounds
+from ist_hpc.common.files import (
     flush_to_disk,
     hidden_beside,
     json_text,
@@ -53,11 +51,13 @@ from ist_hpc.files import (
     sha256_of,
     write_text,
 )
-from ist_hpc.hdf5_writing import written
-from ist_hpc.held import State, all_finite
+from ist_hpc.common.hdf5_writing import written
+from ist_hpc.config import loading
+from ist_hpc.config.keys import Config
+from ist_hpc.exchange.placement import TensorSpec
+from ist_hpc.exchange.tensors import State, all_finite
 from ist_hpc.models.base import Statistics
-from ist_hpc.placement import TensorSpec
-from ist_hpc.runtime import AgreedRunError, attempt
+from ist_hpc.runtime.launch import AgreedRunError, attempt
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -284,7 +284,7 @@ def _write_main_file(
                 "format": FORMAT,
                 "format_version": FORMAT_VERSION,
                 "package_version": __version__,
-                "config": configuration.dump(contents.config),
+                "config": loading.dump(contents.config),
                 "features": contents.data.features,
                 "outputs": contents.data.outputs,
                 "sparse": contents.data.sparse,

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ist_hpc.errors import InputError
+from ist_hpc.common.errors import InputError
 
 NUMBA_VARIABLE = "NUMBA_CACHE_DIR"
 MATPLOTLIB_VARIABLE = "MPLCONFIGDIR"

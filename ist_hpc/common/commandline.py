@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ist_hpc.decimals import number, whole, whole_from
-from ist_hpc.errors import InputError
-from ist_hpc.mpi_environment import rank_of_launcher
-from ist_hpc.names import path_of
+from ist_hpc.common.decimals import number, whole, whole_from
+from ist_hpc.common.errors import InputError
+from ist_hpc.common.mpi_environment import rank_of_launcher
+from ist_hpc.common.names import path_of
 
 _MOST_MESSAGE = 600  # characters
 

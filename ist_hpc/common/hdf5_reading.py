@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import h5py
 import numpy as np
 
-from ist_hpc.errors import InputError, show
+from ist_hpc.common.errors import InputError, show
 
 # What h5py raises for a damaged file; the last two are of sizes that it only claims.
 _OF_DAMAGE = (

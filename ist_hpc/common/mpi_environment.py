@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 
-from ist_hpc.errors import InputError
+from ist_hpc.common.errors import InputError
 
 # A launcher's rank counts beside its number of ranks only.
 _RANK_AND_RANKS = (

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 
-from ist_hpc.errors import InputError, printable
+from ist_hpc.common.errors import InputError, printable
 
 ENCODING_ERRORS = "ist_hpc.printable"
 """What an output does with characters that it cannot show: see `open`'s `errors`."""

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from ist_hpc.configtypes import key
+from ist_hpc.config.types import key
 
 MOST_TOP = 10_000
 """Of `evaluate.top`: every rank keeps so many labels for each row of a batch."""

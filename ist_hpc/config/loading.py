@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ist_hpc.config_keys import Config
-from ist_hpc.config_rules import check_together
-from ist_hpc.config_yaml import read_yaml, write_yaml
-from ist_hpc.configtypes import fill
-from ist_hpc.errors import InputError, describe, show
+from ist_hpc.common.errors import InputError, describe, show
+from ist_hpc.config.keys import Config
+from ist_hpc.config.rules import check_together
+from ist_hpc.config.types import fill
+from ist_hpc.config.yaml_text import read_yaml, write_yaml
 
 QUICKSTART = Path(__file__).parent / "quickstart.yaml"
 """The configuration of a run that names none."""

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
-from ist_hpc.config_keys import (
+from ist_hpc.common.errors import InputError, show
+from ist_hpc.common.streams import SEED_LIMIT
+from ist_hpc.config.keys import (
     CHANNELS,
     RESNET_SECTIONS,
     Config,
@@ -10,8 +12,6 @@ from ist_hpc.config_keys import (
     is_folder_name,
     sections_of,
 )
-from ist_hpc.errors import InputError, show
-from ist_hpc.streams import SEED_LIMIT
 
 _FEWEST_EPOCHS = 1e-6  # between evaluations; fewer is less than a row of any data set
 _KINDS_WITH = {  # model.* keys that not every model.kind has

@@ -13,8 +13,8 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ist_hpc.errors import InputError, describe, show
-from ist_hpc.names import expanded
+from ist_hpc.common.errors import InputError, describe, show
+from ist_hpc.common.names import expanded
 
 Where = Callable[[str], str]
 """dotted key -> where its value was given, such as `in configs/x.yaml, line 3`."""

@@ -10,7 +10,7 @@ from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 from yaml.reader import ReaderError
 
-from ist_hpc.errors import InputError, show
+from ist_hpc.common.errors import InputError, show
 
 _MOST_DEPTH = 20  # of the nesting; a configuration has 3
 

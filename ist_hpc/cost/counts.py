@@ -3,7 +3,7 @@
 Everything is counted from shapes and deals: no MPI, no torch, no data. Bytes are what the exchange
 passes to Alltoallv, exactly; operations are those of the matrix products. The same is counted for
 data parallel training and for local SGD, where every rank holds the whole model and averages by a
-ring allreduce. What a rank holds is counted in cost_memory.py.
+ring allreduce. What a rank holds is counted in memory.py.
 """
 
 import math
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ist_hpc.common.sizes import ELEMENT_BYTES, allreduce_bytes
+from ist_hpc.exchange.placement import Axis, Placement, TensorSpec, at_round, elements, home
+from ist_hpc.exchange.plan import pair_counts, settling_counts
 from ist_hpc.models.layers import Layer, layers_of, matrices
-from ist_hpc.placement import Axis, Placement, TensorSpec, at_round, elements, home
-from ist_hpc.sizes import ELEMENT_BYTES, allreduce_bytes
-from ist_hpc.transfer import pair_counts, settling_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Job:
                      change
     replica_slot_elements
                      of all slots where weights are not dealt out: data parallel and local SGD
-    scratch          see `cost_memory.UPDATE_SCRATCH`
+    scratch          see `memory.UPDATE_SCRATCH`
     batch_size       rows a rank trains on in one step
     row_entries      non-zeros of a sparse row, on average; None for dense rows
     label_block      labels computed at a time; None: all

@@ -9,8 +9,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ist_hpc.blocks import block_bounds
-from ist_hpc.cost import Job
+from ist_hpc.common.blocks import block_bounds
+from ist_hpc.common.sizes import ELEMENT_BYTES
+from ist_hpc.cost.counts import Job
+from ist_hpc.exchange.placement import TensorSpec, home
+from ist_hpc.exchange.plan import Plan, pair_counts, plan_exchange, settling_buffers, with_slack
 from ist_hpc.models.layers import (
     HOME_ENTRIES_AT_ONCE,
     IMAGES_AT_ONCE,
@@ -18,9 +21,6 @@ from ist_hpc.models.layers import (
     Layer,
     matrices,
 )
-from ist_hpc.placement import TensorSpec, home
-from ist_hpc.sizes import ELEMENT_BYTES
-from ist_hpc.transfer import Plan, pair_counts, plan_exchange, settling_buffers, with_slack
 
 UPDATE_SCRATCH: Mapping[str, tuple[int, int]] = {
     "sgd": (0, 0),

@@ -1,4 +1,4 @@
-"""What a configured run will cost: its `cost.Job`, and whether the nodes have the memory for it."""
+"""What a configured run costs: its `counts.Job`, and whether the nodes have the memory for it."""
 
 import math
 from collections.abc import Sequence
@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ist_hpc import cost, cost_memory, optimizer
-from ist_hpc.config_keys import Config
-from ist_hpc.devices import free_gpu_bytes
-from ist_hpc.errors import InputError
-from ist_hpc.horovod_start import fusion_bytes
-from ist_hpc.memory_limits import Grant, granted_bytes, refusal
+from ist_hpc.common.errors import InputError
+from ist_hpc.common.sizes import ELEMENT_BYTES
+from ist_hpc.config.keys import Config
+from ist_hpc.cost import counts
+from ist_hpc.cost import memory as cost_memory
+from ist_hpc.cost.limits import Grant, granted_bytes, refusal
+from ist_hpc.data.shard_meta import Meta
+from ist_hpc.exchange.placement import elements
+from ist_hpc.models import optimizer
 from ist_hpc.models.base import Model
-from ist_hpc.placement import elements
-from ist_hpc.shard_meta import Meta
-from ist_hpc.sizes import ELEMENT_BYTES
+from ist_hpc.runtime.devices import free_gpu_bytes
+from ist_hpc.runtime.horovod_start import fusion_bytes
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -26,8 +28,8 @@ _POINTER_BYTES = 16  # of a sparse row beside its entries
 _BF16_BYTES = 2
 
 
-def job_of(config: Config, model: Model, ranks: int, meta: Meta | None) -> cost.Job:
-    """What `cost` needs to know of a run.
+def job_of(config: Config, model: Model, ranks: int, meta: Meta | None) -> counts.Job:
+    """What `counts` needs to know of a run.
 
     meta  describes the data; without it the configured window and `data.row_entries` stand for them
     """
@@ -40,7 +42,7 @@ def job_of(config: Config, model: Model, ranks: int, meta: Meta | None) -> cost.
         rows = sum(shard.rows for shard in meta.shards["train"])
         calibration_rows = min(calibration_rows, rows)
         window_bytes = min(window_bytes, -(-rows // ranks) * meta.row_bytes("train"))
-    return cost.Job(
+    return counts.Job(
         weights=model.specs,
         layers=model.layers,
         slots=rule.slot_specs(model.specs),
@@ -95,7 +97,7 @@ def grants_of_node(comm: "MPI.Comm") -> list[Grant]:
     return grants
 
 
-def memory_of(config: Config, job: cost.Job) -> cost_memory.Memory:
+def memory_of(config: Config, job: counts.Job) -> cost_memory.Memory:
     """What a rank holds under the configured algorithm.
 
     Of those that hold whole models, an evaluation and Horovod's fusion buffer are counted, too. Not
@@ -126,7 +128,7 @@ def memory_of(config: Config, job: cost.Job) -> cost_memory.Memory:
 
 
 def refuse_too_large_for_gpu(
-    config: Config, job: cost.Job, device: torch.device, sharing: int
+    config: Config, job: counts.Job, device: torch.device, sharing: int
 ) -> None:
     """Raise `InputError` if the ranks that share a GPU will need more than it has free. Local."""
     if device.type == "cpu":
@@ -144,7 +146,7 @@ def refuse_too_large_for_gpu(
         )
 
 
-def refuse_too_large(config: Config, job: cost.Job, grants: Sequence[Grant]) -> None:
+def refuse_too_large(config: Config, job: counts.Job, grants: Sequence[Grant]) -> None:
     """Raise `InputError` if the ranks of a node will need more memory than it grants. Local."""
     memory = memory_of(config, job)
     needed_bytes = memory.peak if config.device == "cpu" else memory.peaks_with_gpu()[0]

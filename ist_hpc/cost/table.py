@@ -16,7 +16,7 @@ ITEMS = {
     "calibration": "calibration rows (kept)",
     "window": "data window (at most)",
 }
-"""The items of `cost_memory.Memory` in people's words, in the order of the table."""
+"""The items of `memory.Memory` in people's words, in the order of the table."""
 
 _ALGORITHMS = {"ist": "IST", "local_sgd": "local SGD", "data_parallel": "data parallel"}
 

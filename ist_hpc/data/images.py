@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ist_hpc import streams
-from ist_hpc.config_keys import DataConfig
-from ist_hpc.errors import InputError
-from ist_hpc.shards import Dataset
+from ist_hpc.common import streams
+from ist_hpc.config.keys import DataConfig
+from ist_hpc.common.errors import InputError
+from ist_hpc.data.shards import Dataset
 
 PAD = 4
 """Pixels of zeros put around an image before it is cut back to its size."""

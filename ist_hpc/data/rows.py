@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ist_hpc import streams
-from ist_hpc.blocks import block_bounds
-from ist_hpc.csr import Csr
-from ist_hpc.errors import InputError
-from ist_hpc.images import Augmentation, Scaling
-from ist_hpc.shards import Dataset
-from ist_hpc.windows import Batch, Window, as_batch, as_features, new_window
+from ist_hpc.common import streams
+from ist_hpc.common.blocks import block_bounds
+from ist_hpc.data.csr import Csr
+from ist_hpc.common.errors import InputError
+from ist_hpc.data.images import Augmentation, Scaling
+from ist_hpc.data.shards import Dataset
+from ist_hpc.data.windows import Batch, Window, as_batch, as_features, new_window
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -12,10 +12,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc import shard_files
-from ist_hpc.errors import InputError
-from ist_hpc.shard_files import StoredFile
-from ist_hpc.shard_meta import META_FILE, Schema
+from ist_hpc.data import shard_files
+from ist_hpc.common.errors import InputError
+from ist_hpc.data.shard_files import StoredFile
+from ist_hpc.data.shard_meta import META_FILE, Schema
 
 Array = npt.NDArray[Any]
 

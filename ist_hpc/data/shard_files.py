@@ -7,10 +7,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ist_hpc.errors import InputError, show
-from ist_hpc.files import sha256_of
-from ist_hpc.hdf5_writing import Hdf5Output
-from ist_hpc.shard_meta import META_FILE, Shard, SideFile
+from ist_hpc.common.errors import InputError, show
+from ist_hpc.common.files import sha256_of
+from ist_hpc.common.hdf5_writing import Hdf5Output
+from ist_hpc.data.shard_meta import META_FILE, Shard, SideFile
 
 CHUNK_BYTES = 256 * 1024  # small enough to read few rows, large enough for a parallel file system
 SHARD_BYTES = 256 * 1024 * 1024  # where the caller of a writer does not say when a shard ends
@@ -95,7 +95,7 @@ class StoredFile:
             if dataset.chunks is None or not dataset.fletcher32:
                 raise InputError(
                     f"{self.path}: `{name}` is stored without the checksum fletcher32, so damage "
-                    "would go unseen; write the data set with ist_hpc.shards.DatasetWriter"
+                    "would go unseen; write the data set with ist_hpc.data.shards.DatasetWriter"
                 )
             # HDF5 reads a chunk that was never stored as zeros, without an error.
             blocks = (-(-n // c) for n, c in zip(found, dataset.chunks, strict=True))

@@ -6,10 +6,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.shard_dense import DenseLayout
-from ist_hpc.shard_files import StoredFile
-from ist_hpc.shard_meta import Schema
-from ist_hpc.shard_sparse import SparseLayout
+from ist_hpc.data.shard_dense import DenseLayout
+from ist_hpc.data.shard_files import StoredFile
+from ist_hpc.data.shard_meta import Schema
+from ist_hpc.data.shard_sparse import SparseLayout
 
 Rows = tuple[Any, Any]
 """(features, labels). Dense: arrays [n, *feature_shape] and int64 [n]. Sparse: both `csr.Csr`."""

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ist_hpc.errors import InputError
-from ist_hpc.files import json_text
-from ist_hpc.names import quoted
+from ist_hpc.common.errors import InputError
+from ist_hpc.common.files import json_text
+from ist_hpc.common.names import quoted
 
 META_FILE = "meta.json"
 FORMAT = "ist_hpc-data"

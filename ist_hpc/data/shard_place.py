@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ist_hpc.errors import InputError
-from ist_hpc.files import (
+from ist_hpc.common.errors import InputError
+from ist_hpc.common.files import (
     hidden_beside,
     hidden_name,
     is_of_dead_process,
@@ -21,9 +21,9 @@ from ist_hpc.files import (
     put_in_place,
     set_aside,
 )
-from ist_hpc.locks import FileLock, owner_facts
-from ist_hpc.mpi_environment import rank_of_launcher
-from ist_hpc.shard_meta import META_FILE, Meta, load_meta
+from ist_hpc.common.locks import FileLock, owner_facts
+from ist_hpc.common.mpi_environment import rank_of_launcher
+from ist_hpc.data.shard_meta import META_FILE, Meta, load_meta
 
 log = logging.getLogger("ist_hpc")
 

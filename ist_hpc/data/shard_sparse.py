@@ -14,11 +14,11 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc import shard_files
-from ist_hpc.csr import Csr, concatenate
-from ist_hpc.errors import InputError
-from ist_hpc.shard_files import StoredFile
-from ist_hpc.shard_meta import Schema
+from ist_hpc.data import shard_files
+from ist_hpc.data.csr import Csr, concatenate
+from ist_hpc.common.errors import InputError
+from ist_hpc.data.shard_files import StoredFile
+from ist_hpc.data.shard_meta import Schema
 
 _ENCODING = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0"}
 _FEATURE_BYTES, _LABEL_BYTES, _ROW_BYTES = 4 + 4, 1 + 4, 8 + 8  # an entry, an entry, a row
@@ -40,7 +40,7 @@ class SparseLayout:
         ):
             if not isinstance(rows, Csr):
                 raise InputError(
-                    f"{where}: {name} of a sparse data set must be an ist_hpc.csr.Csr "
+                    f"{where}: {name} of a sparse data set must be an ist_hpc.data.csr.Csr "
                     f"(got {type(rows).__name__})"
                 )
             _check_arrays(f"{where}: {name}", rows, name == "features")

@@ -16,17 +16,18 @@ from typing import Any, cast
 
 import numpy as np
 
-from ist_hpc import __version__, shard_files
-from ist_hpc.errors import InputError
-from ist_hpc.files import (
+from ist_hpc import __version__
+from ist_hpc.data import shard_files
+from ist_hpc.common.errors import InputError
+from ist_hpc.common.files import (
     flush_to_disk,
     sha256_of,
     write_text,
 )
-from ist_hpc.label_counts import LabelCounts
-from ist_hpc.names import command_line
-from ist_hpc.shard_layouts import Layout, layout_of
-from ist_hpc.shard_meta import (
+from ist_hpc.data.label_counts import LabelCounts
+from ist_hpc.common.names import command_line
+from ist_hpc.data.shard_layouts import Layout, layout_of
+from ist_hpc.data.shard_meta import (
     FEATURE_DTYPES,
     FORMAT_VERSION,
     KINDS,
@@ -37,8 +38,8 @@ from ist_hpc.shard_meta import (
     Schema,
     Shard,
 )
-from ist_hpc.shard_place import Place
-from ist_hpc.stopping import end_request
+from ist_hpc.data.shard_place import Place
+from ist_hpc.runtime.stopping import end_request
 
 log = logging.getLogger("ist_hpc")
 

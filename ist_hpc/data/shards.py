@@ -23,12 +23,12 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.errors import InputError
-from ist_hpc.label_counts import read_label_counts
-from ist_hpc.shard_files import StoredFile, check_whole
-from ist_hpc.shard_layouts import Collected, Rows, Stored, layout_of
-from ist_hpc.shard_meta import SPLITS, Meta, Shard, load_meta
-from ist_hpc.shard_writer import DatasetWriter
+from ist_hpc.common.errors import InputError
+from ist_hpc.data.label_counts import read_label_counts
+from ist_hpc.data.shard_files import StoredFile, check_whole
+from ist_hpc.data.shard_layouts import Collected, Rows, Stored, layout_of
+from ist_hpc.data.shard_meta import SPLITS, Meta, Shard, load_meta
+from ist_hpc.data.shard_writer import DatasetWriter
 
 __all__ = ["SPLITS", "Dataset", "DatasetWriter", "Rows", "Shard"]
 

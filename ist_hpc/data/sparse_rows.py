@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ist_hpc.csr import Csr
+from ist_hpc.data.csr import Csr
 
 
 @dataclass(frozen=True, eq=False)

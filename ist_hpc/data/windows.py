@@ -8,11 +8,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ist_hpc.csr import Csr, concatenate
-from ist_hpc.images import Scaling
-from ist_hpc.shards import Dataset
-from ist_hpc.shards import Rows as StoredRows
-from ist_hpc.sparse import Rows, SparseRows
+from ist_hpc.data.csr import Csr, concatenate
+from ist_hpc.data.images import Scaling
+from ist_hpc.data.shards import Dataset
+from ist_hpc.data.shards import Rows as StoredRows
+from ist_hpc.data.sparse_rows import Rows, SparseRows
 
 _FEATURE_BYTES = 8  # of an entry, column and value, in memory as on disk
 _SPARE = 16  # part by which the rows of a window may have more entries than rows on average

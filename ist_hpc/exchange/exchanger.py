@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ist_hpc.devices import CPU, synchronise
-from ist_hpc.held import Held, State, add, divide, gather, move, scatter
-from ist_hpc.meters import ExchangeReport
-from ist_hpc.placement import Placement, TensorSpec
-from ist_hpc.sizes import ELEMENT_BYTES
-from ist_hpc.staging import MpiBuffer, Staging, staging_of
-from ist_hpc.transfer import Chunk, Piece, Plan, plan_exchange, plan_settling
+from ist_hpc.common.sizes import ELEMENT_BYTES
+from ist_hpc.exchange.placement import Placement, TensorSpec
+from ist_hpc.exchange.plan import Chunk, Piece, Plan, plan_exchange, plan_settling
+from ist_hpc.exchange.staging import MpiBuffer, Staging, staging_of
+from ist_hpc.exchange.tensors import Held, State, add, divide, gather, move, scatter
+from ist_hpc.runtime.devices import CPU, synchronise
+from ist_hpc.runtime.meters import ExchangeReport
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.blocks import Units, block_bounds, block_of
-from ist_hpc.placement import Placement, TensorSpec
+from ist_hpc.common.blocks import Units, block_bounds, block_of
+from ist_hpc.exchange.placement import Placement, TensorSpec
 
 Place = Literal["home", "subnet"]
 Selection = slice | Units

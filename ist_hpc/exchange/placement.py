@@ -14,9 +14,9 @@ from functools import cached_property
 
 import numpy as np
 
-from ist_hpc import streams
-from ist_hpc.blocks import Units, block_bounds, block_of
-from ist_hpc.errors import InputError
+from ist_hpc.common import streams
+from ist_hpc.common.blocks import Units, block_bounds, block_of
+from ist_hpc.common.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.blocks import Units
-from ist_hpc.geometry import Place, Rectangle, Selection, TensorGeometry, compact, selection_size
-from ist_hpc.placement import Deal, Placement, TensorSpec
-from ist_hpc.sizes import ELEMENT_BYTES
+from ist_hpc.common.blocks import Units
+from ist_hpc.common.sizes import ELEMENT_BYTES
+from ist_hpc.exchange.geometry import (
+    Place,
+    Rectangle,
+    Selection,
+    TensorGeometry,
+    compact,
+    selection_size,
+)
+from ist_hpc.exchange.placement import Deal, Placement, TensorSpec
 
 MOST_ELEMENTS = 2**28
 """In a buffer, 1 GiB: counts and displacements are C ints before MPI 4, and some libraries count

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ist_hpc.devices import synchronise
-from ist_hpc.transfer import with_slack
+from ist_hpc.exchange.plan import with_slack
+from ist_hpc.runtime.devices import synchronise
 
 MpiBuffer = npt.NDArray[np.float32] | Tensor
 """What mpi4py takes, flat float32: an array, or a tensor on a GPU (`__cuda_array_interface__`)."""

@@ -9,12 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ist_hpc.blocks import Units
-from ist_hpc.devices import CPU
-from ist_hpc.geometry import Place, Selection
-from ist_hpc.placement import Placement, TensorSpec
-from ist_hpc.sizes import ELEMENT_BYTES
-from ist_hpc.transfer import Piece, parts_of_at_most
+from ist_hpc.common.blocks import Units
+from ist_hpc.common.sizes import ELEMENT_BYTES
+from ist_hpc.exchange.geometry import Place, Selection
+from ist_hpc.exchange.placement import Placement, TensorSpec
+from ist_hpc.exchange.plan import Piece, parts_of_at_most
+from ist_hpc.runtime.devices import CPU
 
 _INDICES_AT_ONCE = 1 << 15
 _ELEMENTS_AT_ONCE = 1 << 22  # on a GPU, of a temporary copy

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ist_hpc.data.sparse_rows import Rows
+from ist_hpc.exchange.placement import Axis, TensorSpec
 from ist_hpc.models.layers import Layer, layers_of
-from ist_hpc.placement import Axis, TensorSpec
-from ist_hpc.sparse import Rows
 
 Tensors = Mapping[str, Tensor]
 Statistics = dict[str, tuple[Tensor, Tensor]]
@@ -31,7 +31,7 @@ class Peers(Protocol):
     def gather(self, own: Tensor, units: int) -> Tensor:
         """All units of a layer from this rank's: [rows, local_units, ...] to [rows, units, ...].
 
-        Which are a rank's is the balanced division of `units` (`placement.block_bounds`).
+        Which are a rank's is the balanced division of `units` (`blocks.block_bounds`).
         Collective.
         """
 

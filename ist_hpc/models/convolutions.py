@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ist_hpc.exchange.placement import Axis, TensorSpec
 from ist_hpc.models.base import (
     ExportEntry,
     Peers,
@@ -26,7 +27,6 @@ from ist_hpc.models.base import (
 )
 from ist_hpc.models.layers import IMAGES_AT_ONCE, Layer
 from ist_hpc.models.norms import NORM_EPSILON, NORM_MOMENTUM, batch_norm, full_norm, stored_norm
-from ist_hpc.placement import Axis, TensorSpec
 
 IMAGE = (3, 32, 32)
 """Channels, height and width of what goes in."""

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc import streams
+from ist_hpc.common import streams
 
 
 def initial_rows(

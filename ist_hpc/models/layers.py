@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ist_hpc.blocks import block_bounds
-from ist_hpc.placement import Axis, TensorSpec
+from ist_hpc.common.blocks import block_bounds
+from ist_hpc.exchange.placement import Axis, TensorSpec
 
 UPDATE_SLAB_ELEMENTS = 1 << 20
 """Elements of a weight that the optimiser updates at a time, at least a row."""

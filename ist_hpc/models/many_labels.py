@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ist_hpc.data.sparse_rows import SparseRows
 from ist_hpc.models.base import ColumnGradient
-from ist_hpc.precision import low_type
-from ist_hpc.sparse import SparseRows
+from ist_hpc.runtime.precision import low_type
 
 
 @dataclass(frozen=True, eq=False)

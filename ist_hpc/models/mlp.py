@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ist_hpc.data.sparse_rows import Rows, SparseRows
+from ist_hpc.exchange.placement import Axis, TensorSpec
 from ist_hpc.models import initial, many_labels, sparse_input
 from ist_hpc.models.base import (
     ExportEntry,
@@ -34,8 +36,6 @@ from ist_hpc.models.base import (
     Tensors,
 )
 from ist_hpc.models.norms import NORM_EPSILON, batch_norm, full_norm
-from ist_hpc.placement import Axis, TensorSpec
-from ist_hpc.sparse import Rows, SparseRows
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ist_hpc.config_keys import ModelConfig, channels_of, sections_of
-from ist_hpc.errors import InputError
+from ist_hpc.common.errors import InputError
+from ist_hpc.config.keys import ModelConfig, channels_of, sections_of
 from ist_hpc.models.base import Model
 from ist_hpc.models.convolutions import IMAGE
 from ist_hpc.models.mlp import MultiLayerPerceptron

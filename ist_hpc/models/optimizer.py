@@ -18,10 +18,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ist_hpc.config_keys import OptimizerConfig
+from ist_hpc.config.keys import OptimizerConfig
+from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.models.base import ColumnGradient, RowGradient, SharedSpec
 from ist_hpc.models.layers import UPDATE_SLAB_ELEMENTS
-from ist_hpc.placement import TensorSpec
 
 Slots = dict[str, Tensor]
 """The slots of one weight on this rank, by slot name, in a shape that broadcasts to the weight."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from ist_hpc.exchange.placement import Axis
 from ist_hpc.models.layers import Layer
-from ist_hpc.placement import Axis
 
 Norm = Callable[[str, Tensor], Tensor]
 """The norm of a name, such as `norm1`, applied to values [rows, channels, height, width]."""

@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ist_hpc.data.sparse_rows import Rows
+from ist_hpc.exchange.placement import Axis, TensorSpec
 from ist_hpc.models import resnet_source
 from ist_hpc.models.base import (
     ExportEntry,
@@ -38,8 +40,6 @@ from ist_hpc.models.initial import initial_rows
 from ist_hpc.models.layers import IMAGES_AT_ONCE, Layer
 from ist_hpc.models.norms import NORM_EPSILON, NORM_MOMENTUM, batch_norm, full_norm, stored_norm
 from ist_hpc.models.residual import BlockShape, Norm, sections_of
-from ist_hpc.placement import Axis, TensorSpec
-from ist_hpc.sparse import Rows
 
 AXIS = "blocks"
 _DEALT_SECTION = 2  # of 0 to 3

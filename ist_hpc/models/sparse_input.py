@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ist_hpc.data.sparse_rows import SparseRows
 from ist_hpc.models.base import RowGradient
 from ist_hpc.models.layers import HOME_ENTRIES_AT_ONCE
-from ist_hpc.sparse import SparseRows
 
 
 def product(features: SparseRows, weight: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ist_hpc.config_keys import VGG11_CHANNELS
+from ist_hpc.config.keys import VGG11_CHANNELS
+from ist_hpc.data.sparse_rows import Rows
+from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.models.base import (
     ExportEntry,
     Peers,
@@ -23,8 +25,6 @@ from ist_hpc.models.convolutions import IMAGE, Convolutions
 from ist_hpc.models.initial import initial_rows
 from ist_hpc.models.layers import Layer
 from ist_hpc.models.mlp import MultiLayerPerceptron
-from ist_hpc.placement import TensorSpec
-from ist_hpc.sparse import Rows
 
 
 class VGG11(SequentialModel):

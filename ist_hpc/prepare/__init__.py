@@ -13,7 +13,7 @@ and imports what is slow to import inside its functions, so that --help is quick
 DATASETS = {
     "cifar100": "ist_hpc.prepare.cifar100",
     "digits": "ist_hpc.prepare.digits",
-    "speech": "ist_hpc.prepare.speech",
+    "speech": "ist_hpc.prepare.speech.conversion",
     "synthetic": "ist_hpc.prepare.synthetic",
-    "xmc": "ist_hpc.prepare.xmc",
+    "xmc": "ist_hpc.prepare.xmc.conversion",
 }

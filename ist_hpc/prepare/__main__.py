@@ -9,15 +9,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ist_hpc.commandline import Parser
-from ist_hpc.ending import run
-from ist_hpc.errors import EXIT_BAD_INPUT, EXIT_GO_ON, InputError
-from ist_hpc.mpi_environment import rank_of_launcher, variable_of_a_rank
-from ist_hpc.names import command_line, printable
-from ist_hpc.outputs import complain
+from ist_hpc.common.commandline import Parser
+from ist_hpc.common.errors import EXIT_BAD_INPUT, EXIT_GO_ON, InputError
+from ist_hpc.common.mpi_environment import rank_of_launcher, variable_of_a_rank
+from ist_hpc.common.names import command_line, printable
+from ist_hpc.common.outputs import complain
+from ist_hpc.data.shard_place import AlreadyMadeError
 from ist_hpc.prepare import DATASETS
-from ist_hpc.shard_place import AlreadyMadeError
-from ist_hpc.stopping import end_request
+from ist_hpc.runtime.ending import run
+from ist_hpc.runtime.stopping import end_request
 
 _PROGRAM = "python -m ist_hpc.prepare"
 _DESCRIPTION = """\

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.commandline import given_path
-from ist_hpc.errors import printable
-from ist_hpc.names import in_words, is_text
+from ist_hpc.common.commandline import given_path
+from ist_hpc.common.errors import printable
+from ist_hpc.common.names import in_words, is_text
+from ist_hpc.common.streams import permutation
+from ist_hpc.data.shards import SPLITS, DatasetWriter
 from ist_hpc.prepare.common import (
     add_output_arguments,
     answers_for_memory,
@@ -31,8 +33,6 @@ from ist_hpc.prepare.common import (
 )
 from ist_hpc.prepare.found import folder_refused, input_folder, is_missing, refused
 from ist_hpc.prepare.safe_pickle import load_dict
-from ist_hpc.shards import SPLITS, DatasetWriter
-from ist_hpc.streams import permutation
 
 HELP = "CIFAR-100: 60,000 photographs of 32 x 32 pixels, 100 classes"
 EXAMPLES = """\

@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import ParamSpec, TypedDict, TypeVar
 
-from ist_hpc import caches
-from ist_hpc.commandline import given_path
-from ist_hpc.errors import EXIT_FAILED, InputError, printable
-from ist_hpc.memory_limits import granted_bytes
-from ist_hpc.outputs import complain
-from ist_hpc.shard_place import check_target
+from ist_hpc.common import caches
+from ist_hpc.common.commandline import given_path
+from ist_hpc.common.errors import EXIT_FAILED, InputError, printable
+from ist_hpc.common.outputs import complain
+from ist_hpc.cost.limits import granted_bytes
+from ist_hpc.data.shard_place import check_target
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -11,7 +11,9 @@ from typing import Any, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.names import printable, quoted
+from ist_hpc.common.names import printable, quoted
+from ist_hpc.common.streams import permutation
+from ist_hpc.data.shards import Dataset, DatasetWriter
 from ist_hpc.prepare.common import (
     OfOutput,
     add_output_arguments,
@@ -23,8 +25,6 @@ from ist_hpc.prepare.common import (
     say,
     shard_ends,
 )
-from ist_hpc.shards import Dataset, DatasetWriter
-from ist_hpc.streams import permutation
 
 HELP = "handwritten digits of scikit-learn: 1797 images of 8 x 8 pixels; the quickstart"
 EXAMPLES = """\

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.errors import InputError
+from ist_hpc.common.errors import InputError
 from ist_hpc.prepare.file_kinds import HEAD_BYTES
 from ist_hpc.prepare.found import UnusableError, opened, refused
 

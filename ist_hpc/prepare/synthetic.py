@@ -21,8 +21,9 @@ from typing import Unpack
 
 import numpy as np
 
-from ist_hpc.csr import Csr
-from ist_hpc.names import printable, quoted
+from ist_hpc.common.names import printable, quoted
+from ist_hpc.data.csr import Csr
+from ist_hpc.data.shards import SPLITS, Dataset, DatasetWriter
 from ist_hpc.prepare.common import (
     OfOutput,
     add_output_arguments,
@@ -38,7 +39,6 @@ from ist_hpc.prepare.common import (
     usable_cores,
 )
 from ist_hpc.prepare.synthetic_rows import Recipe, make_rows
-from ist_hpc.shards import SPLITS, Dataset, DatasetWriter
 
 HELP = "made data of the shape of Amazon-670k or Delicious, to try things at true size"
 EXAMPLES = """\

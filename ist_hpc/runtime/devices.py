@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ist_hpc.errors import InputError
-from ist_hpc.runtime import together
+from ist_hpc.common.errors import InputError
+from ist_hpc.runtime.launch import together
 
 if TYPE_CHECKING:
     from mpi4py import MPI

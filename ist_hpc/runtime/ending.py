@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from ist_hpc import lastresort, outputs
-from ist_hpc.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_GO_ON, EXIT_INTERRUPTED
-from ist_hpc.mpi_environment import rank_of_launcher
+from ist_hpc.common import outputs
+from ist_hpc.common.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_GO_ON, EXIT_INTERRUPTED
+from ist_hpc.common.mpi_environment import rank_of_launcher
+from ist_hpc.runtime import last_resort
 
 _END_S = 900.0
 """That MPI is given to come to its end: a rank may still write what only it writes."""
@@ -60,7 +61,7 @@ def end(code: int, program: str = "ist_hpc") -> NoReturn:
     it takes PyTorch apart object by object, which takes a third of the time that loading does and
     frees memory that goes with the process.
     """
-    lastresort.exit_after(_GO_ON_S if code == EXIT_GO_ON else _END_S)
+    last_resort.exit_after(_GO_ON_S if code == EXIT_GO_ON else _END_S)
     atexit._run_exitfuncs()  # Horovod's and gloo's threads end before MPI does
     logging.shutdown()
     if (mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_initialized() and not mpi.Is_finalized():

@@ -6,9 +6,9 @@ import socket
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ist_hpc.decimals import whole_from
-from ist_hpc.errors import InputError
-from ist_hpc.runtime import together
+from ist_hpc.common.decimals import whole_from
+from ist_hpc.common.errors import InputError
+from ist_hpc.runtime.launch import together
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ist_hpc import lastresort, mpi_environment
-from ist_hpc.errors import EXIT_BAD_INPUT, EXIT_FAILED, InputError, UnreadableError
-from ist_hpc.files import refuse_vds_prefix
-from ist_hpc.outputs import complain
+from ist_hpc.common import mpi_environment
+from ist_hpc.common.errors import EXIT_BAD_INPUT, EXIT_FAILED, InputError, UnreadableError
+from ist_hpc.common.files import refuse_vds_prefix
+from ist_hpc.common.outputs import complain
+from ist_hpc.runtime import last_resort
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -98,7 +99,7 @@ def launch(
         _refuse_gloo()
         mpi_environment.find_wheel()
         mpi_environment.refuse_step_without_pmix()
-        lastresort.exit_after(_START_S)
+        last_resort.exit_after(_START_S)
         mpi = _start_mpi()
         comm = mpi.COMM_WORLD
         _start_log(comm.Get_rank(), comm.Get_size())
@@ -111,7 +112,7 @@ def launch(
     try:
         together(comm, _refuse_environment)
         if not watched:
-            lastresort.disarm()
+            last_resort.disarm()
         return body(Runtime(comm, rank, ranks), arguments) or 0
     except AgreedInputError as error:
         if rank == 0:
@@ -156,7 +157,7 @@ def _end_all(comm: "MPI.Comm", code: int) -> int:
     logging.shutdown()
     sys.stdout.flush()
     if comm.Get_size() > 1:
-        lastresort.exit_after(lastresort.ABORT_S)
+        last_resort.exit_after(last_resort.ABORT_S)
         comm.Abort(code)
     return code
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ist_hpc.devices import CPU, peak_gpu_mib
-from ist_hpc.sizes import ELEMENT_BYTES, allreduce_bytes
+from ist_hpc.common.sizes import ELEMENT_BYTES, allreduce_bytes
+from ist_hpc.runtime.devices import CPU, peak_gpu_mib
 
 if TYPE_CHECKING:
     from mpi4py import MPI

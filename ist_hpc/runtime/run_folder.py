@@ -25,13 +25,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ist_hpc import __version__, config
-from ist_hpc.config_keys import Config
-from ist_hpc.errors import InputError
-from ist_hpc.files import json_text, open_text, partial_names, put_in_place, write_text
-from ist_hpc.locks import FileLock, owner_facts, owner_of
-from ist_hpc.meters import KINDS
-from ist_hpc.names import command_line
+from ist_hpc import __version__
+from ist_hpc.common.errors import InputError
+from ist_hpc.common.files import json_text, open_text, partial_names, put_in_place, write_text
+from ist_hpc.common.locks import FileLock, owner_facts, owner_of
+from ist_hpc.common.names import command_line
+from ist_hpc.config import loading
+from ist_hpc.config.keys import Config
+from ist_hpc.runtime.meters import KINDS
 
 log = logging.getLogger("ist_hpc")
 # Of Slurm's variables those that say what the job was; others may have secrets of the site.
@@ -225,7 +226,7 @@ class RunFolder:
 
     def record_start(self, settings: Config, facts: dict[str, Any]) -> None:
         """Write config.yaml and add this start to run.json."""
-        write_text(self.path / "config.yaml", config.dump(settings))
+        write_text(self.path / "config.yaml", loading.dump(settings))
         path = self.path / "run.json"
         starts = self._starts(path)
         write_text(path, json_text({"starts": [*starts, facts]}) + "\n")
@@ -357,7 +358,8 @@ def _git_state() -> str:
         if not own.is_relative_to(Path(_git(own.parent, "rev-parse", "--show-toplevel")).resolve()):
             return ""
         commit = _git(own.parent, "describe", "--always", "--dirty", "--abbrev=12")
-        new = _git(own.parent, "ls-files", "--others", "--exclude-standard", "--", "*.py")
+        package = own.parents[1]
+        new = _git(package, "ls-files", "--others", "--exclude-standard", "--", "*.py")
     except (OSError, ValueError, subprocess.SubprocessError):
         return ""
     return f"{commit}-dirty" if new and not commit.endswith("-dirty") else commit

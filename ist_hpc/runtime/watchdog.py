@@ -12,9 +12,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ist_hpc import lastresort
-from ist_hpc.errors import EXIT_FAILED
-from ist_hpc.meters import START, Meter
+from ist_hpc.common.errors import EXIT_FAILED
+from ist_hpc.runtime import last_resort
+from ist_hpc.runtime.meters import START, Meter
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -42,7 +42,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
-        lastresort.disarm()  # of the start of MPI
+        last_resort.disarm()  # of the start of MPI
         self._thread.start()
         return self
 
@@ -70,7 +70,7 @@ class Watchdog:
 
     def _end(self, silent_s: float) -> None:
         rank, ranks = self._comm.Get_rank(), self._comm.Get_size()
-        lastresort.exit_after(lastresort.ABORT_S)
+        last_resort.exit_after(last_resort.ABORT_S)
         self._report(
             f"rank {rank} of {ranks} on {socket.gethostname()} has come to no end of "
             f"`{self._meter.doing}` for {silent_s:.0f} s (runtime.silence_s: {self._silence_s:g}): "

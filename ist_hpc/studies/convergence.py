@@ -16,11 +16,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ist_hpc.bench import scaling, study_run
-from ist_hpc.bench.study import Planned, by_method
-from ist_hpc.bench.study_levels import common_level, default_levels, to_levels
-from ist_hpc.bench.study_state import Row
-from ist_hpc.bench.study_tables import (
+from ist_hpc.common.commandline import count_from, given_path
+from ist_hpc.common.errors import InputError
+from ist_hpc.common.names import spoken
+from ist_hpc.config.keys import Config
+from ist_hpc.studies import one_run, scaling
+from ist_hpc.studies.levels import common_level, default_levels, to_levels
+from ist_hpc.studies.plots.runs import RoundSeconds, Run, read_metrics, read_run
+from ist_hpc.studies.state import Row
+from ist_hpc.studies.study import Planned, by_method
+from ist_hpc.studies.tables import (
     Spread,
     Table,
     markdown,
@@ -32,11 +37,6 @@ from ist_hpc.bench.study_tables import (
     times,
     told,
 )
-from ist_hpc.commandline import count_from, given_path
-from ist_hpc.config_keys import Config
-from ist_hpc.errors import InputError
-from ist_hpc.names import spoken
-from ist_hpc.plot_runs import RoundSeconds, Run, read_metrics, read_run
 
 HELP = "seconds, steps and bytes to levels of accuracy (starts runs itself)"
 FILE = "convergence.csv"
@@ -55,7 +55,7 @@ _QUANTITIES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bench convergence`."""
-    study_run.add_arguments(parser, "runs/convergence")
+    one_run.add_arguments(parser, "runs/convergence")
     parser.add_argument("--seeds", nargs="+", type=count_from(0), default=[0, 1, 2], metavar="S")
     parser.add_argument(
         "--levels",
@@ -79,16 +79,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     bad = [level for level in arguments.levels if not 0 < level <= 1]
     if bad:
         raise InputError(f"--levels are of 1, such as 0.75, got {bad[0]:g}")
-    kind = study_run.Kind(
-        "convergence", "seed", lambda _, __: (), _row_of, resumes=True, keeps=True
-    )
+    kind = one_run.Kind("convergence", "seed", lambda _, __: (), _row_of, resumes=True, keeps=True)
     steps = None
     if arguments.seconds_from is not None:
         steps = scaling.read_steps(arguments.seconds_from)
         # Before hours are spent: what is to be multiplied must be there, and of the same work.
-        for planned, config in study_run.configurations(kind, arguments.seeds[:1], arguments):
+        for planned, config in one_run.configurations(kind, arguments.seeds[:1], arguments):
             steps.of(planned.method.name, planned.ranks, asdict(config))
-    rows, failed = study_run.conduct(kind, list(dict.fromkeys(arguments.seeds)), arguments)
+    rows, failed = one_run.conduct(kind, list(dict.fromkeys(arguments.seeds)), arguments)
     source = str(arguments.seconds_from) if arguments.seconds_from else None
     figures = results(rows, arguments.output, arguments.levels, steps)
     return {"rows": rows, **figures, "seconds_from": source, "failed": failed}

@@ -1,17 +1,18 @@
 """Figure 2 of the paper (arXiv 1910.02120), as numbers, a table and a picture; no MPI, no data.
 
-What a gradient step costs on 1 to 32 machines, by the paper's own counting (`paper_cost`), and
-beside it what this program moves and computes for the same network (`cost`).
+What a gradient step costs on 1 to 32 machines, by the paper's own counting (`cost/paper.py`), and
+beside it what this program moves and computes for the same network (`cost/counts.py`).
 """
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ist_hpc import cost, paper_cost, pictures
+from ist_hpc.common.sizes import ELEMENT_BYTES, allreduce_bytes
+from ist_hpc.cost import counts, paper
+from ist_hpc.exchange.placement import TensorSpec, elements
 from ist_hpc.models.layers import layers_of
-from ist_hpc.placement import TensorSpec, elements
-from ist_hpc.sizes import ELEMENT_BYTES, allreduce_bytes
+from ist_hpc.studies.plots import pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +28,7 @@ MACHINES = (1, 2, 4, 8, 16, 32)
 COUNTING = {
     "paper": "bytes that arrive at all machines together, one way: IST, the subnets that are sent "
     "out, not their return; data parallel, the model sent to every machine, not the gradients. "
-    f"{paper_cost.FLOPS_A_WEIGHT} operations a weight and row of the batch (the paper gives no "
+    f"{paper.FLOPS_A_WEIGHT} operations a weight and row of the batch (the paper gives no "
     "such number)",
     "this_program": "bytes received by all ranks together: IST, all that an exchange between two "
     f"deals moves, averaged over deals and over its {LOCAL_STEPS} steps; data parallel, a ring "
@@ -68,22 +69,22 @@ def figures(specs: Sequence[TensorSpec]) -> dict[str, Any]:
         "machines": list(MACHINES),
         "paper": {
             "data_parallel": _over_machines(
-                lambda n: ELEMENT_BYTES * paper_cost.data_parallel_numbers(WIDTHS, n),
-                lambda n: paper_cost.data_parallel_flops(WIDTHS, BATCH_SIZE),
+                lambda n: ELEMENT_BYTES * paper.data_parallel_numbers(WIDTHS, n),
+                lambda n: paper.data_parallel_flops(WIDTHS, BATCH_SIZE),
             ),
             "ist": _over_machines(
-                lambda n: ELEMENT_BYTES * paper_cost.ist_numbers(WIDTHS, n, LOCAL_STEPS),
-                lambda n: paper_cost.ist_flops(WIDTHS, n, BATCH_SIZE),
+                lambda n: ELEMENT_BYTES * paper.ist_numbers(WIDTHS, n, LOCAL_STEPS),
+                lambda n: paper.ist_flops(WIDTHS, n, BATCH_SIZE),
             ),
         },
         "this_program": {
             "data_parallel": _over_machines(
                 lambda n: n * allreduce_bytes(weights, n),
-                lambda n: cost.step_flops(layers, BATCH_SIZE, ranks=1),
+                lambda n: counts.step_flops(layers, BATCH_SIZE, ranks=1),
             ),
             "ist": _over_machines(
-                lambda n: n * cost.expected_bytes(specs, n) / LOCAL_STEPS,
-                lambda n: sum(cost.step_flops(layers, BATCH_SIZE, n, rank) for rank in range(n)),
+                lambda n: n * counts.expected_bytes(specs, n) / LOCAL_STEPS,
+                lambda n: sum(counts.step_flops(layers, BATCH_SIZE, n, rank) for rank in range(n)),
             ),
         },
         "counting": COUNTING,

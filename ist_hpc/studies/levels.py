@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ist_hpc.plot_runs import Run
+from ist_hpc.studies.plots.runs import Run
 
 _STEP = 0.05  # between the levels that nobody named
 _FEW = 3  # of them below the highest that all reach

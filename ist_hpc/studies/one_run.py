@@ -8,17 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ist_hpc import config as configuration
-from ist_hpc import horovod_start
-from ist_hpc.bench.study import (
-    FORMS,
-    Planned,
-    parse_methods,
-    parse_settings_for,
-    plan_runs,
-    settings_of,
-)
-from ist_hpc.bench.study_launch import (
+from ist_hpc.common.commandline import count, given_path
+from ist_hpc.common.errors import EXIT_BAD_INPUT, InputError
+from ist_hpc.common.outputs import complain
+from ist_hpc.config import loading
+from ist_hpc.config.keys import Config
+from ist_hpc.runtime import horovod_start
+from ist_hpc.runtime.launch import stop_on_sigterm
+from ist_hpc.studies.launches import (
     DEFAULT_LAUNCHER,
     Place,
     RunError,
@@ -27,12 +24,15 @@ from ist_hpc.bench.study_launch import (
     run_program,
     train_command,
 )
-from ist_hpc.bench.study_state import Row, State, opened
-from ist_hpc.commandline import count, given_path
-from ist_hpc.config_keys import Config
-from ist_hpc.errors import EXIT_BAD_INPUT, InputError
-from ist_hpc.outputs import complain
-from ist_hpc.runtime import stop_on_sigterm
+from ist_hpc.studies.state import Row, State, opened
+from ist_hpc.studies.study import (
+    FORMS,
+    Planned,
+    parse_methods,
+    parse_settings_for,
+    plan_runs,
+    settings_of,
+)
 
 OwnSettings = Callable[[Planned, Config], Sequence[str]]
 
@@ -144,9 +144,7 @@ def configurations(
 ) -> list[tuple[Planned, Config]]:
     """The runs of the study in their order, each with its configuration. Raises `InputError`."""
     runs = plan_runs(parse_methods(arguments.methods), arguments.ranks, numbers)
-    return [
-        (run, configuration.load(arguments.config, _settings(kind, run, arguments))) for run in runs
-    ]
+    return [(run, loading.load(arguments.config, _settings(kind, run, arguments))) for run in runs]
 
 
 def _refuse_without_horovod(configs: Sequence[Config]) -> None:
@@ -168,7 +166,7 @@ def _settings(kind: Kind, run: Planned, arguments: argparse.Namespace) -> list[s
     methods = parse_methods(arguments.methods)
     special = parse_settings_for(arguments.set_for, methods)
     settings = settings_of(run, arguments.set, special, seeds=kind.number_column == "seed")
-    return [*settings, *kind.own_settings(run, configuration.load(arguments.config, settings))]
+    return [*settings, *kind.own_settings(run, loading.load(arguments.config, settings))]
 
 
 def _identity(
@@ -182,7 +180,7 @@ def _identity(
     configs = {}
     for run in runs:
         settings = _settings(kind, dataclasses.replace(run, number=0), arguments)
-        config = configuration.load(arguments.config, settings)
+        config = loading.load(arguments.config, settings)
         configs[f"{run.method.name} on {run.ranks}"] = dataclasses.asdict(config)
     return common, configs
 

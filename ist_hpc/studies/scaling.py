@@ -12,10 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ist_hpc.bench import study_run
-from ist_hpc.bench.study import Planned, by_method, parse_method
-from ist_hpc.bench.study_state import Row, read_configs, read_rows
-from ist_hpc.bench.study_tables import (
+from ist_hpc.common.commandline import count
+from ist_hpc.common.errors import InputError
+from ist_hpc.config.keys import Config
+from ist_hpc.data.shard_meta import load_meta
+from ist_hpc.studies import one_run
+from ist_hpc.studies.plots.runs import read_metrics
+from ist_hpc.studies.state import Row, read_configs, read_rows
+from ist_hpc.studies.study import Planned, by_method, parse_method
+from ist_hpc.studies.tables import (
     Table,
     markdown,
     number,
@@ -27,11 +32,6 @@ from ist_hpc.bench.study_tables import (
     times,
     told,
 )
-from ist_hpc.commandline import count
-from ist_hpc.config_keys import Config
-from ist_hpc.errors import InputError
-from ist_hpc.plot_runs import read_metrics
-from ist_hpc.shard_meta import load_meta
 
 HELP = "seconds a step and an epoch of methods, and speed-up over one rank (starts runs itself)"
 FILE = "scaling.csv"
@@ -46,7 +46,7 @@ _STEPS_A_ROW = 5  # of methods whose local steps are only how often they report
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bench scaling`."""
-    study_run.add_arguments(parser, "runs/scaling")
+    one_run.add_arguments(parser, "runs/scaling")
     parser.add_argument("--repeats", type=count, default=3, help="runs of each (default 3)")
     parser.add_argument(
         "--steps", type=count, default=40, help="steps measured in a run, in whole rounds"
@@ -82,8 +82,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         metrics = read_metrics(folder / "metrics.jsonl")
         return measured(metrics, warm_up, run.ranks, config.data.batch_size, train_rows)
 
-    kind = study_run.Kind("scaling", "repeat", own_settings, row_of, resumes=False, keeps=False)
-    rows, failed = study_run.conduct(kind, range(arguments.repeats), arguments)
+    kind = one_run.Kind("scaling", "repeat", own_settings, row_of, resumes=False, keeps=False)
+    rows, failed = one_run.conduct(kind, range(arguments.repeats), arguments)
     return {"rows": rows, "summary": summary(rows), "failed": failed}
 
 

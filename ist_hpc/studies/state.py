@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ist_hpc.decimals import number, whole
-from ist_hpc.errors import InputError
-from ist_hpc.files import json_text, write_text
-from ist_hpc.locks import FileLock, owner_facts
+from ist_hpc.common.decimals import number, whole
+from ist_hpc.common.errors import InputError
+from ist_hpc.common.files import json_text, write_text
+from ist_hpc.common.locks import FileLock, owner_facts
 
 Row = dict[str, Any]
 

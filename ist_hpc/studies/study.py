@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from ist_hpc.errors import InputError
+from ist_hpc.common.errors import InputError
 
 FORMS = "ist[:J], local_sgd[:J], data_parallel[:fp16], ddp, sgd (one rank)"
 _NO_LOCAL_STEPS = ("data_parallel", "ddp")

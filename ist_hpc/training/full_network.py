@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ist_hpc.blocks import block_bounds
-from ist_hpc.config_keys import EvaluateConfig
-from ist_hpc.metrics import ClassificationMetrics
+from ist_hpc.common.blocks import block_bounds
+from ist_hpc.config.keys import EvaluateConfig
+from ist_hpc.data.rows import CommonRows
+from ist_hpc.data.shards import Dataset
+from ist_hpc.data.sparse_rows import Rows, SparseRows, to_device
 from ist_hpc.models.base import Model, Statistics
-from ist_hpc.ranking import RankingMetrics, TopLabels, inverse_propensities, merge_top
-from ist_hpc.rows import CommonRows
-from ist_hpc.shards import Dataset
-from ist_hpc.sparse import Rows, SparseRows, to_device
+from ist_hpc.training.metrics import ClassificationMetrics
+from ist_hpc.training.ranking import RankingMetrics, TopLabels, inverse_propensities, merge_top
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ist_hpc.errors import InputError
-from ist_hpc.sparse import SparseRows
+from ist_hpc.common.errors import InputError
+from ist_hpc.data.sparse_rows import SparseRows
 
 FEWEST_TRAIN_ROWS = 3
 """With fewer, ln N - 1 is negative, and a propensity would be no probability."""

@@ -6,38 +6,34 @@ from typing import Any
 
 from torch import Tensor
 
-from ist_hpc import (
-    algorithms,
-    checkpoint_restore,
-    devices,
-    images,
-    optimizer,
-    precision,
-    prediction,
-)
-from ist_hpc.algorithms.base import Algorithm
-from ist_hpc.checkpoint_read import (
+from ist_hpc.checkpoint import restore
+from ist_hpc.checkpoint.pretrained import read_shared
+from ist_hpc.checkpoint.read import (
     Checkpoint,
     DataShape,
     Progress,
     newest_first,
     round_folder,
 )
-from ist_hpc.config_keys import Config, subnets_of
-from ist_hpc.errors import InputError
-from ist_hpc.evaluation import main_metric, metrics_for
-from ist_hpc.meters import Meter
-from ist_hpc.models import networks
+from ist_hpc.common.errors import InputError
+from ist_hpc.config.keys import Config, subnets_of
+from ist_hpc.cost import prediction
+from ist_hpc.data import images
+from ist_hpc.data.rows import rank_segments, refuse_uncountable
+from ist_hpc.data.shard_meta import load_meta
+from ist_hpc.data.shards import Dataset
+from ist_hpc.models import networks, optimizer
 from ist_hpc.models.base import Model
 from ist_hpc.models.convolutions import BODY_PREFIX
-from ist_hpc.pretrained import read_shared
-from ist_hpc.rows import rank_segments, refuse_uncountable
-from ist_hpc.runfolder import UNSAID_END, RunFolder, facts_of_start
-from ist_hpc.runtime import AgreedInputError, Runtime, log, on_root, together
-from ist_hpc.shard_meta import load_meta
-from ist_hpc.shards import Dataset
-from ist_hpc.stopping import StopRequest
-from ist_hpc.training import Trainer
+from ist_hpc.runtime import devices, precision
+from ist_hpc.runtime.launch import AgreedInputError, Runtime, log, on_root, together
+from ist_hpc.runtime.meters import Meter
+from ist_hpc.runtime.run_folder import UNSAID_END, RunFolder, facts_of_start
+from ist_hpc.runtime.stopping import StopRequest
+from ist_hpc.training import algorithms
+from ist_hpc.training.algorithms.base import Algorithm
+from ist_hpc.training.full_network import main_metric, metrics_for
+from ist_hpc.training.trainer import Trainer
 
 _LOCK_SILENCES = 5
 """Times of silence that a start may wait for the folder, which are less than the watchdog's six."""
@@ -76,7 +72,7 @@ def start_run(
         lambda: rank_segments(dataset, "train", config.data.assign, runtime.rank, runtime.ranks),
     )
     meter.beat()
-    saved = checkpoint_restore.newest_valid(comm, folder.checkpoints) if resume else None
+    saved = restore.newest_valid(comm, folder.checkpoints) if resume else None
     meter.beat()
     if saved is not None:
         together(comm, lambda: _check_saved(saved, config, dataset))
@@ -204,19 +200,19 @@ def check_shards(dataset: Dataset, config: Config, rank: int, ranks: int) -> Non
 
 def _check_saved(saved: Checkpoint, config: Config, dataset: Dataset) -> None:
     with saved.opened() as opened:
-        checkpoint_restore.check_model(opened, config, DataShape.of(dataset))
+        restore.check_model(opened, config, DataShape.of(dataset))
 
 
 def _restore(
     runtime: Runtime, config: Config, dataset: Dataset, model: Model, saved: Checkpoint
-) -> tuple[Progress, checkpoint_restore.Restored, Model]:
+) -> tuple[Progress, restore.Restored, Model]:
     """Where it was, this rank's part of it, and the model scaled for how it was trained."""
     carry = config.optimizer.state == "carry"
     rule = optimizer.build(config.optimizer)
     slot_specs = rule.slot_specs(model.specs) if carry else ()
     shared_slots = rule.shared_slot_specs(model.shared) if carry else ()
     with saved.opened() as opened:
-        restored = checkpoint_restore.restore(
+        restored = restore.restore(
             opened, model, slot_specs, shared_slots, runtime.rank, runtime.ranks
         )
         progress = opened.progress

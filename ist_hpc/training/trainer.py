@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ist_hpc import checkpoint
-from ist_hpc.algorithms.base import Algorithm
-from ist_hpc.checkpoint_read import DataShape, Progress, round_folder
-from ist_hpc.config_keys import Config
-from ist_hpc.evaluation import HomeNetwork, main_metric, metrics_for
-from ist_hpc.images import augmentation_of, scaling_of
-from ist_hpc.meters import KINDS, Meter, Reading, has_diverged
+from ist_hpc.checkpoint import write
+from ist_hpc.checkpoint.read import DataShape, Progress, round_folder
+from ist_hpc.common.sizes import ELEMENT_BYTES
+from ist_hpc.config.keys import Config
+from ist_hpc.data.images import augmentation_of, scaling_of
+from ist_hpc.data.rows import BatchStream, CommonRows
+from ist_hpc.data.shards import Dataset
+from ist_hpc.data.sparse_rows import Rows, to_device
 from ist_hpc.models.base import Model
-from ist_hpc.optimizer import learning_rate
-from ist_hpc.precision import computing
-from ist_hpc.progress import Narrator
-from ist_hpc.rows import BatchStream, CommonRows
-from ist_hpc.runfolder import RunFolder
-from ist_hpc.runtime import AgreedRunError, log
-from ist_hpc.shards import Dataset
-from ist_hpc.sizes import ELEMENT_BYTES
-from ist_hpc.sparse import Rows, to_device
-from ist_hpc.stopping import StopRequest
+from ist_hpc.models.optimizer import learning_rate
+from ist_hpc.runtime.launch import AgreedRunError, log
+from ist_hpc.runtime.meters import KINDS, Meter, Reading, has_diverged
+from ist_hpc.runtime.precision import computing
+from ist_hpc.runtime.progress import Narrator
+from ist_hpc.runtime.run_folder import RunFolder
+from ist_hpc.runtime.stopping import StopRequest
+from ist_hpc.training.algorithms.base import Algorithm
+from ist_hpc.training.full_network import HomeNetwork, main_metric, metrics_for
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -292,7 +292,7 @@ class Trainer:
 
     def _save(self, network: HomeNetwork) -> Path:
         algorithm = self.algorithm
-        contents = checkpoint.Contents(
+        contents = write.Contents(
             config=self.config,
             data=DataShape.of(self.dataset),
             metric=self._metric,
@@ -306,7 +306,7 @@ class Trainer:
             statistics_shapes={spec.key: spec.shape for spec in self.model.statistics},
         )
         keep = self.config.checkpoint.keep
-        return checkpoint.save(self.comm, self.folder.checkpoints, contents, keep)
+        return write.save(self.comm, self.folder.checkpoints, contents, keep)
 
     # What is reported.
 

@@ -2,7 +2,7 @@
 
 import json
 
-from tests.launching import ROOT, one_error_line, run_python, run_ranks
+from tests.helpers.launching import ROOT, one_error_line, run_python, run_ranks
 
 WIDTHS = ["model.inputs=20", "model.outputs=3"]
 

@@ -2,7 +2,7 @@
 
 import subprocess
 
-from tests.launching import ROOT, outside_make
+from tests.helpers.launching import ROOT, outside_make
 
 
 def test_every_stage_comes_to_its_end(tmp_path):

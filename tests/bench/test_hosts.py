@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.launching import ROOT
+from tests.helpers.launching import ROOT
 
 HOSTS = str(ROOT / "bench" / "hosts.sh")
 

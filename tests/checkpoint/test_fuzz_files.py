@@ -11,10 +11,10 @@ import h5py
 import numpy as np
 import pytest
 
-from ist_hpc import checkpoint_read
-from ist_hpc.checkpoint_read import Checkpoint, OpenCheckpoint
-from ist_hpc.errors import InputError
-from tests import fuzz_files, mutations
+from ist_hpc.checkpoint import read
+from ist_hpc.checkpoint.read import Checkpoint, OpenCheckpoint
+from ist_hpc.common.errors import InputError
+from tests.helpers import fuzz_files, mutations
 
 MAIN, RANK = "checkpoint.h5", "rank-0001.h5"
 SEEN = 3  # an exit code
@@ -78,7 +78,7 @@ def test_an_attribute_of_any_value_is_refused_or_read_as_it_is(made, whole, copy
     [
         (OpenCheckpoint, "check_map"),
         (OpenCheckpoint, "check_part"),
-        (checkpoint_read, "_is_stored"),
+        (read, "_is_stored"),
     ],
 )
 def test_the_fuzzer_sees_that_a_check_is_missing(made, whole, tmp_path, monkeypatch, owner, check):

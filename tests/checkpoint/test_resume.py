@@ -8,9 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
-from tests import checkpoints
-from tests.checkpoints import as_if_killed
-from tests.launching import one_error_line, run_ranks
+from tests.helpers import checkpoints
+from tests.helpers.checkpoints import as_if_killed
+from tests.helpers.launching import one_error_line, run_ranks
 
 BASE = ["data.path=digits", "model.hidden=[21,14]", "train.local_steps=6", "seed=4"]
 BASE += ["checkpoint.every_rounds=3", "evaluate.every_rounds=2", "evaluate.every_epochs=0"]
@@ -157,7 +157,7 @@ def test_a_damaged_checkpoint_never_pushes_out_a_good_one(eight):
 BLIND = """
 import errno, os, sys
 from pathlib import Path
-from ist_hpc import checkpoint_read
+from ist_hpc.checkpoint import read
 from ist_hpc.train import main
 def refuses(path):
     raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
@@ -166,7 +166,7 @@ if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
     if sys.argv.pop(1) == "unseen":
         Path.is_dir = lambda path: not path.name.startswith("round-") and whole(path)
     else:
-        checkpoint_read.sha256_of = refuses
+        read.sha256_of = refuses
 else:
     sys.argv.pop(1)
 sys.exit(main(sys.argv[1:]))

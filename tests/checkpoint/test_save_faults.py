@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ist_hpc.checkpoint_read import Checkpoint, newest_first
-from tests.checkpoints import same_tensors
-from tests.launching import ROOT, one_error_line, run_python, run_ranks
-from tests.small_runs import SMALL, command, number_of
+from ist_hpc.checkpoint.read import Checkpoint, newest_first
+from tests.helpers.checkpoints import same_tensors
+from tests.helpers.launching import ROOT, one_error_line, run_python, run_ranks
+from tests.helpers.small_runs import SMALL, command, number_of
 
 
 class TestAFullDisk:
@@ -64,7 +64,7 @@ class TestAFolderThatIsReadOnly:
 
 class TestKilledInASave:
     SETTINGS = (*SMALL, "checkpoint.every_rounds=1", "checkpoint.keep=2")
-    KILLING = str(ROOT / "tests" / "killing.py")
+    KILLING = str(ROOT / "tests" / "helpers" / "killing.py")
 
     def test_at_every_moment_the_last_good_checkpoint_is_used(self, place):
         """On one rank. Each start trains a round, and is killed one moment later in its save."""

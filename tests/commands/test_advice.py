@@ -12,15 +12,16 @@ import threading
 
 import pytest
 
-from ist_hpc import config, plan
-from ist_hpc.bench.study_launch import Launcher
-from ist_hpc.commandline import Parser, count_from
-from ist_hpc.errors import EXIT_GO_ON, InputError
-from ist_hpc.files import refuse_target
-from ist_hpc.names import path_of, quoted
+from ist_hpc import plan
+from ist_hpc.common.commandline import Parser, count_from
+from ist_hpc.common.errors import EXIT_GO_ON, InputError
+from ist_hpc.common.files import refuse_target
+from ist_hpc.common.names import path_of, quoted
+from ist_hpc.config import loading
+from ist_hpc.data.shard_meta import load_meta
+from ist_hpc.data.shard_place import check_target
 from ist_hpc.prepare import digits
-from ist_hpc.shard_meta import load_meta
-from ist_hpc.shard_place import check_target
+from ist_hpc.studies.launches import Launcher
 
 IMAGES = ("data.path=none", "model.inputs=3072", "model.outputs=9")
 RESNET = ("model.kind=resnet", "model.hidden=[]", *IMAGES)
@@ -29,7 +30,7 @@ RESNET = ("model.kind=resnet", "model.hidden=[]", *IMAGES)
 def answer(settings):
     """What a configuration is told, empty if nothing."""
     try:
-        config.load(None, settings)
+        loading.load(None, settings)
     except InputError as error:
         return str(error)
     return ""
@@ -221,7 +222,7 @@ def test_a_name_that_is_refused_has_not_what_is_allowed(name):
 def test_a_path_may_have_any_bytes():
     """As `--set data.path=$PWD/data` has where somebody's folder is named in Latin-1."""
     word = os.fsdecode(b"data.path=/home/caf\xe9/data")
-    assert config.load(None, [word]).data.path == os.fsdecode(b"/home/caf\xe9/data")
+    assert loading.load(None, [word]).data.path == os.fsdecode(b"/home/caf\xe9/data")
     assert r"got 'caf\xe9' (a text)" in answer([os.fsdecode(b"seed=caf\xe9")])
     for control in ("\x1b", "\x00", "\ud800"):
         assert "special characters are not allowed" in answer([f"data.path=a{control}"])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ist_hpc import __version__
 from ist_hpc.__main__ import COMMANDS
-from tests.launching import one_error_line, run_python, run_ranks
-from tests.small_runs import SMALL
+from tests.helpers.launching import one_error_line, run_python, run_ranks
+from tests.helpers.small_runs import SMALL
 
 SCRIPT = Path(sys.executable).with_name("ist-hpc")
 

@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pytest
 
-from ist_hpc.files import sha256_of
-from ist_hpc.shards import Dataset, DatasetWriter
+from ist_hpc.common.files import sha256_of
+from ist_hpc.data.shards import Dataset, DatasetWriter
+from tests.commands.test_show import DAMAGES, flip
 from tests.conftest import train
-from tests.launching import one_error_line, run_python, run_ranks
-from tests.test_show import DAMAGES, flip
+from tests.helpers.launching import one_error_line, run_python, run_ranks
 
 
 def evaluate(ranks, place, *arguments, check=True):

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ist_hpc import config as configuration
 from ist_hpc import plan
-from ist_hpc.errors import InputError
-from ist_hpc.memory_limits import BASE_BYTES
-from ist_hpc.plan_table import ITEMS
-from ist_hpc.shards import DatasetWriter
+from ist_hpc.common.errors import InputError
+from ist_hpc.config import loading
+from ist_hpc.cost.limits import BASE_BYTES
+from ist_hpc.cost.table import ITEMS
+from ist_hpc.data.shards import DatasetWriter
 
 CONFIG = """\
 name: tiny
@@ -261,7 +261,7 @@ def test_damaged_data_are_named(capsys, folder):
 
 
 def test_plan_raises_for_callers():
-    config = configuration.load(None, ["model.inputs=8", "model.outputs=3"])
+    config = loading.load(None, ["model.inputs=8", "model.outputs=3"])
     with pytest.raises(InputError, match="too few for 1000 ranks"):
         plan.plan(config, ranks=1000, rounds=1)
 

@@ -12,7 +12,7 @@ import yaml
 
 from ist_hpc import show
 from tests.conftest import train
-from tests.launching import ROOT, one_error_line, run_python, run_ranks
+from tests.helpers.launching import ROOT, one_error_line, run_python, run_ranks
 
 SHAPES = {
     "parameters/fc1.weight": (24, 64),
@@ -198,7 +198,7 @@ def test_damage_ends_with_one_line_that_names_the_file(copy, capsys, damage, opt
 
 
 def test_values_that_are_not_finite_are_refused_though_checksums_are_right(copy, capsys):
-    from ist_hpc.files import sha256_of
+    from ist_hpc.common.files import sha256_of
 
     path = copy / "rank-0001.h5"
     with h5py.File(path, "r+") as file:

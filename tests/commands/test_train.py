@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
-from ist_hpc.shards import DatasetWriter
+from ist_hpc.data.shards import DatasetWriter
 from tests.conftest import train
-from tests.launching import ROOT, one_error_line, run_python, run_ranks
+from tests.helpers.launching import ROOT, one_error_line, run_python, run_ranks
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ class TestBadInput:
 
     def test_an_evaluation_larger_than_mpi_counts(self, place):
         """Refused before training; here with a limit that the digits reach."""
-        script = "import sys; from ist_hpc import rows; rows._MOST_MPI_ELEMENTS = 20000\n"
+        script = "import sys; from ist_hpc.data import rows; rows._MOST_MPI_ELEMENTS = 20000\n"
         script += "from ist_hpc.train import main; sys.exit(main(sys.argv[1:]))"
         arguments = ["-c", script, "--name", "e", "--set", *SMALL]
         line = one_error_line(run_ranks(2, arguments, cwd=place, check=False))
@@ -270,7 +270,7 @@ class TestRanksThatSeeOtherThings:
 
 
 def test_interrupted_twice_it_ends_at_once(place):
-    """Once: tests/test_stopping.py."""
+    """Once: tests/runtime/test_stopping.py."""
     command = [sys.executable, "-m", "ist_hpc.train", "--name", "s", "--set", *SMALL]
     command += ["train.rounds=100000", "train.local_steps=100000", "evaluate.every_epochs=0"]
     process = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True)
@@ -305,7 +305,7 @@ def test_a_loss_that_is_not_finite_is_written_as_null(place):
 class TestARankThatRaises:
     SCRIPT = """
 import sys
-from ist_hpc.algorithms.ist import IndependentSubnets
+from ist_hpc.training.algorithms.ist import IndependentSubnets
 from ist_hpc.train import main
 whole = IndependentSubnets.step
 def step(self, features, labels, lr, trained):

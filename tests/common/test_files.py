@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from ist_hpc import config
-from ist_hpc.errors import InputError
-from ist_hpc.files import hidden_beside, json_text, refuse_target, replacing, write_text
-from ist_hpc.runfolder import RunFolder, facts_of_start
-from tests.launching import ROOT, run_python
-from tests.small_runs import SMALL, command
+from ist_hpc.common.errors import InputError
+from ist_hpc.common.files import hidden_beside, json_text, refuse_target, replacing, write_text
+from ist_hpc.config import loading
+from ist_hpc.runtime.run_folder import RunFolder, facts_of_start
+from tests.helpers.launching import ROOT, run_python
+from tests.helpers.small_runs import SMALL, command
 
 BYTES = os.fsdecode(b"caf\xe9")  # a name that is not UTF-8
 
@@ -128,7 +128,7 @@ class TestNames:
         folder.create(resume=False)
         folder.lock()
         folder.start = folder.lock_line
-        folder.record_start(config.load(None), facts_of_start(1, 1, "MPI"))
+        folder.record_start(loading.load(None), facts_of_start(1, 1, "MPI"))
         folder.set_status(f"failed: {BYTES}")
         folder.add_metrics({"kind": "round", "round": 1, "note": BYTES})
         for path in folder.path.rglob("*"):
@@ -145,7 +145,15 @@ def shim(tmp_path_factory):
     if not shutil.which("gcc"):
         pytest.skip("no gcc to compile what stands for another file system")
     made = tmp_path_factory.mktemp("shim") / "shim.so"
-    words = ["gcc", "-shared", "-fPIC", "-o", made, ROOT / "tests/no_folder_flush.c", "-ldl"]
+    words = [
+        "gcc",
+        "-shared",
+        "-fPIC",
+        "-o",
+        made,
+        ROOT / "tests/helpers/no_folder_flush.c",
+        "-ldl",
+    ]
     subprocess.run(words, check=True, timeout=60)
     return made
 
@@ -269,7 +277,9 @@ class TestFoldersThatAreNotOnesOwn:
         """A drop folder, which cannot be opened to be flushed."""
         drop = tmp_path / "drop"
         drop.mkdir(mode=0o300)
-        code = "import pathlib, ist_hpc.files as f; f.write_text(pathlib.Path('drop/a'), 'x')"
+        code = (
+            "import pathlib, ist_hpc.common.files as f; f.write_text(pathlib.Path('drop/a'), 'x')"
+        )
         done = self.run(["-c", code], tmp_path)
         assert done.returncode == 0, done.stderr
         drop.chmod(0o700)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ist_hpc.check_starts import WAYS
-from ist_hpc.errors import InputError
-from ist_hpc.mpi_environment import (
+from ist_hpc.common.errors import InputError
+from ist_hpc.common.mpi_environment import (
     as_started,
     find_wheel,
     rank_of_launcher,
@@ -20,7 +20,7 @@ from ist_hpc.mpi_environment import (
     refuse_step_without_pmix,
     variable_of_a_rank,
 )
-from tests.launching import ROOT, one_error_line, run_python
+from tests.helpers.launching import ROOT, one_error_line, run_python
 
 # A Slurm step of two tasks, of which this process is the second.
 _TASK = {
@@ -65,7 +65,7 @@ def test_a_rank_is_one_by_more_than_a_number(environment, rank, ranks):
 def test_what_a_task_starts_in_a_session_of_its_own_is_no_rank():
     """A notebook starts its kernels so; a script, its programs in its own session."""
     code = (
-        "import os\nfrom ist_hpc.mpi_environment import *\n"
+        "import os\nfrom ist_hpc.common.mpi_environment import *\n"
         "print(rank_of_launcher(), ranks_of_launcher(), variable_of_a_rank())"
     )
     task = {**os.environ, **_TASK, **_PMIX}
@@ -186,7 +186,7 @@ def test_mpi_is_started_within_as_started_only():
         ]
         started = [line for line in at_once if re.match(r"(from|import) (mpi4py|horovod)\b", line)]
         assert not started, path
-    assert starters == {"check.py", "runtime.py"}
+    assert starters == {"check.py", "runtime/launch.py"}
 
 
 def test_check_tries_every_way_of_starting_that_the_documents_name():

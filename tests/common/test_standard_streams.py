@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import Text, environment
-from tests.test_structure import SOURCES
+from tests.helpers.launching import Text, environment
+from tests.structure.test_structure import SOURCES
 
 COMMANDS = {
     "show": "show {run}",

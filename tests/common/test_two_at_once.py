@@ -12,12 +12,12 @@ from pathlib import Path
 import h5py
 import pytest
 
-from ist_hpc.files import hidden_name
-from ist_hpc.locks import FileLock
-from ist_hpc.shard_meta import load_meta
-from ist_hpc.shards import Dataset
-from tests.launching import ROOT, environment, run_python, run_ranks
-from tests.small_runs import SMALL, command, wait_for
+from ist_hpc.common.files import hidden_name
+from ist_hpc.common.locks import FileLock
+from ist_hpc.data.shard_meta import load_meta
+from ist_hpc.data.shards import Dataset
+from tests.helpers.launching import ROOT, environment, run_python, run_ranks
+from tests.helpers.small_runs import SMALL, command, wait_for
 
 DIGITS = ["-m", "ist_hpc.prepare", "digits", "--output", "x"]
 MADE = ["-m", "ist_hpc.prepare", "synthetic", "--like", "delicious", "--output", "x"]
@@ -307,7 +307,7 @@ class TestOutputs:
 @pytest.mark.skipif(not shutil.which("unshare"), reason="makes other hosts of this one")
 def test_processes_with_one_number_have_names_of_their_own(tmp_path):
     """As in containers, or on two hosts: each is the first process of its own."""
-    program = "from pathlib import Path; import os, ist_hpc.files as f; "
+    program = "from pathlib import Path; import os, ist_hpc.common.files as f; "
     program += "print(os.getpid(), f.hidden_beside(Path('x')))"
     words = ["unshare", "--pid", "--fork", sys.executable, "-c", program]
     said = []

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ist_hpc import config
-from ist_hpc.config_keys import (
+from ist_hpc.config import loading
+from ist_hpc.config.keys import (
     CheckpointConfig,
     Config,
     DataConfig,
@@ -20,7 +20,7 @@ from ist_hpc.config_keys import (
     RuntimeConfig,
     TrainConfig,
 )
-from tests.configurations import BASE, ROOT, lines, mistake
+from tests.helpers.configurations import BASE, ROOT, lines, mistake
 
 # What is wrong in a file: (what line 4 on says, what the message says).
 
@@ -101,14 +101,14 @@ def test_a_mistake_is_named_with_its_file_and_line(line, parts):
 
 def test_a_path_may_begin_with_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    one = config.parse(BASE, "my.yaml", ["data.path=~/x", "model.kind=vgg11", "model.body_from=~"])
+    one = loading.parse(BASE, "my.yaml", ["data.path=~/x", "model.kind=vgg11", "model.body_from=~"])
     assert (one.data.path, one.model.body_from) == ("/home/me/x", None)
-    one = config.parse(BASE.replace("path: d", "path: ~/d"), "my.yaml")
+    one = loading.parse(BASE.replace("path: d", "path: ~/d"), "my.yaml")
     assert one.data.path == "/home/me/d"
-    one = config.parse(BASE, "my.yaml", ["model.kind=vgg11", "model.body_from=~/a.h5"])
+    one = loading.parse(BASE, "my.yaml", ["model.kind=vgg11", "model.body_from=~/a.h5"])
     assert one.model.body_from == "/home/me/a.h5"
-    assert config.parse(BASE, "my.yaml", ["data.path=./~x"]).data.path == "./~x"
-    assert config.parse(BASE, "my.yaml", ["data.path=a/~/x"]).data.path == "a/~/x"
+    assert loading.parse(BASE, "my.yaml", ["data.path=./~x"]).data.path == "./~x"
+    assert loading.parse(BASE, "my.yaml", ["data.path=a/~/x"]).data.path == "a/~/x"
 
 
 def test_a_home_folder_that_is_not_there_is_refused():
@@ -122,12 +122,12 @@ def test_a_path_without_a_name_is_refused():
 
 
 def test_a_path_that_is_not_utf_8_comes_back():
-    one = config.parse(BASE, "my.yaml")
+    one = loading.parse(BASE, "my.yaml")
     other = dataclasses.replace(
         one, data=dataclasses.replace(one.data, path=os.fsdecode(b"caf\xe9"))
     )
-    dumped = config.dump(other)
-    assert config.parse(dumped.encode().decode(), "dumped") == other
+    dumped = loading.dump(other)
+    assert loading.parse(dumped.encode().decode(), "dumped") == other
 
 
 def test_mistakes_of_required_keys():
@@ -167,12 +167,12 @@ def test_a_key_given_twice_is_named_with_both_lines():
 
 @pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", "1E-3", "+1e-3", ".1e-2"])
 def test_numbers_as_people_write_them(text):
-    assert config.parse(lines(f"optimizer: {{lr: {text}}}"), "f").optimizer.lr == 0.001
-    assert config.parse(BASE, "f", [f"optimizer.lr={text}"]).optimizer.lr == 0.001
+    assert loading.parse(lines(f"optimizer: {{lr: {text}}}"), "f").optimizer.lr == 0.001
+    assert loading.parse(BASE, "f", [f"optimizer.lr={text}"]).optimizer.lr == 0.001
 
 
 def test_a_whole_number_is_a_number():
-    lr = config.parse(lines("optimizer: {lr: 1}"), "f").optimizer.lr
+    lr = loading.parse(lines("optimizer: {lr: 1}"), "f").optimizer.lr
     assert lr == 1.0
     assert isinstance(lr, float)
 
@@ -183,22 +183,22 @@ def test_a_whole_number_is_a_number():
 def test_settings_replace_the_file_and_the_last_one_wins():
     text = lines("optimizer: {lr: 0.5, momentum: 0.9}", "seed: 4")
     given_ = ["optimizer.lr=0.25", "seed=1", "seed=2", "model.hidden=[8, 9]", "data.path=a=b"]
-    got = config.parse(text, "f", given_)
+    got = loading.parse(text, "f", given_)
     assert (got.optimizer.lr, got.optimizer.momentum) == (0.25, 0.9)
     assert (got.seed, got.model.hidden, got.data.path) == (2, [8, 9], "a=b")
 
 
 def test_a_section_can_be_set_whole():
-    got = config.parse(lines("optimizer: {lr: 0.5, momentum: 0.9}"), "f", ["optimizer={lr: 2}"])
+    got = loading.parse(lines("optimizer: {lr: 0.5, momentum: 0.9}"), "f", ["optimizer={lr: 2}"])
     assert (got.optimizer.lr, got.optimizer.momentum) == (2.0, 0.0)
 
 
 def test_a_length_that_is_set_replaces_the_other_kind():
     rounds = BASE.replace("epochs: 1", "rounds: 7")
-    assert config.parse(BASE, "f", ["train.rounds=5"]).train == TrainConfig(rounds=5)
-    assert config.parse(rounds, "f", ["train.epochs=5"]).train == TrainConfig(epochs=5.0)
-    assert config.parse(BASE, "f", ["train={rounds: 5}"]).train == TrainConfig(rounds=5)
-    assert config.parse(BASE, "f", ["train.rounds=null"]).train == TrainConfig(epochs=1.0)
+    assert loading.parse(BASE, "f", ["train.rounds=5"]).train == TrainConfig(rounds=5)
+    assert loading.parse(rounds, "f", ["train.epochs=5"]).train == TrainConfig(epochs=5.0)
+    assert loading.parse(BASE, "f", ["train={rounds: 5}"]).train == TrainConfig(rounds=5)
+    assert loading.parse(BASE, "f", ["train.rounds=null"]).train == TrainConfig(epochs=1.0)
     assert "got both in --set" in mistake(BASE, "train.rounds=5", "train.epochs=5")
     assert "got neither in --set train.epochs=null" in mistake(BASE, "train.epochs=null")
 
@@ -361,24 +361,24 @@ def test_what_is_dumped_is_read_back(one):
         assume("\0" not in name and not name.startswith("~"))  # refused, and expanded
     every = one.evaluate.every_epochs
     assume(every == 0 or every >= 1e-6)
-    assert config.parse(config.dump(one), "dumped") == one
+    assert loading.parse(loading.dump(one), "dumped") == one
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_configuration_of_the_repository_loads(path):
-    loaded = config.load(path)
-    assert config.parse(config.dump(loaded), "dumped") == loaded
+    loaded = loading.load(path)
+    assert loading.parse(loading.dump(loaded), "dumped") == loaded
     assert path.stem == loaded.name
     assert (loaded.train.epochs is None) == (loaded.train.rounds is not None)
 
 
 def test_the_quickstart_is_the_packaged_one():
-    assert (ROOT / "configs" / "quickstart.yaml").read_bytes() == config.QUICKSTART.read_bytes()
-    assert config.load(None) == config.load(ROOT / "configs" / "quickstart.yaml")
+    assert (ROOT / "configs" / "quickstart.yaml").read_bytes() == loading.QUICKSTART.read_bytes()
+    assert loading.load(None) == loading.load(ROOT / "configs" / "quickstart.yaml")
 
 
 def test_every_key_is_described():
-    described = config.describe_keys()
+    described = loading.describe_keys()
 
     def check(kind: type, prefix: str) -> None:
         for field in dataclasses.fields(kind):

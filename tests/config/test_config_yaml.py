@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ist_hpc import config
-from ist_hpc.errors import InputError
-from tests.configurations import BASE, lines, mistake
+from ist_hpc.common.errors import InputError
+from ist_hpc.config import loading
+from tests.helpers.configurations import BASE, lines, mistake
 
 # What YAML 1.1 reads as something else: (what line 4 says, the key, its value).
 
@@ -51,7 +51,7 @@ def test_values_are_read_as_they_look(line, way):
         assert "a whole number" in mistake(text, *given_)
         return
     key, value = expected
-    one = config.parse(text, "my.yaml", given_)
+    one = loading.parse(text, "my.yaml", given_)
     for name in key.split("."):
         one = getattr(one, name)
     assert (one, type(one)) == (value, type(value))
@@ -60,9 +60,9 @@ def test_values_are_read_as_they_look(line, way):
 @pytest.mark.parametrize("text", ["010", "1e3", "09", "no", "1:30", "2026-01-02", "0x1f", "~", "="])
 def test_texts_that_look_like_numbers_come_back_as_texts(text):
     """Also for readers of YAML 1.1, such as PyYAML, which other tools are made with."""
-    one = config.parse(BASE, "my.yaml", [f"data.path='{text}'" if text != "~" else "data.path=a"])
-    dumped = config.dump(one)
-    assert config.parse(dumped, "dumped") == one
+    one = loading.parse(BASE, "my.yaml", [f"data.path='{text}'" if text != "~" else "data.path=a"])
+    dumped = loading.dump(one)
+    assert loading.parse(dumped, "dumped") == one
     assert yaml.safe_load(dumped)["data"]["path"] == one.data.path
 
 
@@ -111,7 +111,7 @@ def test_nothing_that_is_read_raises_anything_else(text, setting):
         (BASE, ["seed=" + text]),
     ):
         with contextlib.suppress(InputError):
-            config.parse(source, "my.yaml", given_)
+            loading.parse(source, "my.yaml", given_)
 
 
 @pytest.mark.parametrize(
@@ -143,12 +143,12 @@ def test_files_that_cannot_be_read(tmp_path):
         ("a\0b", "null"),
     ):
         with pytest.raises(InputError, match=what) as caught:
-            config.load(tmp_path / name)
+            loading.load(tmp_path / name)
         assert str(tmp_path) in str(caught.value)
     with pytest.raises(InputError, match=r"`data.path` is required.*empty\.yaml"):
-        config.load(tmp_path / "empty.yaml")
+        loading.load(tmp_path / "empty.yaml")
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path):
     (tmp_path / "a.yaml").write_text(BASE, encoding="utf-8-sig")
-    assert config.load(tmp_path / "a.yaml").data.path == "d"
+    assert loading.load(tmp_path / "a.yaml").data.path == "d"

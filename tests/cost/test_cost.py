@@ -1,4 +1,4 @@
-"""What `cost` and `cost_memory` predict is what the exchange plans, moves and holds."""
+"""What `counts` and `memory` predict is what the exchange plans, moves and holds."""
 
 import json
 from dataclasses import replace
@@ -8,14 +8,18 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ist_hpc import cost, cost_memory, evaluation, exchange, optimizer
-from ist_hpc.config_keys import OptimizerConfig
-from ist_hpc.exchange import Exchanger
-from ist_hpc.held import state_bytes, zeros_at
+from ist_hpc.common.sizes import allreduce_bytes
+from ist_hpc.config.keys import OptimizerConfig
+from ist_hpc.cost import counts
+from ist_hpc.cost import memory as cost_memory
+from ist_hpc.exchange import exchanger as exchange
+from ist_hpc.exchange.exchanger import Exchanger
+from ist_hpc.exchange.placement import elements, home
+from ist_hpc.exchange.plan import pair_counts, plan_exchange
+from ist_hpc.exchange.tensors import state_bytes, zeros_at
+from ist_hpc.models import optimizer
 from ist_hpc.models.mlp import MultiLayerPerceptron
-from ist_hpc.placement import elements, home
-from ist_hpc.sizes import allreduce_bytes
-from ist_hpc.transfer import pair_counts, plan_exchange
+from ist_hpc.training import full_network
 
 ODD = (7, (13, 11), 5)
 DEEP = (9, (17, 12, 23), 6)
@@ -26,7 +30,7 @@ def make_job(widths=ODD, ranks=3, kind="sgd", momentum=0.9, bias=False, **option
     inputs, hidden, outputs = widths
     model = MultiLayerPerceptron(inputs, hidden, outputs, not bias, bias)
     rule = optimizer.build(OptimizerConfig(kind=kind, momentum=momentum if kind == "sgd" else 0.0))
-    return cost.Job(
+    return counts.Job(
         weights=model.specs,
         slots=rule.slot_specs(model.specs),
         axes=model.axes,
@@ -70,7 +74,7 @@ class Alone:
 def test_exact_bytes_are_those_of_every_ranks_plan(widths, ranks, kind):
     job = make_job(widths, ranks, kind, seed=ranks)
     source = home(ranks)
-    for predicted in cost.exact_bytes(job, rounds=3):
+    for predicted in counts.exact_bytes(job, rounds=3):
         target = job.placement(predicted.round_index)
         plans = [plan_exchange(job.exchanged, source, target, r, 1 << 12) for r in range(ranks)]
         assert [plan.bytes_sent for plan in plans] == predicted.sent.tolist()
@@ -81,9 +85,9 @@ def test_exact_bytes_are_those_of_every_ranks_plan(widths, ranks, kind):
 
 def test_one_rank_exchanges_nothing():
     job = make_job(ranks=1)
-    assert [e.total for e in cost.exact_bytes(job, 2)] == [0, 0, 0]
-    assert cost.expected_bytes(job.exchanged, 1) == 0
-    assert cost.local_sgd_bytes(job) == cost.data_parallel_bytes(job) == 0
+    assert [e.total for e in counts.exact_bytes(job, 2)] == [0, 0, 0]
+    assert counts.expected_bytes(job.exchanged, 1) == 0
+    assert counts.local_sgd_bytes(job) == counts.data_parallel_bytes(job) == 0
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4, 5])
@@ -91,17 +95,17 @@ def test_the_formulas_are_the_average_over_many_rounds(ranks):
     one, middle = (64, (120,), 10), (8, (60, 60, 60), 4)
     for widths in (one, middle):
         job = make_job(widths, ranks, "adam", seed=7)
-        rounds = cost.exact_bytes(job, rounds=60)[1:]
+        rounds = counts.exact_bytes(job, rounds=60)[1:]
         mean = np.mean([exchange.received for exchange in rounds])
-        assert mean == pytest.approx(cost.expected_bytes(job.exchanged, ranks), rel=0.02)
+        assert mean == pytest.approx(counts.expected_bytes(job.exchanged, ranks), rel=0.02)
 
 
 def test_the_formulas_of_one_layer():
     first, *_, middle = [spec for spec in make_job(ranks=4).weights if len(spec.shape) > 1][:2]
-    assert cost.expected_received(first, 4) == 7 * 13 / 4 * (3 / 4)
-    assert cost.expected_received(middle, 4) == 13 * 11 / 16 * (3 / 4) * (2 - 1 / 4)
-    assert cost.expected_received_at_home(first, 4) == 7 * 13 / 4 * (3 / 4)
-    assert cost.expected_received_at_home(middle, 4) == 13 * 11 / 16 * (3 / 4)
+    assert counts.expected_received(first, 4) == 7 * 13 / 4 * (3 / 4)
+    assert counts.expected_received(middle, 4) == 13 * 11 / 16 * (3 / 4) * (2 - 1 / 4)
+    assert counts.expected_received_at_home(first, 4) == 7 * 13 / 4 * (3 / 4)
+    assert counts.expected_received_at_home(middle, 4) == 13 * 11 / 16 * (3 / 4)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 5])
@@ -113,7 +117,7 @@ def test_the_formula_of_a_visit_home_is_the_average(ranks):
         for rank in range(ranks)
     ]
     assert np.mean(received) == pytest.approx(
-        cost.expected_bytes(job.weights, ranks, at_home=True), rel=0.03
+        counts.expected_bytes(job.weights, ranks, at_home=True), rel=0.03
     )
 
 
@@ -121,7 +125,7 @@ def test_slots_travel_only_if_they_are_carried():
     carry = make_job(kind="adam")
     reset = replace(carry, carry=False)
     assert reset.exchanged == reset.weights
-    assert cost.exact_bytes(reset, 1)[1].total < cost.exact_bytes(carry, 1)[1].total / 2
+    assert counts.exact_bytes(reset, 1)[1].total < counts.exact_bytes(carry, 1)[1].total / 2
 
 
 def test_a_run_moves_what_is_predicted(trained):
@@ -129,7 +133,7 @@ def test_a_run_moves_what_is_predicted(trained):
     rows = [row for row in map(json.loads, lines) if row["kind"] in ("round", "evaluation")]
     assert [row["round"] for row in rows] == [1, 2, 3, 4, 4]
     job = make_job((64, (24, 17), 10), ranks=2)
-    rounds = [exchange.total for exchange in cost.exact_bytes(job, rounds=3)]
+    rounds = [exchange.total for exchange in counts.exact_bytes(job, rounds=3)]
     saving = 4 * int(pair_counts(job.exchanged, job.placement(3), home(2)).sum())
     for measured in ("bytes_received", "bytes_sent"):
         assert [row[measured] for row in rows] == [*rounds, saving]
@@ -140,15 +144,15 @@ def test_baselines_send_the_whole_model():
     count = 31 * 40 + 2 * 40 + 3 * 40
     assert job.weight_elements == count
     alone = replace(job, carry=False)
-    assert cost.local_sgd_bytes(alone) == 2 * 3 / 4 * count * 4
-    assert cost.local_sgd_bytes(job) == 2 * cost.local_sgd_bytes(alone)  # momentum, too
-    assert cost.data_parallel_bytes(job) == 20 * cost.local_sgd_bytes(alone)
+    assert counts.local_sgd_bytes(alone) == 2 * 3 / 4 * count * 4
+    assert counts.local_sgd_bytes(job) == 2 * counts.local_sgd_bytes(alone)  # momentum, too
+    assert counts.data_parallel_bytes(job) == 20 * counts.local_sgd_bytes(alone)
 
 
 def test_shared_weights_are_averaged():
     job = make_job(ONE, ranks=4, bias=True, shared_slot_elements=3)
-    assert cost.averaging_bytes(job) == allreduce_bytes(6, 4)
-    assert cost.averaging_bytes(replace(job, carry=False)) == allreduce_bytes(3, 4)
+    assert counts.averaging_bytes(job) == allreduce_bytes(6, 4)
+    assert counts.averaging_bytes(replace(job, carry=False)) == allreduce_bytes(3, 4)
 
 
 # Operations.
@@ -157,7 +161,7 @@ def test_shared_weights_are_averaged():
 def test_a_step_of_the_whole_model_by_hand():
     inputs, (a, b), outputs = ODD
     expected = 32 * (4 * inputs * a + 6 * a * b + 6 * b * outputs)
-    assert cost.step_flops(make_job().layers, 32, ranks=1) == expected
+    assert counts.step_flops(make_job().layers, 32, ranks=1) == expected
 
 
 def test_operations_are_those_that_torch_counts():
@@ -165,7 +169,7 @@ def test_operations_are_those_that_torch_counts():
     weights = {spec.key: torch.ones(spec.subnet_shape(0, 4)) for spec in model.specs}
     with FlopCounterMode(display=False) as counter:
         model.loss_and_gradients(weights, torch.rand(batch, 64), torch.zeros(batch).long(), {})
-    assert cost.step_flops(model.layers, batch, 4) == counter.get_total_flops()
+    assert counts.step_flops(model.layers, batch, 4) == counter.get_total_flops()
 
 
 # Memory.
@@ -278,7 +282,7 @@ def test_activations_of_the_full_network_are_what_is_held(monkeypatch, widths, r
 
 
 def test_activations_are_gathered_as_many_at_a_time_as_is_counted():
-    assert cost_memory._GATHER_BYTES == evaluation._GATHER_BYTES
+    assert cost_memory._GATHER_BYTES == full_network._GATHER_BYTES
 
 
 # Size.

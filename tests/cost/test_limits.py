@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ist_hpc.memory_limits import (
+from ist_hpc.cost.limits import (
     BASE_BYTES,
     Grant,
     ProcessLimit,
@@ -151,7 +151,7 @@ def test_slurm_grants_what_its_variables_say(tmp_path, monkeypatch, environ, mib
 
 UNDER_A_LIMIT = """
 import mmap, resource, sys
-from ist_hpc.memory_limits import granted_bytes, refusal
+from ist_hpc.cost.limits import granted_bytes, refusal
 limit_bytes, over_bytes = map(int, sys.argv[2:])
 resource.setrlimit(getattr(resource, sys.argv[1]), (limit_bytes, limit_bytes))
 grant = granted_bytes()

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ist_hpc.csr import Csr, concatenate
-from tests.sparse_rows import csr_of, row_lists, rows_of
+from ist_hpc.data.csr import Csr, concatenate
+from tests.helpers.sparse_rows import csr_of, row_lists, rows_of
 
 COLUMNS = 9
 matrices = st.booleans().flatmap(

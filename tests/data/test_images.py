@@ -10,16 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ist_hpc import config, streams
-from ist_hpc.errors import InputError
-from ist_hpc.images import Augmentation, Scaling, augmentation_of, scaling_of
-from ist_hpc.rows import BatchStream, CommonRows
-from ist_hpc.shards import Dataset
-from tests import data_sets, sparse_rows
+from ist_hpc.config import loading
+from ist_hpc.common import streams
+from ist_hpc.common.errors import InputError
+from ist_hpc.data.images import Augmentation, Scaling, augmentation_of, scaling_of
+from ist_hpc.data.rows import BatchStream, CommonRows
+from ist_hpc.data.shards import Dataset
+from tests.helpers import data_sets
+from tests.helpers import sparse_rows
 from tests.conftest import train
-from tests.launching import one_error_line, run_python, run_ranks
-from tests.test_rows import Ranks
-from tests.test_show import LOAD_AND_COMPARE, rebuild_script
+from tests.helpers.launching import one_error_line, run_python, run_ranks
+from tests.data.test_rows import Ranks
+from tests.commands.test_show import LOAD_AND_COMPARE, rebuild_script
 
 ROWS, SHAPE = 50, (3, 8, 6)
 MEAN, STD = [0.5, 0.25, 0.125], [0.2, 0.3, 0.7]
@@ -178,7 +180,7 @@ class TestScaling:
 
 def configured(**data):
     lines = "".join(f"\n  {key}: {value}" for key, value in data.items())
-    return config.parse(
+    return loading.parse(
         f"data:\n  path: d{lines}\nmodel: {{hidden: [4]}}\ntrain: {{rounds: 1}}", "my.yaml"
     )
 

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from ist_hpc.errors import InputError
-from ist_hpc.shards import Dataset
-from tests.data_sets import edit_meta, write
-from tests.sparse_rows import write_numbered
+from ist_hpc.common.errors import InputError
+from ist_hpc.data.shards import Dataset
+from tests.helpers.data_sets import edit_meta, write
+from tests.helpers.sparse_rows import write_numbered
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ist_hpc import files
-from ist_hpc import shards as shards_module
-from ist_hpc.errors import InputError
-from ist_hpc.shard_dense import DenseStored
-from ist_hpc.shard_place import AlreadyMadeError
-from ist_hpc.shards import Dataset, DatasetWriter
-from tests.data_sets import (
+from ist_hpc.common import files
+from ist_hpc.data import shards as shards_module
+from ist_hpc.common.errors import InputError
+from ist_hpc.data.shard_dense import DenseStored
+from ist_hpc.data.shard_place import AlreadyMadeError
+from ist_hpc.data.shards import Dataset, DatasetWriter
+from tests.helpers.data_sets import (
     CLASSES,
     assert_refused_when_changed,
     chunk_offset,
@@ -29,7 +29,7 @@ from tests.data_sets import (
     write,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ class TestRoundTrip:
         with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
             # Small chunks, runs and few open files, so that every boundary is met.
             chunk_bytes = data.draw(st.integers(1, 4000))
-            patch.setattr("ist_hpc.shard_files.CHUNK_BYTES", chunk_bytes)
+            patch.setattr("ist_hpc.data.shard_files.CHUNK_BYTES", chunk_bytes)
             patch.setattr(shards_module, "_MOST_RUN_BYTES", data.draw(st.integers(1, 9000)))
             patch.setattr(shards_module, "_MOST_OPEN_FILES", data.draw(st.integers(1, 3)))
             path = Path(folder) / "d"
@@ -329,7 +329,7 @@ class TestWriter:
         def full(source, target):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("ist_hpc.files.os.replace", full)
+        monkeypatch.setattr("ist_hpc.common.files.os.replace", full)
         with pytest.raises(InputError, match="No space left"):
             write(tmp_path / "d")
         assert list(tmp_path.iterdir()) == []
@@ -464,7 +464,7 @@ class TestWriter:
 def hidden_name_of_the_dead(path, kind):
     """The name that a process had beside `path`, which is no more."""
     program = (
-        "import sys, pathlib, ist_hpc.files as files; "
+        "import sys, pathlib, ist_hpc.common.files as files; "
         "print(files.hidden_beside(pathlib.Path(sys.argv[1]), sys.argv[2]))"
     )
     words = [sys.executable, "-c", program, str(path), kind]

@@ -12,12 +12,12 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ist_hpc import shards as shards_module
-from ist_hpc.csr import Csr
-from ist_hpc.errors import InputError
-from ist_hpc.shards import Dataset, DatasetWriter
-from tests.data_sets import assert_refused_when_changed, chunk_offset, flip
-from tests.sparse_rows import (
+from ist_hpc.data import shards as shards_module
+from ist_hpc.data.csr import Csr
+from ist_hpc.common.errors import InputError
+from ist_hpc.data.shards import Dataset, DatasetWriter
+from tests.helpers.data_sets import assert_refused_when_changed, chunk_offset, flip
+from tests.helpers.sparse_rows import (
     csr_of,
     numbered_features,
     numbered_labels,
@@ -62,8 +62,8 @@ class TestRoundTrip:
         with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
             # Small blocks, runs, shards and few open files, so that every boundary is met.
             chunk_bytes = data.draw(st.integers(1, 300))
-            patch.setattr("ist_hpc.shard_files.CHUNK_BYTES", chunk_bytes)
-            patch.setattr("ist_hpc.shard_files.SHARD_BYTES", data.draw(st.integers(1, 900)))
+            patch.setattr("ist_hpc.data.shard_files.CHUNK_BYTES", chunk_bytes)
+            patch.setattr("ist_hpc.data.shard_files.SHARD_BYTES", data.draw(st.integers(1, 900)))
             patch.setattr(shards_module, "_MOST_RUN_BYTES", data.draw(st.integers(1, 900)))
             patch.setattr(shards_module, "_MOST_OPEN_FILES", data.draw(st.integers(1, 3)))
             shard_rows = data.draw(st.none() | st.integers(1, 70))
@@ -115,7 +115,7 @@ class TestRoundTrip:
                     data.check_shard(split, index)
 
     def test_a_shard_ends_with_the_row_that_reaches_its_bytes(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("ist_hpc.shard_files.SHARD_BYTES", 100)
+        monkeypatch.setattr("ist_hpc.data.shard_files.SHARD_BYTES", 100)
         row = [(0, 1.0), (3, 2.0)]  # 16 bytes, with one label 5 more, and 16 of the row itself
         features, labels = csr_of([row] * 9, 5, True), csr_of([[(1, 1.0)]] * 9, 2, False)
         options = {"name": "d", "kind": "sparse", "feature_shape": [5], "classes": 2}

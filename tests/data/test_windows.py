@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ist_hpc.windows import DenseWindow, SparseWindow, as_batch
-from tests.sparse_rows import csr_of, row_lists, rows_of
+from ist_hpc.data.windows import DenseWindow, SparseWindow, as_batch
+from tests.helpers.sparse_rows import csr_of, row_lists, rows_of
 
 WIDTH, LABELS = 9, 7
 

@@ -11,12 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ist_hpc import held, transfer
-from ist_hpc.exchange import Exchanger, allocate_home
-from ist_hpc.held import Held
-from ist_hpc.placement import Axis, Placement, TensorSpec, at_round, home
-from ist_hpc.transfer import pair_counts, plan_exchange, plan_settling, settling_buffers
-from tests.threads import ThreadRanks
+from ist_hpc.exchange import plan as transfer
+from ist_hpc.exchange import tensors
+from ist_hpc.exchange.exchanger import Exchanger, allocate_home
+from ist_hpc.exchange.placement import Axis, Placement, TensorSpec, at_round, home
+from ist_hpc.exchange.plan import pair_counts, plan_exchange, plan_settling, settling_buffers
+from ist_hpc.exchange.tensors import Held
+from tests.helpers.threads import ThreadRanks
 
 SEED = 11
 
@@ -103,8 +104,10 @@ def assert_holds(specs, state, placement: Placement, rank: int) -> None:
             assert torch.equal(state[spec.key].subnet, expected), spec.key
         if placement.keeps_home_block(spec):
             start, stop = spec.home_rows(rank, placement.ranks)
-            held = ~stale_at_home(spec, placement, rank)
-            assert torch.equal(state[spec.key].home[held], ids(spec)[start:stop][held]), spec.key
+            tensors = ~stale_at_home(spec, placement, rank)
+            assert torch.equal(state[spec.key].home[tensors], ids(spec)[start:stop][tensors]), (
+                spec.key
+            )
         else:
             assert state[spec.key].home is None
         if placement.is_home:
@@ -387,10 +390,10 @@ def test_what_stays_on_a_rank_moves_by_way_of_a_small_buffer(size, at_once):
         assert piece.size <= max(at_once, piece.spec.element_width)
         held_gather(source, piece, out)
 
-    held_gather = held.gather
+    held_gather = tensors.gather
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(held, "_MOVE_BYTES", 4 * at_once)
-        patch.setattr(held, "gather", gather)  # of `move`; the exchange has its own
+        patch.setattr(tensors, "_MOVE_BYTES", 4 * at_once)
+        patch.setattr(tensors, "gather", gather)  # of `move`; the exchange has its own
 
         def body(comm):
             exchanger = Exchanger(comm, 1.0)
@@ -417,8 +420,8 @@ def test_counts_that_mpi_could_not_count_are_avoided(monkeypatch):
 @pytest.mark.parametrize("at", [0, 17, 59])
 def test_a_number_that_is_not_finite_is_found_wherever_it_is(number, at):
     values = torch.arange(-30.0, 30.0).mul(1e37).view(6, 10)
-    assert held.all_finite(values)
-    assert held.all_finite(values[:, :0])
+    assert tensors.all_finite(values)
+    assert tensors.all_finite(values[:, :0])
     values.view(-1)[at] = number
-    assert not held.all_finite(values)
-    assert held.all_finite(values.t()) is False
+    assert not tensors.all_finite(values)
+    assert tensors.all_finite(values.t()) is False

@@ -3,10 +3,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ist_hpc import streams
-from ist_hpc.blocks import block_bounds, block_of
-from ist_hpc.errors import InputError
-from ist_hpc.placement import Axis, TensorSpec, at_round, deal
+from ist_hpc.common import streams
+from ist_hpc.common.blocks import block_bounds, block_of
+from ist_hpc.common.errors import InputError
+from ist_hpc.exchange.placement import Axis, TensorSpec, at_round, deal
 
 ranks_and_size = st.integers(1, 12).flatmap(
     lambda ranks: st.tuples(st.just(ranks), st.integers(ranks, 70))

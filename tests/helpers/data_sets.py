@@ -6,8 +6,8 @@ import h5py
 import numpy as np
 import pytest
 
-from ist_hpc.errors import InputError
-from ist_hpc.shards import Dataset, DatasetWriter
+from ist_hpc.common.errors import InputError
+from ist_hpc.data.shards import Dataset, DatasetWriter
 
 CLASSES = ["no", "maybe", "yes"]
 

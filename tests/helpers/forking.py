@@ -1,6 +1,6 @@
 """Pythons of the tests that need not load torch again: forks of one that has.
 
-    python -I -S tests/forking.py ARGUMENTS OF PYTHON
+    python -I -S tests/helpers/forking.py ARGUMENTS OF PYTHON
 
 Of some 900 starts that the tests make, loading torch and Horovod was nearly all the work. This
 program asks a server (of the same file) for a fork that becomes `python ARGUMENTS`, with this

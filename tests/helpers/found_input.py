@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from ist_hpc.prepare.__main__ import main
-from ist_hpc.prepare.speech_audio import ClipError, read_clip
+from ist_hpc.prepare.speech.audio import ClipError, read_clip
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RATE = 16000
 NAMES = ["apple", "bee", "castle"]
 LINES = ["0,1 0:0.5 3:2", " 1:1", "2 2:0.25"]

@@ -1,4 +1,4 @@
-"""Hostile checkpoints and shards: python tests/fuzz_files.py --cases 10000 --seed 1
+"""Hostile checkpoints and shards: python tests/helpers/fuzz_files.py --cases 10000 --seed 1
 
 Every case is a copy of a checkpoint of two ranks, or of a data set, mutated; where a file was
 written anew (other shapes, types, links, attributes, or another rank's file) also with checksums
@@ -28,19 +28,19 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ist_hpc import checkpoint_restore, optimizer
-from ist_hpc import config as configuration
-from ist_hpc.checkpoint_read import Checkpoint, DataShape
-from ist_hpc.config_keys import Config
-from ist_hpc.csr import Csr
-from ist_hpc.errors import InputError
-from ist_hpc.models import networks
-from ist_hpc.shards import Dataset, DatasetWriter
-from tests.launching import run_ranks
-from tests.mutations import MUTATIONS, fit_manifest, fit_meta, rewrite, swap
-from tests.plain_reading import Values, plain_checkpoint, plain_dataset, require_same
+from ist_hpc.checkpoint import restore
+from ist_hpc.checkpoint.read import Checkpoint, DataShape
+from ist_hpc.common.errors import InputError
+from ist_hpc.config import loading
+from ist_hpc.config.keys import Config
+from ist_hpc.data.csr import Csr
+from ist_hpc.data.shards import Dataset, DatasetWriter
+from ist_hpc.models import networks, optimizer
+from tests.helpers.launching import run_ranks
+from tests.helpers.mutations import MUTATIONS, fit_manifest, fit_meta, rewrite, swap
+from tests.helpers.plain_reading import Values, plain_checkpoint, plain_dataset, require_same
 
 CASES_A_PROCESS = 250
 LIMIT_S = 120.0
@@ -52,7 +52,7 @@ RANKS = 3  # that read; two wrote
 @functools.cache
 def _run(made: Path) -> tuple[Config, DataShape]:
     """Of the run that made the checkpoint: a resume takes nothing of this from the checkpoint."""
-    config = configuration.load(made / "run/config.yaml")
+    config = loading.load(made / "run/config.yaml")
     return config, DataShape.of(Dataset.open(made / "dense"))
 
 
@@ -67,9 +67,9 @@ def read_checkpoint(folder: Path, made: Path) -> Values:
     rule = optimizer.build(config.optimizer)
     slots, shared_slots = rule.slot_specs(model.specs), rule.shared_slot_specs(model.shared)
     with saved.opened() as opened:
-        checkpoint_restore.check_model(opened, config, data)
+        restore.check_model(opened, config, data)
         parts = [
-            checkpoint_restore.restore(opened, model, slots, shared_slots, rank, RANKS)
+            restore.restore(opened, model, slots, shared_slots, rank, RANKS)
             for rank in range(RANKS)
         ]
         found: dict[str, Any] = vars(opened.progress) | {

@@ -1,4 +1,6 @@
-"""Hostile text for the reader of `prepare xmc`: python tests/fuzz_xmc.py --cases 1000000 --seed 1
+"""Hostile text for the reader of `prepare xmc`.
+
+    python tests/helpers/fuzz_xmc.py --cases 1000000 --seed 1
 
 Every case is a file of a few lines, mutated or random. The reader, with blocks of a random size,
 must give the rows and name the lines that a plain parser written apart from it does, and may raise
@@ -16,10 +18,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ist_hpc.errors import InputError
-from ist_hpc.prepare.xmc_source import Source
+from ist_hpc.common.errors import InputError
+from ist_hpc.prepare.xmc.source import Source
 
 MOST_INDICES, MOST_ROWS = 2**31 - 1, 2**53
 VALUE_BYTES = set(b"0123456789.+-eE")

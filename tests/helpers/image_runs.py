@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ist_hpc import cost
+from ist_hpc.cost import counts
+from ist_hpc.data.shards import DatasetWriter
 from ist_hpc.models.base import Model
-from ist_hpc.shards import DatasetWriter
-from tests import checkpoints
-from tests.launching import run_python, run_ranks
+from tests.helpers import checkpoints
+from tests.helpers.launching import run_python, run_ranks
 
 CLASSES = 4
 _MEAN, _STD = [0.5, 0.5, 0.5], [0.2, 0.25, 0.3]
@@ -122,9 +122,9 @@ def batch(rows: int) -> tuple[Tensor, Tensor]:
     return torch.rand(rows, 3 * 32 * 32), torch.randint(CLASSES, (rows,))
 
 
-def job_of(model: Model, ranks: int, **values: Any) -> cost.Job:
+def job_of(model: Model, ranks: int, **values: Any) -> counts.Job:
     """A job of a network, as far as activations depend on it."""
-    return cost.Job(
+    return counts.Job(
         weights=model.specs, slots=(), layers=model.layers, axes=model.axes, ranks=ranks, **values
     )
 

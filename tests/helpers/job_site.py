@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.launching import ROOT
+from tests.helpers.launching import ROOT
 
 # What `scontrol show job` says, in part.
 PREEMPTED = """\

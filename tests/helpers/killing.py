@@ -1,7 +1,7 @@
 """A training command that is killed (SIGKILL) at a chosen moment of its first save.
 
-    python tests/killing.py RANK MOMENT ARGUMENTS OF TRAINING     on any number of ranks
-    python tests/killing.py every ARGUMENTS OF TRAINING           on one: at each moment in turn
+    python tests/helpers/killing.py RANK MOMENT ARGUMENTS OF TRAINING   on any number of ranks
+    python tests/helpers/killing.py every ARGUMENTS OF TRAINING         on one: each moment in turn
 
 A moment is a call that changes what is on disk: opening a file to write, a write of HDF5's, a
 flush, a rename, a removal. MOMENT 0 kills nothing; at its end each rank then writes how many there
@@ -17,7 +17,7 @@ from typing import Any
 
 import h5py
 
-from ist_hpc import hdf5_writing
+from ist_hpc.common import hdf5_writing
 
 MOMENTS = [
     (os, "fsync"),
@@ -64,9 +64,10 @@ def _only_reads(args: tuple[Any, ...], options: dict[str, Any]) -> bool:
 
 def arm(killer: Killer, number: int = 1) -> None:
     """Let only this save of the run have moments."""
-    from ist_hpc import checkpoint, training
+    from ist_hpc.checkpoint import write
+    from ist_hpc.training import trainer
 
-    whole = checkpoint.save
+    whole = write.save
     saves = 0
 
     def save(*args: Any) -> Path:
@@ -78,8 +79,8 @@ def arm(killer: Killer, number: int = 1) -> None:
         finally:
             killer.armed = False
 
-    assert training.checkpoint is checkpoint
-    checkpoint.save = save
+    assert trainer.checkpoint is write
+    write.save = save
 
 
 def in_a_slurm_step() -> None:
@@ -92,7 +93,7 @@ def in_a_slurm_step() -> None:
     if os.environ["KILL_IN"] == "save":
         arm(Killer(MIDDLE_OF_A_SAVE), 2)
         return
-    from ist_hpc.exchange import Exchanger
+    from ist_hpc.exchange.exchanger import Exchanger
 
     assert os.environ["KILL_IN"] == "exchange"
     whole, count = Exchanger._send_off, 0
@@ -129,8 +130,8 @@ def one(rank: int, moment: int, argv: list[str]) -> int:
 
 def every(argv: list[str]) -> int:
     """Runs that are killed at each moment in turn, each by a fork that starts MPI by itself."""
-    import ist_hpc.starting  # noqa: F401  # and torch, which takes most of a start
-    from ist_hpc.checkpoint_read import Checkpoint, newest_first
+    import ist_hpc.training.start  # noqa: F401  # and torch, which takes most of a start
+    from ist_hpc.checkpoint.read import Checkpoint, newest_first
 
     run = Path(argv[argv.index("--runs") + 1]) / argv[argv.index("--name") + 1]
     moment = 0

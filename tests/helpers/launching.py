@@ -15,9 +15,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tests import forking
+from tests.helpers import forking
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 _GRACE_S = 5.0  # for mpirun to end its ranks, and for pipes to be closed
 _SHOWN_CHARACTERS = 6000
 # What Python and the libraries that `forking` has loaded read as they are loaded.

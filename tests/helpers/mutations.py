@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from tests.plain_reading import datasets, entries
+from tests.helpers.plain_reading import datasets, entries
 
 
 def flip(path: Path, rng: random.Random) -> None:

@@ -5,9 +5,9 @@ from itertools import pairwise
 import numpy as np
 from hypothesis import strategies as st
 
-from ist_hpc.csr import Csr
-from ist_hpc.shards import DatasetWriter
-from ist_hpc.sparse import SparseRows
+from ist_hpc.data.csr import Csr
+from ist_hpc.data.shards import DatasetWriter
+from ist_hpc.data.sparse_rows import SparseRows
 
 Row = list[tuple[int, float]]
 """The columns of a row, ascending, each with its value; labels have the value 1."""

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ist_hpc.data.sparse_rows import SparseRows
 from ist_hpc.models.base import ColumnGradient
 from ist_hpc.models.many_labels import LabelLoss, binary, softmax
-from ist_hpc.sparse import SparseRows
-from tests.live_bytes import LiveBytes
+from tests.helpers.live_bytes import LiveBytes
 
 LABELS = 23
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from ist_hpc.config_keys import OptimizerConfig
+from ist_hpc.config.keys import OptimizerConfig
+from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.models.base import RowGradient
-from ist_hpc.optimizer import build, learning_rate
-from ist_hpc.placement import TensorSpec
+from ist_hpc.models.optimizer import build, learning_rate
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_large_weight_is_updated_slab_by_slab_to_the_same_bits(monkeypatch):
     gradient = torch.randn(7, 5, generator=torch.Generator().manual_seed(3))
     results = []
     for slab in (1, 11, 1 << 20):
-        monkeypatch.setattr("ist_hpc.optimizer.UPDATE_SLAB_ELEMENTS", slab)
+        monkeypatch.setattr("ist_hpc.models.optimizer.UPDATE_SLAB_ELEMENTS", slab)
         rule, weight = build(OptimizerConfig(kind="adam")), torch.ones(7, 5)
         slots = {name: torch.zeros_like(weight) for name in rule.slot_names(True)}
         slots["updates"][3:] = 4.0

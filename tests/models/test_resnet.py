@@ -8,17 +8,19 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ist_hpc import config, cost, cost_memory, plan
-from ist_hpc.bench.study_state import read_rows
-from ist_hpc.config_keys import RESNET_SECTIONS, subnets_of
-from ist_hpc.errors import InputError
+from ist_hpc import plan
+from ist_hpc.common.errors import InputError
+from ist_hpc.config import loading
+from ist_hpc.config.keys import RESNET_SECTIONS, subnets_of
+from ist_hpc.cost import counts, memory
+from ist_hpc.exchange.placement import elements
 from ist_hpc.models import networks
 from ist_hpc.models.resnet import ResNet
-from ist_hpc.placement import elements
-from ist_hpc.plot_runs import read_metrics
-from tests import image_runs
-from tests.checkpoints import as_if_killed
-from tests.image_runs import (
+from ist_hpc.studies.plots.runs import read_metrics
+from ist_hpc.studies.state import read_rows
+from tests.helpers import image_runs
+from tests.helpers.checkpoints import as_if_killed
+from tests.helpers.image_runs import (
     CLASSES,
     OneOf,
     assert_bytes_are_those_planned,
@@ -30,8 +32,8 @@ from tests.image_runs import (
     tensors,
     thin_weights,
 )
-from tests.launching import ROOT, one_error_line, run_python
-from tests.live_bytes import LiveBytes
+from tests.helpers.launching import ROOT, one_error_line, run_python
+from tests.helpers.live_bytes import LiveBytes
 
 SETTINGS = [*image_runs.SETTINGS, "model.kind=resnet", "model.hidden=[]"]
 SETTINGS += ["model.channels=[4,5,6,7]", "model.sections=[1,2,6,1]", "model.min_blocks=3"]
@@ -58,7 +60,7 @@ def test_the_paper_s_table_of_communication(ranks, blocks, resist_gb, local_sgd_
     """Which counts every block down and up; it has 0.454 for two: docs/results.md."""
     path = ROOT / "configs/resist_cifar100.yaml"
     values = ["data.path=nowhere", f"model.min_blocks={blocks}"]
-    report = plan.plan(config.load(path, values), ranks, rounds=1)
+    report = plan.plan(loading.load(path, values), ranks, rounds=1)
     counted = {name: n["through_server"] / 1e9 for name, n in report["bytes_a_round"].items()}
     assert counted["ist"] == pytest.approx(resist_gb, abs=0.0005)
     assert counted["local_sgd"] == pytest.approx(local_sgd_gb, abs=0.0005)
@@ -71,7 +73,7 @@ def test_operations_are_those_that_torch_counts(ranks, least):
     model = ResNet([2, 1, 8, 2], [8, 9, 10, 11], CLASSES, least)
     with FlopCounterMode(display=False) as counter:
         model.loss_and_gradients(thin_weights(model, ranks), *batch(5), {})
-    assert cost.step_flops(model.layers, 5, ranks) == counter.get_total_flops()
+    assert counts.step_flops(model.layers, 5, ranks) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
@@ -83,7 +85,7 @@ def test_activations_of_a_step_are_about_those_that_are_held(ranks):
         model.loss_and_gradients(weights, *batch(64), {})
     fixed = {spec.key for spec in model.shared if not spec.changes}
     gradient = sum(4 * weight.numel() for key, weight in weights.items() if key not in fixed)
-    estimate = cost_memory.step_activations(job, ranks) + gradient
+    estimate = memory.step_activations(job, ranks) + gradient
     assert 0.75 < live.most / estimate < 1.25
 
 
@@ -102,7 +104,7 @@ def test_activations_of_the_full_network_are_about_those_that_are_held(channels,
         with torch.no_grad(), LiveBytes() as live:
             model.full_hidden(weights, statistics, batch(rows)[0], OneOf(ranks), calibrate)
         held = live.most - (4 * 3072 * rows if calibrate else 0)  # rows that are counted as kept
-        assert 0.7 < held / cost_memory.full_activations(job_of(model, ranks, **counted)) < 1.2
+        assert 0.7 < held / memory.full_activations(job_of(model, ranks, **counted)) < 1.2
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 11])
@@ -129,7 +131,7 @@ def test_the_full_network_is_scaled_by_the_part_that_a_rank_trains(algorithm, ra
     """As the commands build it: max(1/S, the least over all), 1 where every rank trains all."""
     values = [*SETTINGS, "model.sections=[1,1,23,1]", f"model.min_blocks={blocks}"]
     values += [f"train.algorithm={algorithm}", "train.rounds=1"]
-    found = config.parse("", "nowhere", values)
+    found = loading.parse("", "nowhere", values)
     model = networks.build(found.model, 3 * 32 * 32, CLASSES, subnets=subnets_of(found, ranks))
     assert model.axes["blocks"].size == 22
     assert f'self.block("blocks", values, at=at, scale={scale})' in model.module_source()
@@ -155,7 +157,7 @@ def test_the_full_network_is_scaled_by_the_part_that_a_rank_trains(algorithm, ra
 )
 def test_keys_that_do_not_go_together(settings, said):
     with pytest.raises(InputError) as error:
-        config.parse("", "nowhere", [*SETTINGS, "train.rounds=1", *settings])
+        loading.parse("", "nowhere", [*SETTINGS, "train.rounds=1", *settings])
     assert said in str(error.value)
 
 

@@ -5,12 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ist_hpc import optimizer
-from ist_hpc.config_keys import OptimizerConfig
-from ist_hpc.models import sparse_input
+from ist_hpc.config.keys import OptimizerConfig
+from ist_hpc.data.sparse_rows import SparseRows
+from ist_hpc.models import optimizer, sparse_input
 from ist_hpc.models.mlp import MultiLayerPerceptron
-from ist_hpc.sparse import SparseRows
-from tests.live_bytes import LiveBytes
+from tests.helpers.live_bytes import LiveBytes
 
 INPUTS, UNITS = 11, 3
 ROWS = st.lists(

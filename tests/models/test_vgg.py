@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ist_hpc import config, cost, cost_memory
-from ist_hpc.errors import InputError
+from ist_hpc.common.errors import InputError
+from ist_hpc.config import loading
+from ist_hpc.cost import counts, memory
 from ist_hpc.models.vgg import VGG11
-from tests import image_runs
-from tests.checkpoints import as_if_killed
-from tests.image_runs import (
+from tests.helpers import image_runs
+from tests.helpers.checkpoints import as_if_killed
+from tests.helpers.image_runs import (
     CLASSES,
     OneOf,
     assert_bytes_are_those_planned,
@@ -25,8 +26,8 @@ from tests.image_runs import (
     tensors,
     thin_weights,
 )
-from tests.launching import one_error_line, run_python
-from tests.live_bytes import LiveBytes
+from tests.helpers.launching import one_error_line, run_python
+from tests.helpers.live_bytes import LiveBytes
 
 CHANNELS = "[4,4,6,5,6,5,6,7]"
 SETTINGS = [*image_runs.SETTINGS, "model.kind=vgg11"]
@@ -45,7 +46,7 @@ def test_operations_are_those_that_torch_counts(ranks, options):
     model = VGG11([40, 30], CLASSES, [8, 9, 10, 11, 12, 13, 14, 15], **options)
     with FlopCounterMode(display=False) as counter:
         model.loss_and_gradients(thin_weights(model, ranks), *batch(5), {})
-    assert cost.step_flops(model.layers, 5, ranks) == counter.get_total_flops()
+    assert counts.step_flops(model.layers, 5, ranks) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("options", BODIES)
@@ -57,7 +58,7 @@ def test_activations_of_a_step_are_about_those_that_are_held(options):
         model.loss_and_gradients(weights, *batch(64), {})
     fixed = {spec.key for spec in model.shared if not spec.changes}
     gradient = sum(4 * weight.numel() for key, weight in weights.items() if key not in fixed)
-    estimate = cost_memory.step_activations(job, 2) + gradient
+    estimate = memory.step_activations(job, 2) + gradient
     assert 0.75 < live.most / estimate < 1.25
 
 
@@ -68,7 +69,7 @@ def test_activations_of_a_shared_body_are_those_of_all_its_channels():
     weights = {spec.key: torch.rand(spec.shape) for spec in model.shared}
     with torch.no_grad(), LiveBytes() as live:
         model._body.full(weights, {}, torch.rand(300, 3 * 32 * 32), OneOf(4), False)
-    assert 0.9 < live.most / cost_memory.full_activations(job) < 1.1
+    assert 0.9 < live.most / memory.full_activations(job) < 1.1
 
 
 # The configuration.
@@ -87,7 +88,7 @@ def test_activations_of_a_shared_body_are_those_of_all_its_channels():
 )
 def test_keys_that_do_not_go_together(settings, said):
     with pytest.raises(InputError) as error:
-        config.parse("", "nowhere", [*SETTINGS, "train.rounds=1", *settings])
+        loading.parse("", "nowhere", [*SETTINGS, "train.rounds=1", *settings])
     assert said in str(error.value)
 
 

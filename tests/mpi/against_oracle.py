@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ist_hpc.algorithms.ist import IndependentSubnets
-from ist_hpc.sparse import Rows
+from ist_hpc.data.sparse_rows import Rows
+from ist_hpc.training.algorithms.ist import IndependentSubnets
+from tests.helpers.oracle import Oracle
 from tests.mpi.helpers import batch, rule
-from tests.oracle import Oracle
 
 SEED, STEPS = 3, 3
 RULES = {

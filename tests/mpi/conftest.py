@@ -22,7 +22,7 @@ def world():
 @pytest.fixture(scope="session", params=["Horovod", "MPI.Allreduce"])
 def averages(world, request):
     """Horovod's, and what stands in for it where it is not installed."""
-    from ist_hpc import averaging
+    from ist_hpc.training import averaging
 
     return (
         averaging.start(world, 30) if request.param == "Horovod" else averaging.MpiAverages(world)

@@ -4,13 +4,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ist_hpc import optimizer
-from ist_hpc.algorithms.ist import IndependentSubnets
-from ist_hpc.config_keys import OptimizerConfig
-from ist_hpc.exchange import Exchanger
+from ist_hpc.config.keys import OptimizerConfig
+from ist_hpc.data.sparse_rows import SparseRows
+from ist_hpc.exchange.exchanger import Exchanger
+from ist_hpc.exchange.placement import TensorSpec
+from ist_hpc.models import optimizer
 from ist_hpc.models.base import Model
-from ist_hpc.placement import TensorSpec
-from ist_hpc.sparse import SparseRows
+from ist_hpc.training.algorithms.ist import IndependentSubnets
 
 INPUTS, OUTPUTS, BATCH = 13, 5, 8
 

@@ -10,25 +10,27 @@ import numpy as np
 import pytest
 import torch
 
-from ist_hpc import algorithms, checkpoint_restore, devices, optimizer
-from ist_hpc import config as configuration
-from ist_hpc.algorithms.ist import IndependentSubnets
-from ist_hpc.checkpoint_read import Checkpoint, Progress
-from ist_hpc.devices import CPU
-from ist_hpc.evaluation import HomeNetwork
-from ist_hpc.exchange import Exchanger
-from ist_hpc.models import networks
+from ist_hpc.checkpoint import restore
+from ist_hpc.checkpoint.read import Checkpoint, Progress
+from ist_hpc.config import loading
+from ist_hpc.data.rows import rank_segments
+from ist_hpc.data.shards import Dataset
+from ist_hpc.data.sparse_rows import to_device
+from ist_hpc.exchange.exchanger import Exchanger
+from ist_hpc.exchange.staging import InPlace, Staging, ThroughHost
+from ist_hpc.models import networks, optimizer
 from ist_hpc.models.mlp import MultiLayerPerceptron
-from ist_hpc.rows import rank_segments
-from ist_hpc.runfolder import RunFolder
-from ist_hpc.shards import Dataset
-from ist_hpc.sparse import to_device
-from ist_hpc.staging import InPlace, Staging, ThroughHost
-from ist_hpc.training import Trainer
-from tests.data_sets import write
+from ist_hpc.runtime import devices
+from ist_hpc.runtime.devices import CPU
+from ist_hpc.runtime.run_folder import RunFolder
+from ist_hpc.training import algorithms
+from ist_hpc.training.algorithms.ist import IndependentSubnets
+from ist_hpc.training.full_network import HomeNetwork
+from ist_hpc.training.trainer import Trainer
+from tests.helpers.data_sets import write
+from tests.helpers.pretended_gpu import GPU, PretendedGpu
+from tests.helpers.sparse_rows import write_numbered
 from tests.mpi.helpers import INPUTS, OUTPUTS, batch, rule, same_bits, sparse_batch
-from tests.pretended_gpu import GPU, PretendedGpu
-from tests.sparse_rows import write_numbered
 
 SEED, ROUNDS = 5, 5
 LABELS = {"output_norm": False, "loss": "softmax", "label_block": 2}
@@ -179,7 +181,7 @@ def trained(world, place, name: str, device: torch.device, kind: str) -> tuple[d
     settings += ["model.output_norm=none", "data.batch_size=8"]
     if kind == "sparse":
         settings += ["model.loss=softmax", "evaluate.top=[1,3]"]
-    config = configuration.load(None, settings)
+    config = loading.load(None, settings)
     with Dataset.open(config.data.path) as dataset:
         model = networks.build(config.model, dataset.features, dataset.outputs, dataset.sparse)
         algorithm = algorithms.build(world, config, model, device)
@@ -222,7 +224,7 @@ def test_a_checkpoint_goes_to_the_device(world, place):
         data = opened.data
         model = MultiLayerPerceptron(data.features, [12, 9], data.outputs, output_norm=False)
         slots = rule_of_run.slot_specs(model.specs)
-        restored = checkpoint_restore.restore(opened, model, slots, (), rank, ranks)
+        restored = restore.restore(opened, model, slots, (), rank, ranks)
     expected = {key: parts.place("home").clone() for key, parts in restored.state.items()}
     with PretendedGpu():
         exchanger = Exchanger(world, 1.0, ThroughHost(GPU))

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ist_hpc import evaluation
-from ist_hpc.blocks import block_bounds
-from ist_hpc.evaluation import HomeNetwork
-from ist_hpc.metrics import ClassificationMetrics
+from ist_hpc.common.blocks import block_bounds
+from ist_hpc.data.rows import CommonRows
+from ist_hpc.data.shards import Dataset, DatasetWriter
 from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.models.norms import NORM_EPSILON
-from ist_hpc.rows import CommonRows
-from ist_hpc.shards import Dataset, DatasetWriter
+from ist_hpc.training import full_network
+from ist_hpc.training.full_network import HomeNetwork
+from ist_hpc.training.metrics import ClassificationMetrics
 
 INPUTS, SEED = 13, 5
 MODELS = {
@@ -35,7 +35,7 @@ def model(request) -> MultiLayerPerceptron:
 
 @pytest.fixture(params=[1 << 23, 200], ids=["gathered at once", "gathered in pieces"])
 def piece_bytes(request, monkeypatch):
-    monkeypatch.setattr(evaluation, "_GATHER_BYTES", request.param)
+    monkeypatch.setattr(full_network, "_GATHER_BYTES", request.param)
 
 
 def random(*shape: int, seed: int) -> Tensor:

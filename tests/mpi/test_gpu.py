@@ -9,15 +9,15 @@ import os
 import pytest
 import torch
 
-from ist_hpc import optimizer
-from ist_hpc.algorithms.ist import IndependentSubnets
-from ist_hpc.exchange import Exchanger
+from ist_hpc.data.sparse_rows import to_device
+from ist_hpc.exchange.exchanger import Exchanger
+from ist_hpc.exchange.staging import staging_of
+from ist_hpc.models import optimizer
 from ist_hpc.models.mlp import MultiLayerPerceptron
-from ist_hpc.sparse import to_device
-from ist_hpc.staging import staging_of
+from ist_hpc.training.algorithms.ist import IndependentSubnets
+from tests.helpers.oracle import Oracle
 from tests.mpi.against_oracle import RULES, SEED, assert_equal, rounds
 from tests.mpi.helpers import INPUTS, OUTPUTS, batch, rule, sparse_batch
-from tests.oracle import Oracle
 
 DEVICE = torch.device(os.environ.get("GPU_TESTS_ON", "cpu"))
 LABELS = {"output_norm": False, "loss": "softmax", "label_block": Oracle.BLOCK, "sparse": True}

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ist_hpc.models.mlp import MultiLayerPerceptron
+from tests.helpers.oracle import Oracle
 from tests.mpi.against_oracle import RULES, SEED, STEPS, assert_equal, follow_averages, rounds
 from tests.mpi.helpers import INPUTS, OUTPUTS, batch, build, full, rule, sparse_batch
-from tests.oracle import Oracle
 
 ROUNDS = 7
 SPARSE_RULES = RULES | {
@@ -62,7 +62,7 @@ def test_middle_layers_are_idle_in_part(world):
 
 
 def _trained_elements(ranks: int, index: int) -> int:
-    from ist_hpc.placement import Axis, deal
+    from ist_hpc.exchange.placement import Axis, deal
 
     rows, columns = (
         deal(a, Axis(n), ranks, SEED, index).counts for a, n in (("hidden2", 7), ("hidden1", 11))

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from ist_hpc.exchange import Exchanger
-from ist_hpc.meters import ExchangeReport
-from ist_hpc.placement import TensorSpec, at_round, home
-from ist_hpc.quadratic import descent, formulas, problems, theory
-from ist_hpc.quadratic.__main__ import _arguments, _run
-from ist_hpc.quadratic.descent import Run, in_process, over_ranks
-from ist_hpc.runtime import Runtime
-from ist_hpc.sizes import ELEMENT_BYTES
-from ist_hpc.transfer import pair_counts
+from ist_hpc.common.sizes import ELEMENT_BYTES
+from ist_hpc.exchange.exchanger import Exchanger
+from ist_hpc.exchange.placement import TensorSpec, at_round, home
+from ist_hpc.exchange.plan import pair_counts
+from ist_hpc.quadratic import _arguments, _run
+from ist_hpc.runtime.launch import Runtime
+from ist_hpc.runtime.meters import ExchangeReport
+from ist_hpc.studies.quadratic import descent, formulas, problems, theory
+from ist_hpc.studies.quadratic.descent import Run, in_process, over_ranks
 
 SEED = 5
 

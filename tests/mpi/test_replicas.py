@@ -5,20 +5,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from ist_hpc import averaging, optimizer
-from ist_hpc.algorithms.data_parallel import DataParallel
-from ist_hpc.algorithms.ddp import Ddp
-from ist_hpc.algorithms.local_sgd import LocalSgd
-from ist_hpc.devices import CPU
-from ist_hpc.held import Held
-from ist_hpc.meters import Meter
+from ist_hpc.common.sizes import allreduce_bytes
+from ist_hpc.exchange.tensors import Held
+from ist_hpc.models import optimizer
 from ist_hpc.models.base import RowGradient, SharedSpec
 from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.models.resnet import ResNet
 from ist_hpc.models.vgg import VGG11
-from ist_hpc.sizes import allreduce_bytes
+from ist_hpc.runtime.devices import CPU
+from ist_hpc.runtime.meters import Meter
+from ist_hpc.training import averaging
+from ist_hpc.training.algorithms.data_parallel import DataParallel
+from ist_hpc.training.algorithms.ddp import Ddp
+from ist_hpc.training.algorithms.local_sgd import LocalSgd
+from tests.helpers.pretended_gpu import GPU, PretendedGpu
 from tests.mpi.helpers import INPUTS, OUTPUTS, batch, build, full, rule, same_bits, sparse_batch
-from tests.pretended_gpu import GPU, PretendedGpu
 
 SEED, STEPS = 3, 3
 RULES = {

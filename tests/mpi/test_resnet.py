@@ -5,19 +5,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ist_hpc import optimizer
-from ist_hpc.algorithms.ist import IndependentSubnets
-from ist_hpc.devices import CPU
-from ist_hpc.evaluation import HomeNetwork
-from ist_hpc.exchange import Exchanger
+from ist_hpc.data.sparse_rows import to_device
+from ist_hpc.exchange.exchanger import Exchanger
+from ist_hpc.exchange.staging import InPlace, Staging, ThroughHost
+from ist_hpc.models import optimizer
 from ist_hpc.models.resnet import ResNet
-from ist_hpc.sparse import to_device
-from ist_hpc.staging import InPlace, Staging, ThroughHost
+from ist_hpc.runtime.devices import CPU
+from ist_hpc.training.algorithms.ist import IndependentSubnets
+from ist_hpc.training.full_network import HomeNetwork
+from tests.helpers.oracle import Oracle
+from tests.helpers.pretended_gpu import GPU, PretendedGpu
 from tests.mpi.against_oracle import RULES, SEED, assert_equal, follow_averages, rounds
 from tests.mpi.helpers import build, full
 from tests.mpi.test_vgg import CLASSES, images
-from tests.oracle import Oracle
-from tests.pretended_gpu import GPU, PretendedGpu
 
 SECTIONS, CHANNELS = (1, 2, 6, 1), (4, 5, 6, 7)
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from ist_hpc.held import state_bytes
+from ist_hpc.common.sizes import ELEMENT_BYTES
+from ist_hpc.exchange.placement import at_round, home
+from ist_hpc.exchange.plan import pair_counts
+from ist_hpc.exchange.tensors import state_bytes
 from ist_hpc.models.mlp import MultiLayerPerceptron
-from ist_hpc.placement import at_round, home
-from ist_hpc.sizes import ELEMENT_BYTES
-from ist_hpc.transfer import pair_counts
 from tests.mpi.helpers import INPUTS, OUTPUTS, batch, build, full, rule, same_bits
 
 SEED = 3

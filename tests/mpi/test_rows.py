@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from ist_hpc import rows as rows_module
-from ist_hpc.csr import Csr
-from ist_hpc.errors import InputError
-from ist_hpc.rows import CommonRows, as_features
-from ist_hpc.shards import Dataset, DatasetWriter
-from ist_hpc.sparse import SparseRows
-from tests.sparse_rows import numbered_features, numbered_labels, rows_of, write_numbered
+from ist_hpc.common.errors import InputError
+from ist_hpc.data import rows as rows_module
+from ist_hpc.data.csr import Csr
+from ist_hpc.data.rows import CommonRows, as_features
+from ist_hpc.data.shards import Dataset, DatasetWriter
+from ist_hpc.data.sparse_rows import SparseRows
+from tests.helpers.sparse_rows import numbered_features, numbered_labels, rows_of, write_numbered
 
 ROWS, SHARD_ROWS = 60, 7  # nine shards, the last one short
 CHOICES = {

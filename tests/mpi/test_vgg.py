@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ist_hpc.evaluation import HomeNetwork
 from ist_hpc.models.vgg import VGG11
+from ist_hpc.training.full_network import HomeNetwork
+from tests.helpers.oracle import Oracle
 from tests.mpi.against_oracle import RULES, SEED, assert_equal, follow_averages, rounds
 from tests.mpi.helpers import build, full
-from tests.oracle import Oracle
 
 CHANNELS, HIDDEN, CLASSES = [5, 4, 6, 4, 7, 5, 4, 6], [9, 7], 5
 BODIES = {"shared": {}, "dealt out": {"deal_channels": True}}

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ist_hpc.errors import InputError
+from ist_hpc.common.errors import InputError
+from ist_hpc.common.streams import permutation
+from ist_hpc.data.shards import Dataset
 from ist_hpc.prepare import safe_pickle
 from ist_hpc.prepare.__main__ import main
 from ist_hpc.prepare.safe_pickle import load_dict
-from ist_hpc.shards import Dataset
-from ist_hpc.streams import permutation
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CIFAR = ROOT.parent / "shared" / "data" / "cifar-100-python"
 NAMES = ["apple", "bee", "castle"]
 MANY = 1 << 20  # bytes: no file of these tests is larger
@@ -280,13 +280,13 @@ _UINT8 = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
 _HUGE = b"\x8b" + struct.pack("<i", 1 << 22) + b"\x11" * (1 << 22)  # a number of 10^7 digits
 _TEXT = b"X\xff\x00\x00\x00" + b"x" * 255 + b"q\x01"
 HOSTILE = {
-    "a call": (python3(2)({"data": Runs(loaded_ran)}), "names tests.test_cifar100.loaded_ran"),
+    "a call": (python3(2)({"data": Runs(loaded_ran)}), f"names {__name__}.loaded_ran"),
     "eval": (python3(4)([Runs(eval, "1")]), "names builtins.eval, which is no part"),
     "system": (b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00true\x85R.", "names posix.system"),
     "system, text": (b"(S'true'\nios\nsystem\n.", "names os.system"),
     "an attribute": (b"\x80\x04\x8c\x05numpy\x8c\x0cndarray.dump\x93.", "names numpy.ndarray.dump"),
     "numpy's load": (b"\x80\x02cnumpy\nload\n.", "names numpy.load"),
-    "a class": (python3(4)(Plain()), "names tests.test_cifar100.Plain"),
+    "a class": (python3(4)(Plain()), f"names {__name__}.Plain"),
     "getattr": (b"\x80\x02c__builtin__\ngetattr\n.", "names __builtin__.getattr"),
     "lines": (b"\x80\x04\x8c\x03a\nb\x8c\x03\x1b[m\x93.", "names a b. [m, which"),
     "objects": (python3(2)({"data": np.array([None])}), "has an array of O8, must be of numbers"),

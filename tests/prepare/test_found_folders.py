@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ist_hpc.prepare import speech
-from ist_hpc.shards import Dataset
-from tests.found_input import (
+from ist_hpc.data.shards import Dataset
+from ist_hpc.prepare.speech import conversion
+from tests.helpers.found_input import (
     PLACES,
     TEXT,
     answer,
@@ -264,7 +264,7 @@ class TestWhatLiesBesideTheClips:
         for way in ("ren\u00e9", "rene\u0301"):
             (folder / "cafe\u0301" / f"{way}_nohash_0.wav").write_bytes(wav_bytes())
         shutil.rmtree(folder / "caf\u00e9")
-        _, found_clips = speech.find_clips(speech.Report(folder))
+        _, found_clips = conversion.find_clips(conversion.Report(folder))
         assert len({clip.speaker for clip in found_clips if clip.speaker.startswith("ren")}) == 1
 
     def test_all_words_left_out(self, tmp_path, capsys):
@@ -337,5 +337,5 @@ class TestNames:
         assert "--name must be printable UTF-8, at least one character (got " in said
 
     def test_the_fold_of_a_speaker_is_of_the_bytes_of_the_name(self):
-        assert speech.fold_of("é") == 3
-        assert speech.fold_of(os.fsdecode(b"\xe9")) in range(speech.NUM_FOLDS)
+        assert conversion.fold_of("é") == 3
+        assert conversion.fold_of(os.fsdecode(b"\xe9")) in range(conversion.NUM_FOLDS)

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ist_hpc.data.shards import Dataset
 from ist_hpc.prepare import found
 from ist_hpc.prepare.__main__ import main
-from ist_hpc.prepare.speech_audio import ClipError, read_clip
-from ist_hpc.shards import Dataset
-from tests.found_input import (
+from ist_hpc.prepare.speech.audio import ClipError, read_clip
+from tests.helpers.found_input import (
     LINES,
     PLACES,
     RATE,

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ist_hpc.shards import Dataset
-from tests.found_input import ROOT, TEXT, TIME_LIMIT_S, cifar, clips, error_of, images
+from ist_hpc.data.shards import Dataset
+from tests.helpers.found_input import ROOT, TEXT, TIME_LIMIT_S, cifar, clips, error_of, images
 
 IN_SANDBOX = """
 mount --bind -o ro "$1" "$1" && mount -o remount,ro,bind "$1" || exit 77
@@ -87,7 +87,7 @@ print(os.path.isdir(os.environ["NUMBA_CACHE_DIR"]), os.environ["NUMBA_CACHE_DIR"
 
     def test_matplotlib_is_imported_without_a_word(self, tmp_path):
         pytest.importorskip("matplotlib")
-        code = "from ist_hpc.pictures import new_figure; new_figure(1, 1, 'x')"
+        code = "from ist_hpc.studies.plots.pictures import new_figure; new_figure(1, 1, 'x')"
         done = self.run(code, tmp_path)
         assert done.returncode == 0, done.stderr
         assert done.stderr == done.stdout == ""
@@ -96,7 +96,7 @@ print(os.path.isdir(os.environ["NUMBA_CACHE_DIR"]), os.environ["NUMBA_CACHE_DIR"
     def test_nowhere_at_all(self, tmp_path):
         code = (
             "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/dev/null/x']\n"
-            "from ist_hpc import caches; from ist_hpc.errors import InputError\n"
+            "from ist_hpc.common import caches; from ist_hpc.common.errors import InputError\n"
             "try: caches.for_numba('librosa')\n"
             "except InputError as error: print(error)"
         )
@@ -105,7 +105,7 @@ print(os.path.isdir(os.environ["NUMBA_CACHE_DIR"]), os.environ["NUMBA_CACHE_DIR"
         assert "set TMPDIR to one that can" in done.stdout
 
     def test_a_folder_that_can_be_written_is_taken(self, tmp_path, monkeypatch):
-        from ist_hpc import caches
+        from ist_hpc.common import caches
 
         monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
         monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))

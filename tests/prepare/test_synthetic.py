@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ist_hpc.data.shards import Dataset
 from ist_hpc.prepare.__main__ import main
 from ist_hpc.prepare.synthetic import RECIPES, prepare_synthetic
 from ist_hpc.prepare.synthetic_rows import make_rows
-from ist_hpc.shards import Dataset
 
 AMAZON, DELICIOUS = RECIPES["amazon670k"], RECIPES["delicious"]
 SMALL = replace(AMAZON, rows=(3000, 600), features=700, labels=400)

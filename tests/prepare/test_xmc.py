@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ist_hpc.csr import Csr, concatenate
-from ist_hpc.prepare import xmc, xmc_shuffle
+from ist_hpc.common.streams import words
+from ist_hpc.data.csr import Csr, concatenate
+from ist_hpc.data.shards import Dataset
 from ist_hpc.prepare.__main__ import main
-from ist_hpc.prepare.xmc_shuffle import Shuffler
-from ist_hpc.shards import Dataset
-from ist_hpc.streams import words
-from tests.launching import run_python
+from ist_hpc.prepare.xmc import conversion, shuffle
+from ist_hpc.prepare.xmc.shuffle import Shuffler
+from tests.helpers.launching import run_python
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DELICIOUS = ROOT.parent / "shared" / "data" / "xmc" / "Delicious"
 FEATURES, LABELS, TRAIN, TEST = 40, 12, 300, 50
 
@@ -130,8 +130,8 @@ class TestConversion:
         assert f"--output {made}" in data.made_by["command"]
 
     def test_crlf_and_blocks_change_nothing(self, files, made, tmp_path, monkeypatch):
-        monkeypatch.setattr(xmc_shuffle, "BUCKET_BYTES", 1000)
-        monkeypatch.setattr("ist_hpc.prepare.xmc_source.BLOCK_BYTES", 300)
+        monkeypatch.setattr(shuffle, "BUCKET_BYTES", 1000)
+        monkeypatch.setattr("ist_hpc.prepare.xmc.source.BLOCK_BYTES", 300)
         train = write(tmp_path / "train.txt", lines_of(TRAIN, 1), end="\r\n")
         command = ["xmc", "--train", str(train), *files[2:], "--output", str(tmp_path / "x")]
         assert main(command) == 0
@@ -144,10 +144,10 @@ class TestConversion:
     # way is not counted.
     TRACED = """
 import sys, tracemalloc
-from ist_hpc.prepare import xmc_shuffle, xmc_source
+from ist_hpc.prepare.xmc import shuffle, source
 from ist_hpc.prepare.__main__ import main
-xmc_shuffle.BUCKET_BYTES, xmc_shuffle._KEYS_AT_ONCE = 1 << 16, 1 << 12
-xmc_source.BLOCK_BYTES = 1 << 14
+shuffle.BUCKET_BYTES, shuffle._KEYS_AT_ONCE = 1 << 16, 1 << 12
+source.BLOCK_BYTES = 1 << 14
 small, large = sys.argv[1:3]
 for train in (small, large):
     tracemalloc.start()
@@ -195,7 +195,7 @@ print(peak)
         values = np.array([0.0, 3.0, 4.0, 0.0], dtype=np.float32)
         starts = np.array([0, 0, 1, 3, 3, 4], dtype=np.int64)
         rows = Csr(starts, np.array([0, 1, 2, 3], dtype=np.int32), values, 5)
-        scaled = xmc.unit_length(rows).values
+        scaled = conversion.unit_length(rows).values
         assert scaled is not None
         np.testing.assert_array_equal(scaled, np.array([0.0, 0.6, 0.8, 0.0], dtype=np.float32))
 
@@ -235,7 +235,7 @@ class TestShuffler:
         assert list(folder.iterdir()) == []
 
     def test_more_rows_than_keys_are_drawn_at_once(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(xmc_shuffle, "_KEYS_AT_ONCE", 8)
+        monkeypatch.setattr(shuffle, "_KEYS_AT_ONCE", 8)
         rows = np.arange(30, dtype=np.int32)
         starts = np.arange(31, dtype=np.int64)
         with Shuffler(tmp_path / "x", 0, 5) as shuffler:
@@ -323,8 +323,8 @@ class TestMistakes:
     def test_a_malformed_line_ends_it_and_leaves_nothing(
         self, line, broken, tmp_path, monkeypatch, capsys
     ):
-        monkeypatch.setattr(xmc_shuffle, "BUCKET_BYTES", 500)
-        monkeypatch.setattr("ist_hpc.prepare.xmc_source.BLOCK_BYTES", 300)
+        monkeypatch.setattr(shuffle, "BUCKET_BYTES", 500)
+        monkeypatch.setattr("ist_hpc.prepare.xmc.source.BLOCK_BYTES", 300)
         lines = {"train": lines_of(40, 1), "test": lines_of(20, 2)}
         lines[broken][15] = line
         for split, text in lines.items():

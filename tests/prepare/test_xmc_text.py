@@ -8,12 +8,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ist_hpc.errors import InputError
-from ist_hpc.prepare import xmc_source
-from ist_hpc.prepare.xmc_line import Header, LineError, parse_header, parse_line
-from ist_hpc.prepare.xmc_source import Source
-from ist_hpc.prepare.xmc_text import parse_block
-from tests.fuzz_xmc import check, fuzz, plain_read
+from ist_hpc.common.errors import InputError
+from ist_hpc.prepare.xmc import source as xmc_source
+from ist_hpc.prepare.xmc.line import Header, LineError, parse_header, parse_line
+from ist_hpc.prepare.xmc.source import Source
+from ist_hpc.prepare.xmc.text import parse_block
+from tests.helpers.fuzz_xmc import check, fuzz, plain_read
 
 HEADER = Header(rows=9, features=500, labels=983)
 MIXED = (

@@ -11,24 +11,32 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ist_hpc import devices
-from ist_hpc.algorithms.ist import IndependentSubnets
-from ist_hpc.errors import InputError
-from ist_hpc.exchange import Exchanger
-from ist_hpc.held import CpuCopies, DeviceCopies, Held, copies_of, gather, piece_shape, scatter
-from ist_hpc.meters import Meter
+from ist_hpc.common.errors import InputError
+from ist_hpc.data.sparse_rows import to_device
+from ist_hpc.exchange.exchanger import Exchanger
+from ist_hpc.exchange.placement import TensorSpec, at_round, home
+from ist_hpc.exchange.plan import Piece
+from ist_hpc.exchange.staging import InPlace, ThroughHost, staging_of
+from ist_hpc.exchange.tensors import (
+    CpuCopies,
+    DeviceCopies,
+    Held,
+    copies_of,
+    gather,
+    piece_shape,
+    scatter,
+)
 from ist_hpc.models.mlp import MultiLayerPerceptron
-from ist_hpc.optimizer import build
-from ist_hpc.placement import TensorSpec, at_round, home
-from ist_hpc.sparse import to_device
-from ist_hpc.staging import InPlace, ThroughHost, staging_of
-from ist_hpc.transfer import Piece
-from tests.launching import one_error_line, run_ranks
+from ist_hpc.models.optimizer import build
+from ist_hpc.runtime import devices
+from ist_hpc.runtime.meters import Meter
+from ist_hpc.training.algorithms.ist import IndependentSubnets
+from tests.exchange.test_exchange import assert_holds, at_home, perceptron
+from tests.helpers.launching import one_error_line, run_ranks
+from tests.helpers.pretended_gpu import GPU, PretendedGpu
+from tests.helpers.sparse_rows import write_numbered
+from tests.helpers.threads import ThreadRanks
 from tests.mpi.helpers import INPUTS, OUTPUTS, rule, sparse_batch
-from tests.pretended_gpu import GPU, PretendedGpu
-from tests.sparse_rows import write_numbered
-from tests.test_exchange import assert_holds, at_home, perceptron
-from tests.threads import ThreadRanks
 
 HAS_GPU = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU, and this machine has none")
@@ -85,7 +93,7 @@ def reference(piece: Piece, tensor: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("copies", [CpuCopies(), DeviceCopies()], ids=["cpu", "device"])
 def test_pieces_are_copied_out_and_in(copies, piece, at_once):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ist_hpc.held._ELEMENTS_AT_ONCE", at_once)
+        patch.setattr("ist_hpc.exchange.tensors._ELEMENTS_AT_ONCE", at_once)
         tensor = as_stored(piece)
         out = torch.zeros(piece.size)
         gather(tensor, piece, out, copies)

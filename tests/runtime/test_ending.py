@@ -10,7 +10,7 @@ import pytest
 
 END = """
 import atexit, sys
-from ist_hpc.ending import run
+from ist_hpc.runtime.ending import run
 class Loaded:
     def __del__(self):
         print("taken apart")
@@ -56,7 +56,7 @@ sys.argv = ["-m", *sys.argv[1:]]  # as Python has it while it loads what `-m` na
 import ist_hpc
 print(signal.getsignal(signal.SIGINT), flush=True)
 os.kill(os.getpid(), signal.SIGINT)
-from ist_hpc.ending import run
+from ist_hpc.runtime.ending import run
 def main():
     os.kill(os.getpid(), signal.SIGINT)
     return 0
@@ -92,7 +92,7 @@ def test_an_interrupt_of_a_command_is_said():
 def test_a_folder_that_was_removed_is_said(module, tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
-    package = Path(__file__).resolve().parent.parent
+    package = Path(__file__).resolve().parents[2]
     command = f'rmdir "$PWD"; exec "$0" -m ist_hpc.{module} digits --output x'
     done = subprocess.run(
         ["bash", "-c", command, sys.executable],

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from ist_hpc import config, files, runfolder, starting, train
-from ist_hpc.checkpoint_read import Progress
-from ist_hpc.errors import InputError
-from ist_hpc.runfolder import RunFolder, facts_of_start
+from ist_hpc import train
+from ist_hpc.checkpoint.read import Progress
+from ist_hpc.common import files
+from ist_hpc.common.errors import InputError
+from ist_hpc.config import loading
+from ist_hpc.runtime import run_folder
+from ist_hpc.runtime.run_folder import RunFolder, facts_of_start
+from ist_hpc.training import start as starting
 
-PACKAGE = Path(runfolder.__file__).parent
+PACKAGE = Path(run_folder.__file__).parents[1]
 
 
 @pytest.fixture
@@ -100,15 +104,15 @@ def test_a_reader_of_the_status_sees_the_old_one_or_the_new_one(folder, monkeypa
 
 
 def test_every_start_is_recorded(folder, monkeypatch):
-    monkeypatch.setattr(runfolder, "_git_state", lambda: "abc-dirty")
-    settings = config.load(None)
+    monkeypatch.setattr(run_folder, "_git_state", lambda: "abc-dirty")
+    settings = loading.load(None)
     for ranks in (2, 3):
         folder.record_start(settings, facts_of_start(ranks, 1, "Open MPI v4.1\n\0more"))
     starts = json.loads((folder.path / "run.json").read_text())["starts"]
     assert [start["ranks"] for start in starts] == [2, 3]
     assert starts[0]["git"] == "abc-dirty"
     assert starts[0]["mpi"] == "Open MPI v4.1"
-    assert config.load(folder.path / "config.yaml") == settings
+    assert loading.load(folder.path / "config.yaml") == settings
 
 
 def test_only_what_is_on_the_list_is_kept_of_slurms_variables(monkeypatch):
@@ -121,7 +125,7 @@ def test_only_what_is_on_the_list_is_kept_of_slurms_variables(monkeypatch):
 
 def test_a_run_json_that_is_damaged_is_put_aside(folder):
     (folder.path / "run.json").write_text("")
-    folder.record_start(config.load(None), facts_of_start(2, 1, "MPI"))
+    folder.record_start(loading.load(None), facts_of_start(2, 1, "MPI"))
     assert len(json.loads((folder.path / "run.json").read_text())["starts"]) == 1
     assert (folder.path / "damaged-run.json").read_text() == ""
 
@@ -190,7 +194,10 @@ class TestGit:
 
     def said(self, place, **environment):
         """What the package at `place` says, started elsewhere."""
-        program = "from ist_hpc import runfolder; print(runfolder.__file__, runfolder._git_state())"
+        program = (
+            "from ist_hpc.runtime import run_folder\n"
+            "print(run_folder.__file__, run_folder._git_state())"
+        )
         done = subprocess.run(
             [sys.executable, "-c", program],
             cwd="/",
@@ -201,7 +208,7 @@ class TestGit:
             check=True,
         )
         file, _, state = done.stdout.rstrip("\n").partition(" ")
-        assert file == str(place / "ist_hpc/runfolder.py")
+        assert file == str(place / "ist_hpc/runtime/run_folder.py")
         return state
 
     @pytest.mark.parametrize("place", ["venv/lib/python3/site-packages", ""])
@@ -228,7 +235,7 @@ class TestGit:
         (repository / "ist_hpc/mine.py").write_text("")
         assert self.said(repository) == f"{commit}-dirty"
         (repository / "ist_hpc/mine.py").unlink()
-        with (repository / "ist_hpc/names.py").open("a") as file:
+        with (repository / "ist_hpc/common/names.py").open("a") as file:
             file.write("# changed\n")
         assert self.said(repository) == f"{commit}-dirty"
 
@@ -270,7 +277,7 @@ class TestAnotherStart:
     def older_and_newer(self, folder, monkeypatch):
         newer = RunFolder(folder.path)
         for number, one in enumerate((folder, newer)):
-            monkeypatch.setattr(runfolder, "owner_facts", lambda number=number: f"start {number}")
+            monkeypatch.setattr(run_folder, "owner_facts", lambda number=number: f"start {number}")
             one.lock()  # a process does not keep itself out
             one.start = one.lock_line
         newer.forget_failure()
@@ -326,8 +333,8 @@ class TestAnotherStart:
     def test_an_earlier_start_of_the_job_is_waited_for(
         self, folder, monkeypatch, caplog, job, restarts, waits
     ):
-        monkeypatch.setattr(runfolder, "_LOCK_WAIT_S", 0.2)
-        monkeypatch.setattr(runfolder, "_LOST_HOST_WAIT_S", 20.0)
+        monkeypatch.setattr(run_folder, "_LOCK_WAIT_S", 0.2)
+        monkeypatch.setattr(run_folder, "_LOST_HOST_WAIT_S", 20.0)
         monkeypatch.setenv("SLURM_JOB_ID", job)
         monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
         ready, told = os.pipe()

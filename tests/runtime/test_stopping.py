@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from ist_hpc.checkpoint_read import newest_first
-from ist_hpc.errors import EXIT_GO_ON
-from ist_hpc.runfolder import RunFolder
-from tests.checkpoints import same_tensors
-from tests.launching import run_python, run_ranks, started
-from tests.small_runs import LONG, SMALL, command, number_of, ranks_of, rounds, wait_for
+from ist_hpc.checkpoint.read import newest_first
+from ist_hpc.common.errors import EXIT_GO_ON
+from ist_hpc.runtime.run_folder import RunFolder
+from tests.helpers.checkpoints import same_tensors
+from tests.helpers.launching import run_python, run_ranks, started
+from tests.helpers.small_runs import LONG, SMALL, command, number_of, ranks_of, rounds, wait_for
 
 
 class TestAskedToStop:
@@ -43,7 +43,7 @@ class TestAskedToStop:
 
     SLOW_EVALUATION = """
 import sys, time
-from ist_hpc.evaluation import HomeNetwork
+from ist_hpc.training.full_network import HomeNetwork
 from ist_hpc.train import main
 whole = HomeNetwork.predict
 def predict(self, *args):
@@ -118,13 +118,13 @@ sys.exit(main(sys.argv[1:]))
 
     DURING_A_SAVE = """
 import os, signal, sys
-from ist_hpc import checkpoint
+from ist_hpc.checkpoint import write
 from ist_hpc.train import main
-whole = checkpoint.save
+whole = write.save
 def save(*args):
     os.kill(os.getpid(), signal.SIGUSR1)
     return whole(*args)
-checkpoint.save = save
+write.save = save
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -137,14 +137,14 @@ sys.exit(main(sys.argv[1:]))
 
     DURING_THE_START = """
 import os, signal, sys
-from ist_hpc import starting
+from ist_hpc.training import start
 from ist_hpc.train import main
-whole = starting.check_shards
+whole = start.check_shards
 def check_shards(dataset, config, rank, ranks):
     if rank == ranks - 1:
         os.kill(os.getpid(), signal.SIGUSR1)
     return whole(dataset, config, rank, ranks)
-starting.check_shards = check_shards
+start.check_shards = check_shards
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ist_hpc.check_starts import WAYS
-from tests.launching import ROOT, outside_make, run_python
+from tests.helpers.launching import ROOT, outside_make, run_python
 
 
 def test_pip_install_brings_all_that_a_run_needs(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import ROOT, outside_make
+from tests.helpers.launching import ROOT, outside_make
 
 _COPIED = ("Makefile", "setup.py", "pyproject.toml", "requirements.txt", "requirements-dev.txt")
 # What a set-up of its own brings, or is not to have.

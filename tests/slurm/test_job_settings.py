@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ist_hpc import config as configuration
-from tests.job_site import TEMPLATES, TIME, TIME_IS_OVER, Site, make_site
-from tests.launching import ROOT
+from ist_hpc.config import loading
+from tests.helpers.job_site import TEMPLATES, TIME, TIME_IS_OVER, Site, make_site
+from tests.helpers.launching import ROOT
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ class TestSettings:
         self, site, template, arguments, config, folder
     ):
         """The variables that they replace may be set, too."""
-        data = configuration.load(ROOT / f"configs/{config}.yaml").data.path
+        data = loading.load(ROOT / f"configs/{config}.yaml").data.path
         (site.folder / data).mkdir(exist_ok=True)
         (site.folder / data / "meta.json").touch()
         path = f"configs/{config}.yaml"
@@ -254,7 +254,7 @@ class TestSettings:
         done = site.job("speech", "--set", "train.rounds=2", *own, **settings)
         assert (done.returncode, done.stderr) == (0, "")
         given = [word for word in site.got("train") if "=" in word]
-        loaded = configuration.load(ROOT / "configs/speech2.yaml", given)
+        loaded = loading.load(ROOT / "configs/speech2.yaml", given)
         assert loaded.runtime.lead_time_s == seconds
 
     def test_a_sites_lines_may_read_variables_that_are_not_set(self, site):
@@ -431,13 +431,13 @@ class TestNames:
             done = site.job("speech", TRAINING=TIME_IS_OVER, **ours, **settings)
             assert (done.returncode, done.stderr) == (75, "")
             (given,) = site.got("train")[-1:]
-            assert configuration.load(None, [given]).data.path == f"{name}/speech"
+            assert loading.load(None, [given]).data.path == f"{name}/speech"
             assert (folder / "my-run/requeues").exists()
         (site.folder / name / "meta.json").touch()
         words = [f"./{name}/my config.yaml", "--", "--name=my-run"]
         done = site.run("slurm/submit.sh", *words, DATA=name)
         assert (done.returncode, done.stderr) == (0, "")
-        assert configuration.load(None, site.got("plan")[-1:]).data.path == name
+        assert loading.load(None, site.got("plan")[-1:]).data.path == name
         assert site.got("sbatch")[1:] == ["--config", f"{name}/my config.yaml", "--name=my-run"]
 
     @pytest.mark.parametrize("template", TEMPLATES)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import pytest
 
-from tests.job_site import (
+from tests.helpers.job_site import (
     CANCELLED,
     NOT_PREEMPTED,
     PREEMPTED,

@@ -17,9 +17,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.checkpoints import newest, same_tensors
-from tests.job_site import AMAZON, AMAZON_CPU, RESIST, SCALING, SPEECH, TEMPLATE_PATHS, VGG11
-from tests.launching import ROOT
+from tests.helpers.checkpoints import newest, same_tensors
+from tests.helpers.job_site import (
+    AMAZON,
+    AMAZON_CPU,
+    RESIST,
+    SCALING,
+    SPEECH,
+    TEMPLATE_PATHS,
+    VGG11,
+)
+from tests.helpers.launching import ROOT
 
 HOSTS = str(ROOT / "bench" / "hosts.sh")
 NODES = 4
@@ -363,7 +371,7 @@ def test_jobs_that_begin_without_shards_take_what_another_makes(cluster, tmp_pat
 # A converter that stops, as Ctrl-Z stops it, when it has begun to write.
 _HALT = """
 import os, signal, sys
-from ist_hpc import shard_writer
+from ist_hpc.data import shard_writer
 from ist_hpc.prepare.__main__ import main
 enter = shard_writer.DatasetWriter.__enter__
 def halt(writer):
@@ -533,7 +541,8 @@ class TestFaults:
         site = self.folder / "site"
         site.mkdir(exist_ok=True)
         (site / "sitecustomize.py").write_text(
-            "from tests.killing import in_a_slurm_step\nin_a_slurm_step()\n", encoding="utf-8"
+            "from tests.helpers.killing import in_a_slurm_step\nin_a_slurm_step()\n",
+            encoding="utf-8",
         )
         ours = {"PYTHONPATH": f"{site}:{ROOT}", "KILL_RANK": "2", "KILL_IN": moment}
         starts, rounds = len(_starts(self.folder)), self.newest() + 10

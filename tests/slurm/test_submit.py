@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from tests.job_site import make_site
-from tests.launching import ROOT
+from tests.helpers.job_site import make_site
+from tests.helpers.launching import ROOT
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import ROOT
+from tests.helpers.launching import ROOT
 
 SCRIPTS = sorted([*(ROOT / "slurm").glob("*.sh"), *(ROOT / "slurm").glob("*.sbatch")])
 JOB = ROOT / "slurm/job.sh"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.job_site import (
+from tests.helpers.job_site import (
     AMAZON,
     AMAZON_CPU,
     NAMES,
@@ -21,7 +21,7 @@ from tests.job_site import (
     Site,
     make_site,
 )
-from tests.launching import ROOT
+from tests.helpers.launching import ROOT
 
 
 @pytest.mark.parametrize("template", TEMPLATE_PATHS, ids=lambda path: path.name)

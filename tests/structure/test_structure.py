@@ -10,202 +10,55 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+PACKAGE = Path(__file__).resolve().parents[2] / "ist_hpc"
 
-PACKAGE = Path(__file__).resolve().parent.parent / "ist_hpc"
-
-LAYERS = [
-    # pure: no MPI, no torch, no files of a special kind
-    [
-        "ist_hpc",
-        "configtypes",
-        "config",
-        "config_keys",
-        "config_rules",
-        "config_yaml",
-        "cost",
-        "cost_memory",
-        "csr",
-        "decimals",
-        "ending",
-        "errors",
-        "commandline",
-        "blocks",
-        "caches",
-        "files",
-        "geometry",
-        "lastresort",
-        "locks",
-        "models",
-        "models.layers",
-        "mpi_environment",
-        "names",
-        "outputs",
-        "paper_cost",
-        "placement",
-        "quadratic",
-        "quadratic.problems",
-        "quadratic.theory",
-        "shard_meta",
-        "sizes",
-        "streams",
-        "transfer",
-    ],
-    # the machine: MPI and Horovod, what a rank holds and exchanges, shards and rows, run folders
-    [
-        "averaging",
-        "checkpoint_read",
-        "exchange",
-        "devices",
-        "hdf5_reading",
-        "hdf5_writing",
-        "held",
-        "horovod_start",
-        "images",
-        "label_counts",
-        "memory_limits",
-        "meters",
-        "network",
-        "precision",
-        "progress",
-        "quadratic.descent",
-        "rows",
-        "runfolder",
-        "runtime",
-        "shard_dense",
-        "shard_files",
-        "shard_layouts",
-        "shard_sparse",
-        "shard_place",
-        "shard_writer",
-        "shards",
-        "sparse",
-        "staging",
-        "stopping",
-        "watchdog",
-        "windows",
-    ],
-    # the networks and what is applied to them
-    [
-        "metrics",
-        "models.base",
-        "models.convolutions",
-        "models.initial",
-        "models.many_labels",
-        "models.mlp",
-        "models.networks",
-        "models.norms",
-        "models.residual",
-        "models.resnet",
-        "models.resnet_source",
-        "models.sparse_input",
-        "models.vgg",
-        "optimizer",
-        "ranking",
-    ],
-    # networks over the ranks
-    [
-        "algorithms",
-        "algorithms.base",
-        "algorithms.data_parallel",
-        "algorithms.ddp",
-        "algorithms.ist",
-        "algorithms.local_sgd",
-        "algorithms.replicas",
-        "checkpoint",
-        "checkpoint_restore",
-        "evaluation",
-        "prediction",
-        "pretrained",
-        "training",
-        "starting",
-    ],
-    # data sets
-    [
-        "prepare",
-        "prepare.cifar100",
-        "prepare.common",
-        "prepare.digits",
-        "prepare.file_kinds",
-        "prepare.found",
-        "prepare.safe_pickle",
-        "prepare.speech",
-        "prepare.speech_audio",
-        "prepare.synthetic",
-        "prepare.synthetic_rows",
-        "prepare.xmc",
-        "prepare.xmc_line",
-        "prepare.xmc_shuffle",
-        "prepare.xmc_source",
-        "prepare.xmc_split",
-        "prepare.xmc_statistics",
-        "prepare.xmc_text",
-    ],
-    # commands
-    [
-        "__main__",
-        "bench",
-        "bench.__main__",
-        "bench.convergence",
-        "bench.exchange",
-        "bench.made",
-        "bench.plan",
-        "bench.precision",
-        "bench.products",
-        "bench.report",
-        "bench.save",
-        "bench.scaling",
-        "bench.step",
-        "bench.study",
-        "bench.study_launch",
-        "bench.study_levels",
-        "bench.study_run",
-        "bench.study_state",
-        "bench.study_tables",
-        "check",
-        "check_starts",
-        "evaluate",
-        "figure2",
-        "pictures",
-        "plan",
-        "plan_table",
-        "plot",
-        "plot_curves",
-        "plot_draw",
-        "plot_runs",
-        "plot_study",
-        "prepare.__main__",
-        "quadratic.__main__",
-        "quadratic.figures",
-        "quadratic.formulas",
-        "show",
-        "show_run",
-        "train",
-    ],
+FLOORS = [
+    ["common"],
+    ["config"],
+    ["runtime"],
+    ["data"],
+    ["exchange"],
+    ["models"],
+    ["checkpoint", "cost"],
+    ["training"],
+    ["prepare", "studies"],
+    ["bench"],
+    ["commands"],
 ]
-"""The lowest first. A module imports those of its own layer, without a circle, and lower ones."""
+"""The lowest first. A folder imports itself and lower ones, and none of its own floor."""
+
+MOST_MODULES = 14
+"""In a folder, without its `__init__`, which only says what the folder is for."""
+
+PURE = {
+    "common": {"hdf5_reading", "hdf5_writing"},
+    "config": set(),
+    "cost": {"limits", "prediction"},
+    "exchange": {"exchanger", "staging", "tensors"},
+}
+"""Folders without MPI, torch and HDF5, but for these modules of them."""
 
 MAY_IMPORT_MPI = {
-    "averaging",
     "bench.report",
     "check",
-    "devices",
-    "horovod_start",
-    "prediction",
-    "runtime",
-    "starting",
+    "cost.prediction",
+    "runtime.devices",
+    "runtime.horovod_start",
+    "runtime.launch",
+    "training.averaging",
+    "training.start",
 }
 """Those whose functions import `mpi4py.MPI`, which starts MPI; no module does as it is imported."""
 
 MAY_CALL = {
-    "Ialltoallv": {"exchange"},
-    "Alltoallv": {"bench.exchange", "check", "exchange"},
-    "Allgatherv": {"evaluation", "rows"},
-    "Isend": {"evaluation"},
-    "Recv": {"evaluation"},
+    "Ialltoallv": {"exchange.exchanger"},
+    "Alltoallv": {"bench.exchange", "check", "exchange.exchanger"},
+    "Allgatherv": {"data.rows", "training.full_network"},
+    "Isend": {"training.full_network"},
+    "Recv": {"training.full_network"},
 }
-"""Who moves arrays. Of these only `exchange` moves partitioned state: `evaluation` and `rows` move
-rows and activations; the raw Alltoallv of the benchmark and the one of the check bring numbers
+"""Who moves arrays. Of these only the exchanger moves partitioned state: the other two move rows
+and activations; the raw Alltoallv of the benchmark and the one of the check bring numbers
 that nobody uses."""
 
 MOVES = {
@@ -235,7 +88,15 @@ SOURCES = {
     or "ist_hpc": ast.parse(path.read_text(encoding="utf-8"), str(path))
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-LAYER_OF = {module: level for level, layer in enumerate(LAYERS) for module in layer}
+FLOOR_OF = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders}
+
+
+def folder_of(module: str) -> str:
+    """The folder of the package that a module is in; what has none is a command."""
+    if module == "ist_hpc":
+        return "common"  # its version, which all may know
+    folder = module.partition(".")[0]
+    return folder if (PACKAGE / folder).is_dir() else "commands"
 
 
 def imports_of(tree: ast.AST) -> set[Import]:
@@ -288,30 +149,47 @@ def in_fresh_python(modules: list[str], unwanted: list[str]) -> str:
 
 def test_imports_are_seen():
     """The reading of imports itself: of each kind one that is there."""
-    assert Import("mpi4py.MPI", "typing") in IMPORTS["exchange"]
-    assert Import("mpi4py.MPI", "call") in IMPORTS["runtime"]
-    assert Import("transfer", "import") in IMPORTS["exchange"]
-    assert Import("starting", "call") in IMPORTS["train"]
+    assert Import("mpi4py.MPI", "typing") in IMPORTS["exchange.exchanger"]
+    assert Import("mpi4py.MPI", "call") in IMPORTS["runtime.launch"]
+    assert Import("exchange.plan", "import") in IMPORTS["exchange.exchanger"]
+    assert Import("training.start", "call") in IMPORTS["train"]
     assert Import("ist_hpc", "import") in IMPORTS["train"]
     source = "if TYPE_CHECKING:\n import a\nelse:\n import b\ndef f():\n if x:\n  import c\n"
     expected = {Import("a", "typing"), Import("b", "import"), Import("c", "call")}
     assert imports_of(ast.parse(source)) == expected
 
 
-def test_every_module_has_one_layer():
-    listed = [module for layer in LAYERS for module in layer]
-    assert sorted(listed) == sorted(SOURCES)
+def test_every_folder_has_one_floor():
+    assert {folder_of(module) for module in SOURCES} == FLOOR_OF.keys()
 
 
-@pytest.mark.parametrize("when", ["import", "call", "typing"])
-def test_modules_import_downward_only(when):
+def test_folders_import_downward_only():
+    """Imports inside functions and for type checkers count, too. Prints the graph (pytest -s)."""
+    arrows = defaultdict(set)
+    for module, imports in IMPORTS.items():
+        for found in imports:
+            if found.target in SOURCES and folder_of(found.target) != folder_of(module):
+                arrows[folder_of(module)].add((folder_of(found.target), module, found.target))
+    for folders in FLOORS:
+        for folder in folders:
+            below = sorted({target for target, _, _ in arrows[folder]}, key=FLOOR_OF.__getitem__)
+            print(f"{FLOOR_OF[folder]:3} {folder:10} -> {' '.join(below)}")
     upward = [
-        f"{module} imports {found.target}"
-        for module, imports in IMPORTS.items()
-        for found in imports
-        if found.when == when and LAYER_OF.get(found.target, 0) > LAYER_OF[module]
+        f"{module} imports {imported}"
+        for folder, targets in arrows.items()
+        for target, module, imported in targets
+        if FLOOR_OF[target] >= FLOOR_OF[folder]
     ]
     assert not upward
+
+
+def test_no_folder_is_full():
+    modules = defaultdict(list)
+    for module in SOURCES:
+        modules[module.rpartition(".")[0]].append(module)
+    inside = {folder: len(set(names) - modules.keys()) for folder, names in modules.items()}
+    print(inside)
+    assert max(inside.values()) <= MOST_MODULES
 
 
 def test_no_modules_import_each_other():
@@ -326,12 +204,17 @@ def test_no_modules_import_each_other():
             del below[module]
 
 
-def test_pure_modules_need_nothing_of_the_machine():
+def test_pure_folders_need_nothing_of_the_machine():
     heavy = ["mpi4py", "torch", "horovod", "h5py"]
-    for module in LAYERS[0]:
+    pure = [
+        module
+        for module in SOURCES
+        if folder_of(module) in PURE and module.rpartition(".")[2] not in PURE[folder_of(module)]
+    ]
+    for module in pure:
         used = {found.target.partition(".")[0] for found in IMPORTS[module]}
         assert not used.intersection(heavy), module
-    assert in_fresh_python(LAYERS[0], heavy) == "[]"
+    assert in_fresh_python(pure, heavy) == "[]"
 
 
 def test_importing_starts_no_mpi():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ist_hpc.prepare import DATASETS
 
-PACKAGE = Path(__file__).resolve().parent.parent / "ist_hpc"
+PACKAGE = Path(__file__).resolve().parents[2] / "ist_hpc"
 SOURCES = {
     str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8"), str(path))
     for path in sorted(PACKAGE.rglob("*.py"))
@@ -35,11 +35,11 @@ def of_module(module, *names):
 
 def test_everything_is_flushed_by_one_function():
     """Which knows of file systems that cannot flush folders."""
-    assert of_module("os", "fsync", "fdatasync", "sync") == {"files.py"}
+    assert of_module("os", "fsync", "fdatasync", "sync") == {"common/files.py"}
 
 
 def test_locks_are_taken_by_one_module():
-    assert of_module("fcntl", "flock", "lockf", "fcntl") == {"locks.py"}
+    assert of_module("fcntl", "flock", "lockf", "fcntl") == {"common/locks.py"}
 
 
 def test_files_are_read_without_locks():
@@ -57,7 +57,7 @@ def test_files_are_read_without_locks():
 
 def test_results_get_their_names_by_one_module():
     """`str.replace` has two arguments or more, `Path.replace` has one."""
-    assert of_module("os", "replace", "rename", "renames", "link") == {"files.py"}
+    assert of_module("os", "replace", "rename", "renames", "link") == {"common/files.py"}
     by_path = defaultdict(set)
     for file, tree in SOURCES.items():
         for node in ast.walk(tree):
@@ -69,7 +69,7 @@ def test_results_get_their_names_by_one_module():
             if named:
                 by_path[file].add(node.func.attr)
     # A checkpoint that is damaged is no result, and has no name that another may want.
-    assert by_path == {"checkpoint_restore.py": {"rename"}}
+    assert by_path == {"checkpoint/restore.py": {"rename"}}
 
 
 def test_hidden_names_are_made_by_one_module():
@@ -81,9 +81,10 @@ def test_hidden_names_are_made_by_one_module():
         and isinstance(node.value, str)
         and any(part in node.value for part in (".partial", ".shuffle", ".old"))
     }
-    assert made <= {"files.py"}
+    assert made <= {"common/files.py"}
     # The number of a process is not enough: containers and hosts have the same ones.
-    writers = {"files.py", "locks.py", "prepare/__main__.py", "caches.py", "mpi_environment.py"}
+    writers = {"prepare/__main__.py"}
+    writers |= {f"common/{name}.py" for name in ("files", "locks", "caches", "mpi_environment")}
     assert of_module("os", "getpid") <= writers
 
 
@@ -101,7 +102,7 @@ def test_text_is_written_by_functions_that_know_of_names_that_are_no_text():
             if node.func.attr == "open" and {"w", "a", "x", "w+", "a+"}.intersection(modes):
                 written[file].append(ast.unparse(node))
     # A log of a run of a study is what its ranks print; nothing of this package's is in it.
-    assert {file: len(calls) for file, calls in written.items()} == {"bench/study_launch.py": 1}
+    assert {file: len(calls) for file, calls in written.items()} == {"studies/launches.py": 1}
 
 
 def test_every_converter_begins_by_looking_at_its_output():
@@ -136,7 +137,7 @@ def test_outputs_of_commands_are_refused_by_one_function():
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("refuse_target")
     }
-    assert callers == {"evaluate.py", "pictures.py", "show.py"}
-    for file in ("plan.py", "plot.py", "quadratic/__main__.py"):
+    assert callers == {"evaluate.py", "studies/plots/pictures.py", "show.py"}
+    for file in ("plan.py", "plot.py", "quadratic.py"):
         calls = {ast.unparse(n.func) for n in ast.walk(SOURCES[file]) if isinstance(n, ast.Call)}
         assert "pictures.refuse_format" in calls, file

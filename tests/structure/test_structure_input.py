@@ -6,8 +6,8 @@ Read from the source, so that a new option or key cannot go around it.
 import ast
 import dataclasses
 
-from ist_hpc.config_keys import Config
-from tests.test_structure import PACKAGE, SOURCES
+from ist_hpc.config.keys import Config
+from tests.structure.test_structure import PACKAGE, SOURCES
 
 PATHS = {"FILE", "DIR", "CKPT", "RUN", "FOLDER", "scaling.csv"}
 """What `metavar` says of an option that is a path."""
@@ -90,7 +90,7 @@ def test_yaml_is_read_and_written_in_one_module():
             for name in [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
         )
     }
-    assert importers == {"config_yaml"}
+    assert importers == {"config.yaml_text"}
 
 
 def test_lines_that_are_pasted_are_quoted_in_one_way():
@@ -101,7 +101,7 @@ def test_lines_that_are_pasted_are_quoted_in_one_way():
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "shlex"
     }
-    assert users == {"names", "bench.study_launch"}  # the latter only splits
-    splits = ast.dump(SOURCES["bench.study_launch"])
+    assert users == {"common.names", "studies.launches"}  # the latter only splits
+    splits = ast.dump(SOURCES["studies.launches"])
     assert "attr='quote'" not in splits
     assert "attr='join'" not in splits

@@ -8,9 +8,13 @@ import pytest
 
 from ist_hpc.prepare import DATASETS
 
-PREPARE = Path(__file__).resolve().parent.parent / "ist_hpc" / "prepare"
-MODULES = {path.stem: ast.parse(path.read_text("utf-8")) for path in sorted(PREPARE.glob("*.py"))}
-OURS = sorted(set(MODULES) - {"__main__", "__init__"})
+PREPARE = Path(__file__).resolve().parents[2] / "ist_hpc" / "prepare"
+MODULES = {
+    ".".join(path.relative_to(PREPARE).with_suffix("").parts): ast.parse(path.read_text("utf-8"))
+    for path in sorted(PREPARE.rglob("*.py"))
+    if not path.stem.startswith("__")
+}
+OURS = sorted(MODULES)
 
 WALKS = {"iterdir", "glob", "rglob", "scandir", "listdir", "walk", "fwalk"}
 ASKS = {"stat", "lstat", "is_file", "is_dir", "exists", "is_symlink", "readlink", "islink", "isdir"}
@@ -18,8 +22,8 @@ OPENS = {"open", "read_bytes", "read_text", "fromfile", "loadtxt", "genfromtxt"}
 ALLOWED = {
     ("found", "listdir"),  # `input_folder`: whether the folder can be looked into
     *(("found", name) for name in ("stat", "lstat", "is_file", "is_dir", "readlink", "open")),
-    ("speech", "is_dir"),  # within `names.entries`, which answers for what it raises
-    ("xmc_shuffle", "open"),  # files of its own
+    ("speech.conversion", "is_dir"),  # within `names.entries`, which answers for what it raises
+    ("xmc.shuffle", "open"),  # files of its own
     ("cifar100", "open"),
     ("digits", "open"),  # Dataset.open: what was made
     ("synthetic", "open"),
@@ -46,7 +50,9 @@ def test_folders_and_files_are_met_in_one_module(module):
 
 
 def test_speech_asks_within_a_walk_alone():
-    inside = [node for node in ast.walk(MODULES["speech"]) if isinstance(node, ast.FunctionDef)]
+    inside = [
+        node for node in ast.walk(MODULES["speech.conversion"]) if isinstance(node, ast.FunctionDef)
+    ]
     asking = {
         function.name
         for function in inside
@@ -56,7 +62,7 @@ def test_speech_asks_within_a_walk_alone():
     assert asking == {"_may_be_word"}
 
 
-@pytest.mark.parametrize("module", sorted(set(OURS) - {"found", "xmc_shuffle"}))
+@pytest.mark.parametrize("module", sorted(set(OURS) - {"found", "xmc.shuffle"}))
 def test_a_file_is_refused_by_one_function(module):
     """A message that begins with the name of a file is made by `found.refused` alone."""
     for name, call in calls(module):
@@ -70,13 +76,13 @@ def test_a_file_is_refused_by_one_function(module):
 
 
 def test_recordings_are_refused_by_the_same_function():
-    source = ast.unparse(MODULES["speech_audio"])
+    source = ast.unparse(MODULES["speech.audio"])
     assert "why(" in source
     assert "import wave" not in source
 
 
 def test_own_files_of_the_shuffler_are_the_one_exception():
-    messages = [ast.unparse(call) for name, call in calls("xmc_shuffle") if name == "InputError"]
+    messages = [ast.unparse(call) for name, call in calls("xmc.shuffle") if name == "InputError"]
     assert messages
     for message in messages:
         assert any(word in message for word in ("is in the way", "cannot make", "cannot be"))
@@ -123,11 +129,11 @@ def test_the_command_is_stored_as_it_can_be_printed(module):
                     assert ast.unparse(value).startswith("printable("), module
 
 
-@pytest.mark.parametrize("module", sorted(DATASETS))
+@pytest.mark.parametrize("module", sorted(DATASETS.values()))
 def test_every_converter_answers_for_memory(module):
     (run,) = [
         node
-        for node in MODULES[module].body
+        for node in MODULES[module.removeprefix("ist_hpc.prepare.")].body
         if isinstance(node, ast.FunctionDef) and node.name == "run"
     ]
     assert "answers_for_memory" in [ast.unparse(decorator) for decorator in run.decorator_list]

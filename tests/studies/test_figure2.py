@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from ist_hpc import figure2, paper_cost, plan
-from ist_hpc.placement import TensorSpec
-from ist_hpc.sizes import ELEMENT_BYTES
+from ist_hpc import plan
+from ist_hpc.common.sizes import ELEMENT_BYTES
+from ist_hpc.cost import paper
+from ist_hpc.exchange.placement import TensorSpec
+from ist_hpc.studies import figure2
 
 WEIGHTS = 36_800_000  # 4.8 million in the first and last layer, 32 million between
 
@@ -56,10 +58,10 @@ def test_the_papers_counting_worked_out_by_hand(
 
 
 def test_a_network_of_one_hidden_layer_has_nothing_between():
-    assert paper_cost.layer_weights([3, 5, 7]) == [15, 35]
-    assert paper_cost.ist_weights([3, 5, 7], 5) == 50
-    assert paper_cost.ist_numbers([3, 5, 7], 5, 10) == 5
-    assert paper_cost.data_parallel_numbers([3, 5, 7], 5) == 250
+    assert paper.layer_weights([3, 5, 7]) == [15, 35]
+    assert paper.ist_weights([3, 5, 7], 5) == 50
+    assert paper.ist_numbers([3, 5, 7], 5, 10) == 5
+    assert paper.data_parallel_numbers([3, 5, 7], 5) == 250
 
 
 def test_with_ist_both_fall_as_machines_are_added(report):

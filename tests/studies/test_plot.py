@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
-from ist_hpc import plot, plot_curves, plot_draw, plot_runs
-from ist_hpc.errors import InputError
+from ist_hpc import plot
+from ist_hpc.common.errors import InputError
+from ist_hpc.studies.plots import curves, draw
+from ist_hpc.studies.plots import runs as plot_runs
 
 
 def make_run(
@@ -36,7 +38,7 @@ def make_run(
 
 
 def read(*paths, group=False, labels=()):
-    return plot_curves.curves([plot_runs.read_run(path) for path in paths], group, labels)
+    return curves.curves([plot_runs.read_run(path) for path in paths], group, labels)
 
 
 def test_what_is_waited_after_a_round_is_of_the_round():
@@ -181,7 +183,7 @@ def test_table(tmp_path, capsys):
 
 def test_table_of_a_group(tmp_path):
     paths = [make_run(tmp_path, "a"), make_run(tmp_path, "b", (0.6, 0.6, 0.9), seed=1)]
-    row = plot_curves.table(read(*paths, group=True)).splitlines()[-1]
+    row = curves.table(read(*paths, group=True)).splitlines()[-1]
     assert row == (
         "| tiny, 4 ranks (2 runs) | 4 | 60 | 1,920 | 0.8500 (0.8000 to 0.9000) | "
         "0.8000 (0.7000 to 0.9000) |"
@@ -202,7 +204,7 @@ def test_the_picture_has_a_panel_for_each_x(tmp_path, kinds):
     width, height = size_of_png(output)
     assert width > 600 * len(kinds)
     assert height > 500
-    figure = plot_draw.draw(read(*paths, group=True), kinds)
+    figure = draw.draw(read(*paths, group=True), kinds)
     for axes in figure.axes:
         assert len(axes.lines) == 2
         assert len(axes.collections) == 1  # the band of the group
@@ -212,7 +214,7 @@ def test_the_picture_has_a_panel_for_each_x(tmp_path, kinds):
 
 def test_short_numbers_and_units_on_the_axes():
     def axis(most, x):
-        return plot_draw._axis([np.array([1.0, most])], x)
+        return draw._axis([np.array([1.0, most])], x)
 
     assert axis(900, "steps") == ("local steps of a rank", 1)
     assert axis(90000, "steps") == ("local steps of a rank (thousands)", 1000)
@@ -262,5 +264,5 @@ def test_runs_with_sets_of_labels_have_a_metric_of_their_own(tmp_path):
     run = plot_runs.read_run(ranked)
     assert (run.metric, run.points["test"].tolist()) == ("precision_at_1", [0.5, 0.75])
     assert plot_runs.read_run(ranked, "precision_at_5").points["test"].tolist() == [0.25, 0.25]
-    assert "best precision at 1" in plot_curves.table(plot_curves.curves([run], False, []))
+    assert "best precision at 1" in curves.table(curves.curves([run], False, []))
     assert plot.main([str(ranked), str(make_run(tmp_path, "classes", [0.5])), "--table"]) == 2

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ist_hpc import plot, plot_draw, plot_study
-from ist_hpc.bench import scaling
-from ist_hpc.bench.study_state import write_rows
-from tests.test_plot import make_run, refused, size_of_png
+from ist_hpc import plot
+from ist_hpc.studies import scaling
+from ist_hpc.studies.plots import draw
+from ist_hpc.studies.plots import study as plot_study
+from ist_hpc.studies.state import write_rows
+from tests.studies.test_plot import make_run, refused, size_of_png
 
 
 def scaling_study(folder, methods=("sgd", "ist:20", "ddp"), ranks=(2, 4)):
@@ -50,7 +52,7 @@ def test_speed_up_over_ranks(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "| ist:20 |     4 |" in text
     assert "8.00 |" in text
-    figure = plot_draw.draw_scaling(plot_study.scaling_summary([study / "scaling.csv"], ()))
+    figure = draw.draw_scaling(plot_study.scaling_summary([study / "scaling.csv"], ()))
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     np.testing.assert_allclose(lines["ist:20"].get_xydata(), [[2, 4], [4, 8]])
     np.testing.assert_allclose(lines["ddp"].get_xydata(), [[2, 1], [4, 1]])
@@ -61,7 +63,7 @@ def test_speed_up_over_ranks(tmp_path, capsys):
 def test_without_one_rank_seconds_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     study = scaling_study(tmp_path / "study", methods=("ist:20",))
-    figure = plot_draw.draw_scaling(plot_study.scaling_summary([study / "scaling.csv"], ()))
+    figure = draw.draw_scaling(plot_study.scaling_summary([study / "scaling.csv"], ()))
     assert figure.axes[0].get_ylabel() == "seconds an epoch"
     np.testing.assert_allclose(figure.axes[0].lines[-1].get_ydata(), [7.5, 3.75])
 
@@ -78,7 +80,7 @@ def test_curves_of_a_study(tmp_path):
         ("ist:20, 4 ranks", "ist:20", 2),
         ("ddp@fast, 2 ranks", "ddp@fast", 2),
     ]
-    axes = plot_draw.draw(lines, ["steps"]).axes[0]
+    axes = draw.draw(lines, ["steps"]).axes[0]
     colours = [line.get_color() for line in axes.lines]
     assert len(set(colours)) == 3
     assert colours[1] == colours[2]  # of one method
@@ -121,7 +123,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
 
 @given(st.lists(st.floats(-1, 2), max_size=9).map(sorted), st.floats(0.001, 0.3))
 def test_labels_that_would_meet_move_apart(heights, gap):
-    places = plot_draw.spaced(heights, gap)
+    places = draw.spaced(heights, gap)
     assert len(places) == len(heights)
     for below, above in itertools.pairwise(places):
         assert above - below > gap * 0.999 - 1e-8

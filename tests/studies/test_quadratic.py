@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from ist_hpc import placement
-from ist_hpc.blocks import block_of
-from ist_hpc.errors import InputError
-from ist_hpc.exchange import Exchanger, allocate_home
-from ist_hpc.placement import Axis, Deal, TensorSpec, at_round, home
-from ist_hpc.quadratic import descent, figures, formulas, problems, theory
-from ist_hpc.quadratic.__main__ import _arguments, _run, main
-from ist_hpc.quadratic.descent import Run, in_process
-from ist_hpc.quadratic.formulas import Study
-from ist_hpc.runtime import Runtime
-from tests.launching import one_error_line, run_ranks
-from tests.threads import ThreadRanks
+from ist_hpc.common.blocks import block_of
+from ist_hpc.common.errors import InputError
+from ist_hpc.exchange import placement
+from ist_hpc.exchange.exchanger import Exchanger, allocate_home
+from ist_hpc.exchange.placement import Axis, Deal, TensorSpec, at_round, home
+from ist_hpc.quadratic import _arguments, _run, main
+from ist_hpc.runtime.launch import Runtime
+from ist_hpc.studies.quadratic import descent, figures, formulas, problems, theory
+from ist_hpc.studies.quadratic.descent import Run, in_process
+from ist_hpc.studies.quadratic.formulas import Study
+from tests.helpers.launching import one_error_line, run_ranks
+from tests.helpers.threads import ThreadRanks
 
 SMALL = {"workers": 2, "q": 4, "rounds": 60, "seed": 1}
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ist_hpc.placement import at_round
-from ist_hpc.quadratic import formulas, problems, theory
-from ist_hpc.quadratic.descent import Run, in_process
+from ist_hpc.exchange.placement import at_round
+from ist_hpc.studies.quadratic import formulas, problems, theory
+from ist_hpc.studies.quadratic.descent import Run, in_process
 
 sizes = st.sampled_from([(2, 1), (2, 2), (3, 1), (3, 2), (4, 1)])
 drawn = st.builds(

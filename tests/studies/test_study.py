@@ -9,9 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ist_hpc import config
-from ist_hpc.bench import convergence, scaling
-from ist_hpc.bench.study import (
+from ist_hpc.common.errors import InputError
+from ist_hpc.config import loading
+from ist_hpc.studies import convergence, scaling
+from ist_hpc.studies.levels import common_level, default_levels, reached
+from ist_hpc.studies.plots.runs import Run
+from ist_hpc.studies.state import State, opened, read_rows, write_rows
+from ist_hpc.studies.study import (
     Planned,
     SettingsFor,
     by_method,
@@ -21,9 +25,7 @@ from ist_hpc.bench.study import (
     plan_runs,
     settings_of,
 )
-from ist_hpc.bench.study_levels import common_level, default_levels, reached
-from ist_hpc.bench.study_state import State, opened, read_rows, write_rows
-from ist_hpc.bench.study_tables import (
+from ist_hpc.studies.tables import (
     Table,
     markdown,
     over_least,
@@ -33,8 +35,6 @@ from ist_hpc.bench.study_tables import (
     spread_of,
     told,
 )
-from ist_hpc.errors import InputError
-from ist_hpc.plot_runs import Run
 
 # Methods and the plan.
 
@@ -53,7 +53,7 @@ from ist_hpc.plot_runs import Run
 def test_methods(name, settings):
     method = parse_method(name)
     assert (method.name, method.settings, method.one_rank) == (name, settings, False)
-    config.parse("data: {path: x}\nmodel: {hidden: [4]}\ntrain: {epochs: 1}", "test", settings)
+    loading.parse("data: {path: x}\nmodel: {hidden: [4]}\ntrain: {epochs: 1}", "test", settings)
 
 
 @pytest.mark.parametrize(
@@ -260,8 +260,8 @@ def test_seconds_of_other_work_are_refused(tmp_path, section, now, message):
     """A product of one model's steps and another one's seconds would be no one's time."""
     rows = [row | {"batch_rows": 128, "local_steps": 20} for row in scaling_rows()]
     write_rows(tmp_path / "scaling.csv", rows)
-    config = {"model": {"kind": "mlp", "hidden": [9]}}
-    State(tmp_path, "scaling", "repeat").take_settings({}, {"ist:20 on 2": config}, {})
+    loading = {"model": {"kind": "mlp", "hidden": [9]}}
+    State(tmp_path, "scaling", "repeat").take_settings({}, {"ist:20 on 2": loading}, {})
     steps = scaling.read_steps(tmp_path)
     same = {"data": {"batch_size": 128}, "train": {"local_steps": 20}, "model": {"hidden": [9]}}
     assert steps.of("ist:20@a", 2, same) == 0.1

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from ist_hpc.bench.study_launch import Hosts, Launcher, RunError, refuse_ranks, run_program
-from ist_hpc.bench.study_state import opened
-from ist_hpc.errors import InputError
-from tests.launching import run_python
+from ist_hpc.common.errors import InputError
+from ist_hpc.studies.launches import Hosts, Launcher, RunError, refuse_ranks, run_program
+from ist_hpc.studies.state import opened
+from tests.helpers.launching import run_python
 
 
 def test_a_launcher_is_a_template():
@@ -77,8 +77,8 @@ def test_ranks_that_outlive_a_study_keep_its_folder(tmp_path):
     killed = """
 import os, signal, threading
 from pathlib import Path
-from ist_hpc.bench.study_launch import run_program
-from ist_hpc.bench.study_state import opened
+from ist_hpc.studies.launches import run_program
+from ist_hpc.studies.state import opened
 
 with opened(Path("."), "scaling", "repeat") as state:
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from ist_hpc import plot
-from ist_hpc.bench.study_launch import HOSTS_SCRIPT
-from tests.launching import ROOT, one_error_line, run_python
+from ist_hpc.studies.launches import HOSTS_SCRIPT
+from tests.helpers.launching import ROOT, one_error_line, run_python
 
 ENVIRONMENT = {
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from tests.image_runs import SETTINGS, make_images, tensors
-from tests.launching import one_error_line, run_python, run_ranks
-from tests.small_runs import SMALL, command
+from tests.helpers.image_runs import SETTINGS, make_images, tensors
+from tests.helpers.launching import one_error_line, run_python, run_ranks
+from tests.helpers.small_runs import SMALL, command
 
 VGG = [*SETTINGS, "model.kind=vgg11", "model.channels=[4,4,6,5,6,5,6,7]", "model.hidden=[9,8]"]
 WITHOUT = "import sys; sys.modules['horovod'] = None\n"

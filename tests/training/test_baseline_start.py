@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import ROOT, one_error_line, run_ranks
-from tests.small_runs import SMALL, command
+from tests.helpers.launching import ROOT, one_error_line, run_ranks
+from tests.helpers.small_runs import SMALL, command
 
 HOSTS = str(ROOT / "bench" / "hosts.sh")
 SILENCE_S = 20
@@ -22,14 +22,14 @@ SILENCE_S = 20
 TRY = f"""\
 import argparse, json, os, socket, sys
 
-from ist_hpc.ending import end
-from ist_hpc.runtime import AgreedInputError, launch
+from ist_hpc.runtime.ending import end
+from ist_hpc.runtime.launch import AgreedInputError, launch
 
 def body(runtime, arguments):
     if sys.argv[1] == "ddp":
-        from ist_hpc.algorithms.ddp import join as start
+        from ist_hpc.training.algorithms.ddp import join as start
     else:
-        from ist_hpc.horovod_start import start_horovod as start
+        from ist_hpc.runtime.horovod_start import start_horovod as start
     here = (str(runtime.rank), socket.gethostname())
     for wanted in json.loads(sys.argv[2]):
         # a variable, of all ranks, or @ one rank or host
@@ -247,11 +247,11 @@ def test_starts_pass_through_their_checks():
     package = ROOT / "ist_hpc"
     sources = {str(path.relative_to(package)): path for path in package.rglob("*.py")}
     of_torch = [name for name, path in sources.items() if "torch.distributed" in path.read_text()]
-    assert of_torch == ["algorithms/ddp.py"]
+    assert of_torch == ["training/algorithms/ddp.py"]
     starts = {
-        "dist.init_process_group": ("algorithms/ddp.py", "join", "_checked_way"),
-        "dist.TCPStore": ("algorithms/ddp.py", "join", "_checked_way"),
-        "hvd.init": ("horovod_start.py", "start_horovod", "refuse_settings"),
+        "dist.init_process_group": ("training/algorithms/ddp.py", "join", "_checked_way"),
+        "dist.TCPStore": ("training/algorithms/ddp.py", "join", "_checked_way"),
+        "hvd.init": ("runtime/horovod_start.py", "start_horovod", "refuse_settings"),
     }
     found = []
     for name, path in sources.items():

@@ -6,16 +6,16 @@ import re
 import numpy as np
 import pytest
 
-from ist_hpc.checkpoint_read import newest_first
-from tests.checkpoints import tensors
-from tests.launching import run_ranks
-from tests.small_runs import SMALL, command, rounds
+from ist_hpc.checkpoint.read import newest_first
+from tests.helpers.checkpoints import tensors
+from tests.helpers.launching import run_ranks
+from tests.helpers.small_runs import SMALL, command, rounds
 
 
 class TestDivergence:
     BAD = """
 import sys
-from ist_hpc import algorithms
+from ist_hpc.training import algorithms
 from ist_hpc.train import main
 build = algorithms.build
 def spoilt(*args):
@@ -89,7 +89,7 @@ sys.exit(main(sys.argv[1:]))
 
     BAD_WEIGHT = """
 import sys
-from ist_hpc.algorithms.ist import IndependentSubnets
+from ist_hpc.training.algorithms.ist import IndependentSubnets
 from ist_hpc.train import main
 whole = IndependentSubnets.step
 def step(self, features, labels, lr, trained):

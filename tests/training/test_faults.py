@@ -8,12 +8,12 @@ import time
 import pytest
 
 from ist_hpc import show
-from ist_hpc.checkpoint_read import newest_first
-from ist_hpc.errors import EXIT_GO_ON
-from ist_hpc.runfolder import RunFolder
-from tests.checkpoints import same_tensors
-from tests.launching import one_error_line, run_python, run_ranks, started
-from tests.small_runs import LONG, SMALL, command, number_of, ranks_of, rounds, wait_for
+from ist_hpc.checkpoint.read import newest_first
+from ist_hpc.common.errors import EXIT_GO_ON
+from ist_hpc.runtime.run_folder import RunFolder
+from tests.helpers.checkpoints import same_tensors
+from tests.helpers.launching import one_error_line, run_python, run_ranks, started
+from tests.helpers.small_runs import LONG, SMALL, command, number_of, ranks_of, rounds, wait_for
 
 
 class TestARankThatDies:
@@ -42,7 +42,7 @@ class TestARankThatDies:
 
     HANGS = """
 import sys, time
-from ist_hpc.algorithms.ist import IndependentSubnets
+from ist_hpc.training.algorithms.ist import IndependentSubnets
 from ist_hpc.train import main
 whole = IndependentSubnets.step
 def step(self, features, labels, lr, trained):
@@ -99,7 +99,7 @@ import sys, time
 if sys.argv.pop(1) == "without":
     sys.modules["horovod"] = None
 from mpi4py import MPI
-from ist_hpc.averaging import Averages
+from ist_hpc.training.averaging import Averages
 from ist_hpc.train import main
 whole = Averages.average
 def average(self, *args):
@@ -123,8 +123,8 @@ sys.exit(main(sys.argv[1:]))
 import os, sys, time
 if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
     time.sleep(600)
-from ist_hpc import runtime
-runtime._START_S = 3.0
+from ist_hpc.runtime import launch
+launch._START_S = 3.0
 from ist_hpc.evaluate import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -140,7 +140,7 @@ sys.exit(main(sys.argv[1:]))
 
     STAYING = """
 import os, sys, time
-from ist_hpc import ending
+from ist_hpc.runtime import ending
 from ist_hpc.train import main
 ending._END_S = 3.0
 code = main(sys.argv[1:])
@@ -160,7 +160,7 @@ ending.end(code)
     SILENT = """
 import sys, time, types
 from ist_hpc import evaluate
-from ist_hpc.evaluation import HomeNetwork
+from ist_hpc.training.full_network import HomeNetwork
 whole = HomeNetwork.outputs
 def outputs(self, features):
     if self.comm.Get_rank() == 1:
@@ -180,9 +180,9 @@ sys.exit(evaluate.main(sys.argv[1:]))
     ABORT = """
 import ctypes, sys
 from types import SimpleNamespace
-from ist_hpc import lastresort, watchdog
-from ist_hpc.meters import Meter
-lastresort.ABORT_S = 1.0
+from ist_hpc.runtime import last_resort, watchdog
+from ist_hpc.runtime.meters import Meter
+last_resort.ABORT_S = 1.0
 hanging = ctypes.PyDLL(None)  # which keeps Python's lock, as MPI may
 comm = SimpleNamespace(
     Get_rank=lambda: 0, Get_size=lambda: 2, Abort=lambda code: hanging.sleep(60)
@@ -200,12 +200,12 @@ with watchdog.Watchdog(comm, Meter(), 0.1, print):
 
     NO_MEMORY = """
 import sys
-from ist_hpc import starting
+from ist_hpc.training import start
 from ist_hpc.train import main
-class Trainer(starting.Trainer):
+class Trainer(start.Trainer):
     def __init__(self, *args, **options):
         raise MemoryError("no room for the window")
-starting.Trainer = Trainer
+start.Trainer = Trainer
 sys.exit(main(sys.argv[1:]))
 """
 

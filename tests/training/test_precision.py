@@ -9,19 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from ist_hpc import config, cost_memory, precision
-from ist_hpc.errors import InputError
+from ist_hpc.common.errors import InputError
+from ist_hpc.config import loading
+from ist_hpc.cost import memory
 from ist_hpc.models.base import ColumnGradient, RowGradient
 from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.models.resnet import ResNet
 from ist_hpc.models.vgg import VGG11
-from tests.checkpoints import as_if_killed, same_tensors
-from tests.image_runs import batch, job_of, thin_weights
-from tests.launching import run_ranks
-from tests.live_bytes import LiveBytes
+from ist_hpc.runtime import precision
+from tests.helpers.checkpoints import as_if_killed, same_tensors
+from tests.helpers.image_runs import batch, job_of, thin_weights
+from tests.helpers.launching import run_ranks
+from tests.helpers.live_bytes import LiveBytes
+from tests.helpers.small_runs import SMALL, command
 from tests.mpi.helpers import batch as dense_batch
 from tests.mpi.helpers import sparse_batch
-from tests.small_runs import SMALL, command
 
 CPU = torch.device("cpu")
 LABELS = {"output_norm": False, "label_block": 3, "sparse": True}
@@ -115,14 +117,14 @@ def test_memory_of_a_step_is_about_what_the_plan_says(model, rows):
         model.loss_and_gradients(weights, *rows, {})
     fixed = {spec.key for spec in model.shared if not spec.trained}
     gradient = sum(4 * weight.numel() for key, weight in weights.items() if key not in fixed)
-    casts = cost_memory._casts(job, 2)["casts"]
-    estimate = cost_memory.step_activations(job, 2) + gradient + casts
+    casts = memory._casts(job, 2)["casts"]
+    estimate = memory.step_activations(job, 2) + gradient + casts
     assert 0.7 < live.most / estimate < 1.3
 
 
 def test_what_goes_with_what():
     with pytest.raises(InputError, match=r"`train\.precision: tf32` is of GPUs"):
-        config.parse(
+        loading.parse(
             "",
             "nowhere",
             ["train.precision=tf32", "train.rounds=1", "data.path=x", "model.hidden=[4]"],
@@ -134,7 +136,7 @@ def test_what_goes_with_what():
         "data.path=x",
         "model.hidden=[4]",
     ]
-    parsed = config.parse("", "nowhere", settings)
+    parsed = loading.parse("", "nowhere", settings)
     assert parsed.train.precision == "tf32"
 
 

@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
-from ist_hpc import ranking
-from ist_hpc.csr import Csr
-from ist_hpc.errors import InputError
-from ist_hpc.ranking import (
+from ist_hpc.common.errors import InputError
+from ist_hpc.data.csr import Csr
+from ist_hpc.data.sparse_rows import SparseRows
+from ist_hpc.training import ranking
+from ist_hpc.training.ranking import (
     RankingMetrics,
     TopLabels,
     inverse_propensities,
     merge_top,
     top_of_block,
 )
-from ist_hpc.sparse import SparseRows
 
 INF, NAN = math.inf, math.nan
 

@@ -6,12 +6,15 @@ import shutil
 import numpy as np
 import pytest
 
-from ist_hpc import algorithms, config, prediction, show
-from ist_hpc.errors import InputError
+from ist_hpc import show
+from ist_hpc.common.errors import InputError
+from ist_hpc.config import loading
+from ist_hpc.cost import prediction
 from ist_hpc.models.mlp import MultiLayerPerceptron
-from tests import checkpoints
-from tests.checkpoints import as_if_killed
-from tests.launching import run_python, run_ranks
+from ist_hpc.training import algorithms
+from tests.helpers import checkpoints
+from tests.helpers.checkpoints import as_if_killed
+from tests.helpers.launching import run_python, run_ranks
 
 BASE = ["data.path=digits", "model.hidden=[21,14]", "train.local_steps=4", "seed=4"]
 BASE += ["optimizer.kind=adam", "optimizer.momentum=0", "optimizer.lr=0.003"]
@@ -20,7 +23,7 @@ LOCAL = ["train.algorithm=local_sgd", "train.warmup_steps=14"]
 
 
 def parsed(*settings):
-    return config.parse("data: {path: d}\nmodel: {hidden: [8]}\ntrain: {rounds: 1}", "x", settings)
+    return loading.parse("data: {path: d}\nmodel: {hidden: [8]}\ntrain: {rounds: 1}", "x", settings)
 
 
 def run(place, name, rounds, *settings, ranks=2, resume=False):
@@ -122,7 +125,7 @@ def test_what_each_algorithm_takes():
     assert (read.train.algorithm, read.train.warmup_steps) == ("local_sgd", 7)
     read = parsed("train.algorithm=data_parallel", "train.compression=fp16")
     assert read.train.compression == "fp16"
-    assert config.parse(config.dump(read), "x") == read
+    assert loading.parse(loading.dump(read), "x") == read
 
 
 def test_a_model_without_a_loss_for_autograd_is_refused_by_ddp():

@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
-from ist_hpc.shards import Dataset
-from tests.checkpoints import as_if_killed
-from tests.launching import one_error_line, run_python, run_ranks
+from ist_hpc.data.shards import Dataset
+from tests.helpers.checkpoints import as_if_killed
+from tests.helpers.launching import one_error_line, run_python, run_ranks
 
 MODEL = ["model.hidden=[48]", "model.output_norm=none", "model.label_block=17"]
 COMMON = ["data.path=data", "data.batch_size=32", "train.local_steps=10", "optimizer.kind=adam"]

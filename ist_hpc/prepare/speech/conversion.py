@@ -26,10 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from ist_hpc import caches
-from ist_hpc.commandline import given_path
-from ist_hpc.errors import InputError, printable
-from ist_hpc.names import entries, is_text
+from ist_hpc.common import caches
+from ist_hpc.common.commandline import given_path
+from ist_hpc.common.errors import InputError, printable
+from ist_hpc.common.names import entries, is_text
+from ist_hpc.common.streams import permutation
+from ist_hpc.data.shards import DatasetWriter
 from ist_hpc.prepare.common import (
     add_output_arguments,
     answers_for_memory,
@@ -44,7 +46,7 @@ from ist_hpc.prepare.common import (
     usable_cores,
 )
 from ist_hpc.prepare.found import folder_refused, input_folder
-from ist_hpc.prepare.speech_audio import (
+from ist_hpc.prepare.speech.audio import (
     FRAMES,
     INSTALL,
     MELS,
@@ -55,8 +57,6 @@ from ist_hpc.prepare.speech_audio import (
     log_mel,
     read_clip,
 )
-from ist_hpc.shards import DatasetWriter
-from ist_hpc.streams import permutation
 
 HELP = "Google Speech Commands: one-second clips of spoken words as log-mel spectrograms"
 EXAMPLES = """\

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.commandline import given_path
-from ist_hpc.csr import Csr
-from ist_hpc.errors import InputError, printable
-from ist_hpc.names import is_text
+from ist_hpc.common.commandline import given_path
+from ist_hpc.common.errors import InputError, printable
+from ist_hpc.common.names import is_text
+from ist_hpc.data.csr import Csr
+from ist_hpc.data.shards import DatasetWriter
 from ist_hpc.prepare.common import (
     add_output_arguments,
     answers_for_memory,
@@ -37,12 +38,11 @@ from ist_hpc.prepare.common import (
     say,
 )
 from ist_hpc.prepare.found import UnusableError, is_missing, opened, refused
-from ist_hpc.prepare.xmc_line import Header
-from ist_hpc.prepare.xmc_shuffle import Shuffler
-from ist_hpc.prepare.xmc_source import Source
-from ist_hpc.prepare.xmc_split import Split, read_split
-from ist_hpc.prepare.xmc_statistics import SplitStatistics, summary_of, table_of
-from ist_hpc.shards import DatasetWriter
+from ist_hpc.prepare.xmc.line import Header
+from ist_hpc.prepare.xmc.shuffle import Shuffler
+from ist_hpc.prepare.xmc.source import Source
+from ist_hpc.prepare.xmc.split import Split, read_split
+from ist_hpc.prepare.xmc.statistics import SplitStatistics, summary_of, table_of
 
 HELP = "text files of the Extreme Classification Repository: Amazon-670K, Delicious, ..."
 EXAMPLES = """\

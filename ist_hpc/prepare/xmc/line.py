@@ -5,7 +5,7 @@
      7:1                        no labels: the line begins with a blank, or with a feature
 
 Fields are parted by blanks (spaces or tabs). Only ASCII digits count. This module decides what is
-well-formed and says what is not; `xmc_text` reads whole blocks at speed and asks here about every
+well-formed and says what is not; `text` reads whole blocks at speed and asks here about every
 line that it does not know for certain.
 """
 

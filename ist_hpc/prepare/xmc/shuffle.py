@@ -16,11 +16,11 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.csr import Csr, concatenate
-from ist_hpc.errors import InputError
-from ist_hpc.files import hidden_beside
-from ist_hpc.stopping import end_request
-from ist_hpc.streams import words
+from ist_hpc.common.errors import InputError
+from ist_hpc.common.files import hidden_beside
+from ist_hpc.common.streams import words
+from ist_hpc.data.csr import Csr, concatenate
+from ist_hpc.runtime.stopping import end_request
 
 Keys = npt.NDArray[np.uint64]
 Part = tuple[Keys, Csr, Csr]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ist_hpc.prepare.file_kinds import UTF8_MARK
 from ist_hpc.prepare.found import PADDING, UnusableError, head_of, opened, refused
-from ist_hpc.prepare.xmc_line import PLAIN, VALUE, shown
+from ist_hpc.prepare.xmc.line import PLAIN, VALUE, shown
 
 _UNUSED, _TRAIN, _TEST = range(3)
 _MOST_DIGITS = 40  # of a number in a split file, with its fraction

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ist_hpc.csr import Csr
+from ist_hpc.data.csr import Csr
 
 _HEAD_SHARES = (0.01, 0.1)  # of the labels, the most frequent ones
 

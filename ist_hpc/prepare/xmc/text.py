@@ -1,6 +1,6 @@
 """Whole blocks of the Extreme Classification Repository's text format, by vectorised numpy.
 
-`xmc_line` has the grammar and decides about every line that is unusual here, so both give the same
+`line` has the grammar and decides about every line that is unusual here, so both give the same
 rows and refuse the same lines.
 
 Everything but a digit ends a run of digits. Which bytes end a run and the next one, and whether
@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.csr import Csr, concatenate
-from ist_hpc.prepare.xmc_line import VALUE, Header, LineError, Sample, parse_line
+from ist_hpc.data.csr import Csr, concatenate
+from ist_hpc.prepare.xmc.line import VALUE, Header, LineError, Sample, parse_line
 
 Integers = npt.NDArray[np.int64]
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ist_hpc.errors import InputError
-from ist_hpc.names import printable, spoken
-from ist_hpc.plot_runs import Run, Values
+from ist_hpc.common.errors import InputError
+from ist_hpc.common.names import printable, spoken
+from ist_hpc.studies.plots.runs import Run, Values
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ist_hpc.errors import InputError
-from ist_hpc.names import spoken
-from ist_hpc.pictures import COLOURS, as_label, new_figure, plain
-from ist_hpc.plot_curves import Curve
-from ist_hpc.plot_runs import Values
+from ist_hpc.common.errors import InputError
+from ist_hpc.common.names import spoken
+from ist_hpc.studies.plots.curves import Curve
+from ist_hpc.studies.plots.pictures import COLOURS, as_label, new_figure, plain
+from ist_hpc.studies.plots.runs import Values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

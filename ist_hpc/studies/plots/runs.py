@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.config_yaml import read_yaml
-from ist_hpc.errors import InputError
+from ist_hpc.common.errors import InputError
+from ist_hpc.config.yaml_text import read_yaml
 
 Values = npt.NDArray[np.float64]
 

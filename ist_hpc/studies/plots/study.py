@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ist_hpc.bench import convergence, scaling
-from ist_hpc.bench.study import by_method
-from ist_hpc.bench.study_state import Row, read_rows
-from ist_hpc.bench.study_tables import markdown
-from ist_hpc.errors import InputError
-from ist_hpc.plot_curves import Curve, ranks_told
-from ist_hpc.plot_runs import Run, read_run
+from ist_hpc.common.errors import InputError
+from ist_hpc.studies import convergence, scaling
+from ist_hpc.studies.plots.curves import Curve, ranks_told
+from ist_hpc.studies.plots.runs import Run, read_run
+from ist_hpc.studies.state import Row, read_rows
+from ist_hpc.studies.study import by_method
+from ist_hpc.studies.tables import markdown
 
 _NEEDED = {scaling.FILE: scaling.NEEDED, convergence.FILE: convergence.NEEDED}
 
@@ -44,7 +44,7 @@ def is_scaling(path: Path) -> bool:
 
 
 def scaling_summary(paths: Sequence[Path], ranks: Sequence[int]) -> list[dict[str, Any]]:
-    """What `plot_draw.draw_scaling` and the tables show, of studies put together."""
+    """What `draw.draw_scaling` and the tables show, of studies put together."""
     found = [row for path in paths for row in rows_of(path, () if len(paths) > 1 else ranks)]
     return scaling.summary([row for row in found if not ranks or row["ranks"] in (*ranks, 1)])
 

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ist_hpc.exchange import Exchanger, allocate_home, drop_home_copies
-from ist_hpc.held import State
-from ist_hpc.placement import Axis, Placement, TensorSpec, at_round, home
-from ist_hpc.quadratic.problems import Array, Quadratic
+from ist_hpc.exchange.exchanger import Exchanger, allocate_home, drop_home_copies
+from ist_hpc.exchange.placement import Axis, Placement, TensorSpec, at_round, home
+from ist_hpc.exchange.tensors import State
+from ist_hpc.studies.quadratic.problems import Array, Quadratic
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ist_hpc import pictures
-from ist_hpc.quadratic import problems, theory
-from ist_hpc.quadratic.descent import Run, in_process
-from ist_hpc.quadratic.formulas import COUNTEREXAMPLE, Study
-from ist_hpc.quadratic.problems import Array, Quadratic
+from ist_hpc.studies.plots import pictures
+from ist_hpc.studies.quadratic import problems, theory
+from ist_hpc.studies.quadratic.descent import Run, in_process
+from ist_hpc.studies.quadratic.formulas import COUNTEREXAMPLE, Study
+from ist_hpc.studies.quadratic.problems import Array, Quadratic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

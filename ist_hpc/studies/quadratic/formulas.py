@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ist_hpc import streams
-from ist_hpc.placement import at_round
-from ist_hpc.quadratic import problems, theory
-from ist_hpc.quadratic.descent import Descend, Run, dealt_units, in_process
-from ist_hpc.quadratic.problems import Array, Kind, Quadratic
+from ist_hpc.common import streams
+from ist_hpc.exchange.placement import at_round
+from ist_hpc.studies.quadratic import problems, theory
+from ist_hpc.studies.quadratic.descent import Descend, Run, dealt_units, in_process
+from ist_hpc.studies.quadratic.problems import Array, Kind, Quadratic
 
 DEVIATIONS = 5.0
 ROUNDING = 1e-12

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc import streams
+from ist_hpc.common import streams
 
 Array = npt.NDArray[np.float64]
 Kind = Literal["dense", "diagonal"]

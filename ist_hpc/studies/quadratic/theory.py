@@ -12,7 +12,7 @@ from math import comb
 
 import numpy as np
 
-from ist_hpc.quadratic.problems import Array, Quadratic, solve
+from ist_hpc.studies.quadratic.problems import Array, Quadratic, solve
 
 MOST_SUBSETS = 200_000
 _SUBSETS_AT_ONCE = 1 << 10

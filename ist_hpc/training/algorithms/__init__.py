@@ -4,19 +4,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ist_hpc import averaging, devices, horovod_start, optimizer
-from ist_hpc.algorithms.base import Algorithm
-from ist_hpc.algorithms.data_parallel import DataParallel
-from ist_hpc.algorithms.ddp import Ddp
-from ist_hpc.algorithms.ist import IndependentSubnets
-from ist_hpc.algorithms.local_sgd import LocalSgd
-from ist_hpc.config_keys import Config
-from ist_hpc.errors import InputError
-from ist_hpc.exchange import Exchanger
+from ist_hpc.common.errors import InputError
+from ist_hpc.config.keys import Config
+from ist_hpc.exchange.exchanger import Exchanger
+from ist_hpc.exchange.placement import at_round, elements
+from ist_hpc.exchange.staging import staging_of
+from ist_hpc.models import optimizer
 from ist_hpc.models.base import Model
-from ist_hpc.placement import at_round, elements
-from ist_hpc.runtime import together
-from ist_hpc.staging import staging_of
+from ist_hpc.runtime import devices, horovod_start
+from ist_hpc.runtime.launch import together
+from ist_hpc.training import averaging
+from ist_hpc.training.algorithms.base import Algorithm
+from ist_hpc.training.algorithms.data_parallel import DataParallel
+from ist_hpc.training.algorithms.ddp import Ddp
+from ist_hpc.training.algorithms.ist import IndependentSubnets
+from ist_hpc.training.algorithms.local_sgd import LocalSgd
 
 if TYPE_CHECKING:
     from mpi4py import MPI

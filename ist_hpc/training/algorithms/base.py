@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ist_hpc.held import State, all_finite
-from ist_hpc.meters import ExchangeReport, Meter
+from ist_hpc.data.sparse_rows import Rows
+from ist_hpc.exchange.placement import TensorSpec
+from ist_hpc.exchange.tensors import State, all_finite
 from ist_hpc.models.base import Model, SharedSpec
-from ist_hpc.placement import TensorSpec
-from ist_hpc.sparse import Rows
+from ist_hpc.runtime.meters import ExchangeReport, Meter
 
 
 class Algorithm(ABC):

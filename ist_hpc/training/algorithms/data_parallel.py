@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ist_hpc.algorithms.replicas import Replicas, gradients_of
-from ist_hpc.averaging import Averages, HorovodAverages
+from ist_hpc.data.sparse_rows import Rows
 from ist_hpc.models.base import ColumnGradient, Model, Room, RowGradient
-from ist_hpc.optimizer import Optimizer
-from ist_hpc.sparse import Rows
+from ist_hpc.models.optimizer import Optimizer
+from ist_hpc.training.algorithms.replicas import Replicas, gradients_of
+from ist_hpc.training.averaging import Averages, HorovodAverages
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -13,10 +13,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ist_hpc.algorithms.replicas import Replicas, gradients_of
-from ist_hpc.errors import InputError
+from ist_hpc.common.errors import InputError
+from ist_hpc.data.sparse_rows import Rows
 from ist_hpc.models.base import Model
-from ist_hpc.network import (
+from ist_hpc.models.optimizer import Optimizer
+from ist_hpc.runtime.launch import on_root, together
+from ist_hpc.runtime.sockets import (
     Target,
     failures_to,
     family_of,
@@ -27,9 +29,7 @@ from ist_hpc.network import (
     resolved,
     stays_here,
 )
-from ist_hpc.optimizer import Optimizer
-from ist_hpc.runtime import on_root, together
-from ist_hpc.sparse import Rows
+from ist_hpc.training.algorithms.replicas import Replicas, gradients_of
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ist_hpc.algorithms.base import Algorithm, initial_shared
-from ist_hpc.averaging import Averages
-from ist_hpc.exchange import Exchanger, allocate_home, drop_home_copies
-from ist_hpc.held import State, zeros_at
-from ist_hpc.meters import ExchangeReport, Meter
+from ist_hpc.data.sparse_rows import Rows
+from ist_hpc.exchange.exchanger import Exchanger, allocate_home, drop_home_copies
+from ist_hpc.exchange.placement import TensorSpec, at_round, home
+from ist_hpc.exchange.tensors import State, zeros_at
 from ist_hpc.models.base import Model, Room
-from ist_hpc.optimizer import Optimizer, Slots, as_broadcast, slot_key
-from ist_hpc.placement import TensorSpec, at_round, home
-from ist_hpc.sparse import Rows
+from ist_hpc.models.optimizer import Optimizer, Slots, as_broadcast, slot_key
+from ist_hpc.runtime.meters import ExchangeReport, Meter
+from ist_hpc.training.algorithms.base import Algorithm, initial_shared
+from ist_hpc.training.averaging import Averages
 
 if TYPE_CHECKING:
     from mpi4py import MPI

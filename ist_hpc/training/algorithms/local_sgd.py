@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ist_hpc.algorithms.data_parallel import DataParallel
-from ist_hpc.averaging import Averages
+from ist_hpc.data.sparse_rows import Rows
 from ist_hpc.models.base import Model
-from ist_hpc.optimizer import Optimizer
-from ist_hpc.sparse import Rows
+from ist_hpc.models.optimizer import Optimizer
+from ist_hpc.training.algorithms.data_parallel import DataParallel
+from ist_hpc.training.averaging import Averages
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ist_hpc.algorithms.base import Algorithm, initial_shared
-from ist_hpc.held import Held, State
-from ist_hpc.meters import ExchangeReport, Meter
+from ist_hpc.data.sparse_rows import Rows
+from ist_hpc.exchange.placement import TensorSpec
+from ist_hpc.exchange.tensors import Held, State
 from ist_hpc.models.base import Gradients, Model, Room, SharedSpec
-from ist_hpc.optimizer import Optimizer, Slots, as_broadcast, slot_key
-from ist_hpc.placement import TensorSpec
-from ist_hpc.sparse import Rows
+from ist_hpc.models.optimizer import Optimizer, Slots, as_broadcast, slot_key
+from ist_hpc.runtime.meters import ExchangeReport, Meter
+from ist_hpc.training.algorithms.base import Algorithm, initial_shared
 
 if TYPE_CHECKING:
     from mpi4py import MPI
