@@ -34,6 +34,7 @@ setup(
         "torch>=2.1",
         "numpy>=2.0",
         "h5py>=3.10",
+        "pydantic>=2.8",
         "pyyaml>=6.0",
         "scikit-learn>=1.5",
         "tqdm>=4.60",

@@ -22,7 +22,7 @@ house=$(realpath -e -- "$1") && shift
 root=$(realpath -- "$(dirname "${BASH_SOURCE[0]}")/..")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-git clone --quiet "$root" "$scratch/checkout"
+git -c advice.detachedHead=false clone --quiet "$root" "$scratch/checkout"
 cd "$scratch/checkout"
 mkdir "$scratch/home"
 alone=(unshare --net env -i "HOME=$scratch/home" LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin

@@ -17,7 +17,7 @@ from ist_hpc.common.commandline import Parser, given_path
 from ist_hpc.common.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.common.outputs import complain
 from ist_hpc.config import loading
-from ist_hpc.config.keys import Config, ModelConfig
+from ist_hpc.config.keys import Config, MlpConfig
 from ist_hpc.cost import counts
 from ist_hpc.cost import memory as cost_memory
 from ist_hpc.cost.limits import BASE_BYTES
@@ -180,7 +180,7 @@ def figure2_specs() -> Sequence[TensorSpec]:
     from ist_hpc.models import networks
 
     inputs, *hidden, outputs = figure2.WIDTHS
-    return networks.build(ModelConfig(hidden=hidden), inputs, outputs).specs
+    return networks.build(MlpConfig(hidden=hidden), inputs, outputs).specs
 
 
 def plan(config: Config, ranks: int, rounds: int, memory_gb: float | None = None) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def plan(config: Config, ranks: int, rounds: int, memory_gb: float | None = None
         "model": {
             "kind": config.model.kind,
             "inputs": inputs,
-            "hidden": list(config.model.hidden),
+            "hidden": [] if config.model.kind == "resnet" else list(config.model.hidden),
             "outputs": outputs,
             "weights": job.weight_elements,
         },

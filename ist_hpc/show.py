@@ -18,7 +18,14 @@ from ist_hpc.common.commandline import Parser, given_path
 from ist_hpc.common.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.common.files import exists_error, refuse_target, replacing
 from ist_hpc.common.outputs import complain, only_printing
-from ist_hpc.config.keys import ModelConfig, channels_of, sections_of, subnets_of
+from ist_hpc.config.keys import (
+    MlpConfig,
+    ModelConfig,
+    ResnetConfig,
+    channels_of,
+    sections_of,
+    subnets_of,
+)
 from ist_hpc.config.yaml_text import read_yaml, write_yaml
 from ist_hpc.runtime.ending import run
 
@@ -162,16 +169,16 @@ def _facts(checkpoint: "Checkpoint", opened: "OpenCheckpoint") -> Iterator[tuple
 
 def _widths(model: ModelConfig) -> str:
     """What `show` says of the sizes of a network."""
-    hidden, channels, sections = (
-        ", ".join(map(str, sizes))
-        for sizes in (model.hidden, channels_of(model), sections_of(model))
-    )
-    if model.kind == "resnet":
-        return f"sections [{sections}], channels [{channels}]"
-    if model.kind == "mlp":
-        return f"hidden [{hidden}]"
+
+    def sizes(numbers: Sequence[int]) -> str:
+        return f"[{', '.join(map(str, numbers))}]"
+
+    if isinstance(model, ResnetConfig):
+        return f"sections {sizes(sections_of(model))}, channels {sizes(channels_of(model))}"
+    if isinstance(model, MlpConfig):
+        return f"hidden {sizes(model.hidden)}"
     held = "dealt out" if model.deal_channels else "frozen" if model.freeze_body else "shared"
-    return f"hidden [{hidden}], channels [{channels}], {held}"
+    return f"hidden {sizes(model.hidden)}, channels {sizes(channels_of(model))}, {held}"
 
 
 def _epochs(folder: Path, round_index: int) -> float | None:

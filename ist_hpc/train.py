@@ -1,7 +1,9 @@
 """`python -m ist_hpc.train`: train a network by independent subnets, or by a baseline."""
 
 import argparse
+import json
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +52,14 @@ class _StoppedWaitingError(Exception):
     """A signal came while another process was waited for."""
 
 
+class _PrintSchema(argparse.Action):
+    """Prints as --version does: at once, and on one rank."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser._print_message(json.dumps(loading.schema(), indent=2) + "\n", sys.stdout)
+        parser.exit()
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m ist_hpc.train",
@@ -76,6 +86,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="go on with the run of this --name from its newest valid checkpoint, or start it "
         "where nothing was saved yet",
+    )
+    parser.add_argument(
+        "--schema",
+        action=_PrintSchema,
+        nargs=0,
+        help="print the JSON Schema of a configuration, for editors, and end",
     )
     parser.add_argument("--version", action="version", version=f"ist_hpc {__version__}")
     return parser.parse_args(argv)

@@ -15,6 +15,7 @@ from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import timed, trainer_in_a_round
 from ist_hpc.bench.report import slowest, spread, table
 from ist_hpc.common.commandline import count, given_path
+from ist_hpc.config.keys import Precision
 from ist_hpc.runtime import precision
 from ist_hpc.runtime.devices import synchronise
 from ist_hpc.runtime.launch import Runtime, together
@@ -40,7 +41,7 @@ def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns the figures, the same on all ranks. Collective."""
     comm = runtime.comm
     config = together(comm, lambda: load(arguments.config, arguments.set))
-    names = ("float32", arguments.against)
+    names: tuple[Precision, ...] = ("float32", arguments.against)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with ExitStack() as stack:
         trainers = {}

@@ -17,7 +17,7 @@ from ist_hpc.bench.made import timed, trainer_in_a_round
 from ist_hpc.bench.report import slowest, spread, table
 from ist_hpc.common.commandline import count, given_path
 from ist_hpc.common.errors import InputError
-from ist_hpc.config.keys import Config
+from ist_hpc.config.keys import Config, MlpConfig
 from ist_hpc.runtime.launch import Runtime, together
 from ist_hpc.runtime.meters import peak_rss_mib
 
@@ -83,12 +83,20 @@ def _load(arguments: argparse.Namespace) -> Config:
     config = load(arguments.config, arguments.set)
     if config.device != "cpu":
         raise InputError("bench products compares with products on the CPU; set `device: cpu`")
-    if config.model.loss not in ("softmax", "bce"):
-        raise InputError(
-            "bench products is of `model.loss: softmax` or `bce`, got "
-            f"`{config.model.loss}`; for others: bench step"
-        )
+    _perceptron(config)
     return config
+
+
+def _perceptron(config: Config) -> MlpConfig:
+    """The network, whose labels are computed in blocks. Raises `InputError` for others."""
+    model = config.model
+    if not isinstance(model, MlpConfig) or model.loss not in ("softmax", "bce"):
+        got = model.loss if isinstance(model, MlpConfig) else model.kind
+        raise InputError(
+            f"bench products is of `model.loss: softmax` or `bce`, got `{got}`; for others: bench "
+            "step"
+        )
+    return model
 
 
 class _Products:
@@ -96,7 +104,7 @@ class _Products:
 
     def __init__(self, shape: tuple[int, ...], config: Config) -> None:
         units, labels = shape
-        self.block = config.model.label_block
+        self.block = _perceptron(config).label_block
         self.hidden = torch.rand(config.data.batch_size, units)
         self.weight = torch.rand(units, labels)
         self.logits = torch.empty(config.data.batch_size, labels)

@@ -20,7 +20,7 @@ from ist_hpc.bench.report import slowest, spread, table
 from ist_hpc.common.blocks import block_bounds
 from ist_hpc.common.commandline import count, given_path
 from ist_hpc.common.errors import InputError
-from ist_hpc.config.keys import Config
+from ist_hpc.config.keys import Config, MlpConfig
 from ist_hpc.data.images import scaling_of
 from ist_hpc.data.rows import as_features
 from ist_hpc.data.shards import Dataset
@@ -77,7 +77,9 @@ def _load(arguments: argparse.Namespace) -> Config:
     config = load(arguments.config, arguments.set)
     if config.device != "cpu":
         raise InputError("bench step compares with a loop on the CPU; set `device: cpu`")
-    if config.optimizer.kind != "sgd" or config.model.output_norm != "batch":
+    model = config.model
+    normed = isinstance(model, MlpConfig) and model.output_norm == "batch"
+    if config.optimizer.kind != "sgd" or not normed:
         raise InputError("bench step compares with a loop of sgd and batch norm on the outputs")
     return config
 

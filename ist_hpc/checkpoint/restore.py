@@ -5,7 +5,7 @@ import shutil
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from ist_hpc.checkpoint.read import Checkpoint, DataShape, OpenCheckpoint, log, newest_first
 from ist_hpc.common.blocks import block_bounds
 from ist_hpc.common.errors import InputError
-from ist_hpc.config.keys import Config
+from ist_hpc.config.keys import Config, is_frozen
 from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.exchange.tensors import Held, State
 from ist_hpc.models.base import Model, SharedSpec, Statistics
@@ -97,11 +97,13 @@ def _set_aside(damaged: Sequence[tuple[Path, str]]) -> None:
 def check_model(opened: OpenCheckpoint, config: Config, data: DataShape) -> None:
     """Raise `InputError` unless the checkpoint is of the configured model, data and optimiser."""
     saved = opened.config
-    pairs = [
-        (f"model.{field.name}", getattr(saved.model, field.name), getattr(config.model, field.name))
-        for field in dataclasses.fields(config.model)
-        if field.name not in _NOT_OF_THE_MODEL
-    ]
+    pairs: list[tuple[str, Any, Any]] = [("model.kind", saved.model.kind, config.model.kind)]
+    if saved.model.kind == config.model.kind:
+        pairs += [
+            (f"model.{name}", getattr(saved.model, name), getattr(config.model, name))
+            for name in (field.name for field in dataclasses.fields(config.model))
+            if name not in _NOT_OF_THE_MODEL
+        ]
     pairs += [
         ("data.mean", saved.data.mean, config.data.mean),
         ("data.std", saved.data.std, config.data.std),
@@ -118,7 +120,7 @@ def check_model(opened: OpenCheckpoint, config: Config, data: DataShape) -> None
                 f"{opened.path} is a checkpoint of another model: `{key}` was {was} there and is "
                 f"{now} now; give the run another --name, or the old value"
             )
-    thaws = saved.model.freeze_body and not config.model.freeze_body
+    thaws = is_frozen(saved.model) and not is_frozen(config.model)
     if thaws and (config.optimizer.kind, config.optimizer.state) == ("adam", "carry"):
         # Moments that begin at zero would be taken for those of all steps of the run.
         raise InputError(
@@ -156,7 +158,7 @@ def restore(
         return torch.from_numpy(opened.rows(group, key, shape, rows))
 
     def whole(group: str, spec: SharedSpec) -> Tensor:
-        thaws = group == "optimizer" and opened.config.model.freeze_body
+        thaws = group == "optimizer" and is_frozen(opened.config.model)
         if thaws and spec.key not in opened.keys(group):
             return torch.zeros(spec.shape)
         return torch.from_numpy(opened.rows(group, spec.key, spec.shape))

@@ -58,15 +58,26 @@ class UnreadableError(InputError):
 def describe(hint: Any) -> str:
     """A type in a user's words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
+    if origin is typing.Annotated:
+        return describe(arguments[0])
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin in (types.UnionType, typing.Union):
         return " or ".join(describe(argument) for argument in arguments)
     if origin in (list, tuple):
         count = len(arguments) if origin is tuple and Ellipsis not in arguments else None
         names = {int: "whole numbers", float: "numbers", str: "words"}
         amount = f"{count} " if count else ""
-        return f"a list of {amount}{names.get(arguments[0], 'values')}"
+        return f"a list of {amount}{names.get(_plain(arguments[0]), 'values')}"
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     return names.get(hint, "null")
+
+
+def _plain(hint: Any) -> Any:
+    """A type without what is annotated to it."""
+    while typing.get_origin(hint) is typing.Annotated:
+        hint = typing.get_args(hint)[0]
+    return hint
 
 
 def show(value: Any) -> str:

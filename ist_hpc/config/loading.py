@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from ist_hpc.common.errors import InputError, describe, show
+from ist_hpc.config.filling import Where, default_of, fill, help_of, kind_of_section, sections_in
+from ist_hpc.config.foreign import drop_foreign
 from ist_hpc.config.keys import Config
 from ist_hpc.config.rules import check_together
-from ist_hpc.config.types import fill
 from ist_hpc.config.yaml_text import read_yaml, write_yaml
 
 QUICKSTART = Path(__file__).parent / "quickstart.yaml"
@@ -45,6 +48,15 @@ def parse(text: str, source: str, settings: Sequence[str] = ()) -> Config:
             return f"in --set {given[dotted]}"
         return f"in {source}" + (f", {lines[dotted]}" if dotted in lines else "")
 
+    return resolve(values, where)
+
+
+def resolve(values: Any, where: Where) -> Config:
+    """The configuration of a mapping, which it may change. Raises `InputError`.
+
+    where  says of a dotted key where its value was given, for errors
+    """
+    drop_foreign(values, where)
     config: Config = fill(Config, values, where)
     check_together(config, where)
     return config
@@ -96,23 +108,29 @@ def dump(config: Config) -> str:
 
 def describe_keys() -> str:
     """Every key with its type, default and meaning, for --help."""
-    lines = []
+    lines: list[str] = []
 
     def walk(section: type, prefix: str) -> None:
         for field in dataclasses.fields(section):
             dotted = prefix + field.name
-            if dataclasses.is_dataclass(field.type):
-                assert isinstance(field.type, type)
-                walk(field.type, dotted + ".")
-                continue
-            if field.default is not dataclasses.MISSING:
-                default = f"default {field.default}"
-            elif field.default_factory is not dataclasses.MISSING:
-                default = f"default {field.default_factory()}"
-            else:
-                default = "required"
-            lines.append(f"  {dotted:28} {describe(field.type)}; {default}")
-            lines.append(f"      {field.metadata['help']}")
+            kinds = sections_in(field.type)
+            if len(kinds) > 1:
+                lines.append(f"  {dotted}: the keys depend on its kind")
+            for kind in kinds:
+                if len(kinds) > 1:
+                    lines.append(f"  {dotted}, {kind_of_section(kind)}:")
+                walk(kind, dotted + ".")
+            if not kinds:
+                default = default_of(field)
+                said = "required" if default is dataclasses.MISSING else f"default {default}"
+                lines.append(f"  {dotted:28} {describe(field.type)}; {said}")
+                lines.append(f"      {help_of(field)}")
 
     walk(Config, "")
     return "\n".join(lines)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a configuration, by which editors complete and check YAML."""
+    made = TypeAdapter(Config).json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}

@@ -1,36 +1,29 @@
 """Rules between the keys of a configuration: what values do not allow together."""
 
-from collections.abc import Callable
-
 from ist_hpc.common.errors import InputError, show
 from ist_hpc.common.streams import SEED_LIMIT
+from ist_hpc.config.filling import Where
 from ist_hpc.config.keys import (
-    CHANNELS,
+    RESNET_CHANNELS,
     RESNET_SECTIONS,
+    VGG11_CHANNELS,
     Config,
-    ModelConfig,
+    MlpConfig,
+    ResnetConfig,
+    Vgg11Config,
     is_folder_name,
     sections_of,
 )
 
 _FEWEST_EPOCHS = 1e-6  # between evaluations; fewer is less than a row of any data set
-_KINDS_WITH = {  # model.* keys that not every model.kind has
-    "sections": ("resnet",),
-    "min_blocks": ("resnet",),
-    "channels": ("vgg11", "resnet"),
-    "deal_channels": ("vgg11",),
-    "body_from": ("vgg11",),
-    "freeze_body": ("vgg11",),
-}
 
 
-def check_together(config: Config, where: Callable[[str], str]) -> None:
+def check_together(config: Config, where: Where) -> None:
     """Raise `InputError` for what keys do not allow together.
 
     where  says of a key, by its dotted name, where its value comes from
     """
     train, model, optimizer = config.train, config.model, config.optimizer
-    evaluate = config.evaluate
     if (train.epochs is None) == (train.rounds is None):
         got = "neither" if train.epochs is None else "both"
         raise InputError(
@@ -53,13 +46,6 @@ def check_together(config: Config, where: Callable[[str], str]) -> None:
             "`train.precision: tf32` is of GPUs; set `device: cuda`, or take bf16 or float32, got "
             f"cpu {where('device')}"
         )
-    is_mlp = model.kind == "mlp"  # others take neither, which _check_images says
-    if is_mlp and model.loss in ("softmax", "bce") and model.output_norm != "none":
-        raise InputError(
-            f"`model.loss: {model.loss}` is computed in blocks of labels, without batch norm of "
-            f"outputs; set `model.output_norm: none`, got {model.output_norm} "
-            f"{where('model.output_norm')}"
-        )
     if len(config.data.mean) != len(config.data.std):
         raise InputError(
             "`data.mean` and `data.std` must have as many numbers, one a channel, got "
@@ -76,18 +62,10 @@ def check_together(config: Config, where: Callable[[str], str]) -> None:
             f"`data.row_entries` must be at most `model.inputs`, {model.inputs}, got {entries} "
             f"{where('data.row_entries')}"
         )
-    if not evaluate.top:
-        raise InputError(f"`evaluate.top` must name at least one k {where('evaluate.top')}")
-    if not model.hidden and model.kind != "resnet":
-        raise InputError(
-            f"`model.hidden` must name at least one hidden layer, got [] {where('model.hidden')}"
-        )
-    _check_images(model, where)
-    if model.output_bias and model.output_norm == "batch":
-        raise InputError(
-            "`model.output_bias` has no effect before batch norm; set `model.output_norm: none` "
-            f"or leave the bias out, got true {where('model.output_bias')}"
-        )
+    if isinstance(model, ResnetConfig):
+        _check_resnet(model, where)
+    else:
+        _check_perceptron(model, where)
     if optimizer.momentum and optimizer.kind != "sgd":
         raise InputError(
             f"`optimizer.momentum` is of sgd, not of {optimizer.kind}; set it to 0, got "
@@ -118,52 +96,43 @@ def check_together(config: Config, where: Callable[[str], str]) -> None:
         )
 
 
-def _check_images(model: ModelConfig, where: Callable[[str], str]) -> None:
-    """Rules between the keys of the networks for images."""
-    default = ModelConfig(hidden=[])
-    for name, kinds in _KINDS_WITH.items():
-        if model.kind not in kinds and getattr(model, name) != getattr(default, name):
+def _check_perceptron(model: MlpConfig | Vgg11Config, where: Where) -> None:
+    """Rules between the keys of a perceptron, and of the convolutions before it."""
+    if isinstance(model, MlpConfig):
+        if model.loss in ("softmax", "bce") and model.output_norm != "none":
             raise InputError(
-                f"`model.{name}` is of `model.kind: {' or '.join(kinds)}`, not of {model.kind} "
-                f"{where(f'model.{name}')}"
+                f"`model.loss: {model.loss}` is computed in blocks of labels, without batch norm "
+                f"of outputs; set `model.output_norm: none`, got {model.output_norm} "
+                f"{where('model.output_norm')}"
             )
-    if model.kind == "mlp":
-        return
-    usual = CHANNELS[model.kind]
-    if model.channels and len(model.channels) != len(usual):
-        what = "convolutions" if model.kind == "vgg11" else "sections"
+    else:
+        _check_channels(model, "convolutions", where)
+    if model.output_bias and model.output_norm == "batch":
         raise InputError(
-            f"`model.channels` names those of {len(usual)} {what}, or none, got "
+            "`model.output_bias` has no effect before batch norm; set `model.output_norm: none` "
+            f"or leave the bias out, got true {where('model.output_bias')}"
+        )
+    if isinstance(model, Vgg11Config) and model.deal_channels:
+        for name in ("body_from", "freeze_body"):
+            if getattr(model, name):
+                raise InputError(
+                    f"`model.{name}` is of convolutions that all ranks share; leave it out, or "
+                    f"`model.deal_channels`, got both {where(f'model.{name}')}"
+                )
+
+
+def _check_channels(model: Vgg11Config | ResnetConfig, of: str, where: Where) -> None:
+    usual = len(VGG11_CHANNELS if isinstance(model, Vgg11Config) else RESNET_CHANNELS)
+    if model.channels and len(model.channels) != usual:
+        raise InputError(
+            f"`model.channels` names those of {usual} {of}, or none, got "
             f"{show(model.channels)} {where('model.channels')}"
         )
-    if model.loss not in ("auto", "cross_entropy"):
-        raise InputError(
-            f"`model.kind: {model.kind}` takes `model.loss: cross_entropy`, got {model.loss} "
-            f"{where('model.loss')}"
-        )
-    if model.kind == "resnet":
-        _check_resnet(model, where)
-    for name in ("body_from", "freeze_body"):
-        if model.deal_channels and getattr(model, name):
-            raise InputError(
-                f"`model.{name}` is of convolutions that all ranks share; leave it out, or "
-                f"`model.deal_channels`, got both {where(f'model.{name}')}"
-            )
 
 
-def _check_resnet(model: ModelConfig, where: Callable[[str], str]) -> None:
+def _check_resnet(model: ResnetConfig, where: Where) -> None:
     """Rules between the keys of resnet."""
-    if model.hidden:
-        raise InputError(
-            "`model.kind: resnet` has no hidden layers of neurons: write `hidden: []`, got "
-            f"{show(model.hidden)} {where('model.hidden')}"
-        )
-    if model.output_norm != "none" or not model.output_bias:
-        raise InputError(
-            "`model.kind: resnet` ends in a linear layer with a bias: write `output_norm: none` "
-            f"and `output_bias: true`, got {model.output_norm} and "
-            f"{str(model.output_bias).lower()} {where('model.output_norm')}"
-        )
+    _check_channels(model, "sections", where)
     sections = sections_of(model)
     if len(sections) != len(RESNET_SECTIONS) or sections[2] < 2:
         raise InputError(

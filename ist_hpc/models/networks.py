@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ist_hpc.common.errors import InputError
-from ist_hpc.config.keys import ModelConfig, channels_of, sections_of
+from ist_hpc.config.keys import MlpConfig, ModelConfig, ResnetConfig, channels_of, sections_of
 from ist_hpc.models.base import Model
 from ist_hpc.models.convolutions import IMAGE
 from ist_hpc.models.mlp import MultiLayerPerceptron
@@ -23,21 +23,39 @@ def build(
              every rank has the whole one
     Raises `InputError` if the configured loss is of other labels.
     """
-    loss = config.loss
+    if isinstance(config, MlpConfig):
+        return _perceptron(config, inputs, outputs, sparse)
+    expected = math.prod(IMAGE)
+    if sparse or inputs != expected:
+        got = "sparse rows" if sparse else f"rows of {inputs} numbers"
+        raise InputError(
+            f"`model.kind: {config.kind}` takes images of {_by(IMAGE)}, that is "
+            f"{expected} numbers a row; the data have {got}, which `model.kind: mlp` takes"
+        )
+    channels = channels_of(config)
+    if isinstance(config, ResnetConfig):
+        return ResNet(sections_of(config), channels, outputs, config.min_blocks, subnets)
+    return VGG11(
+        hidden=config.hidden,
+        outputs=outputs,
+        channels=channels,
+        output_norm=config.output_norm == "batch",
+        output_bias=config.output_bias,
+        deal_channels=config.deal_channels,
+        freeze_body=config.freeze_body,
+    )
+
+
+def _perceptron(config: MlpConfig, inputs: int, outputs: int, sparse: bool) -> Model:
+    loss: str = config.loss
     if loss == "auto":
         loss = "softmax" if sparse else "cross_entropy"
-    if config.kind != "mlp":
-        _refuse_no_images(config, inputs, sparse)
     if sparse and (loss == "cross_entropy" or config.output_norm != "none"):
         raise InputError(
             "the data have sets of labels, which take `model.loss: softmax` or `bce` and "
             f"`model.output_norm: none`; got `model.loss: {config.loss}` and "
             f"`model.output_norm: {config.output_norm}`"
         )
-    if config.kind == "vgg11":
-        return _vgg11(config, outputs)
-    if config.kind == "resnet":
-        return ResNet(sections_of(config), channels_of(config), outputs, config.min_blocks, subnets)
     return MultiLayerPerceptron(
         inputs=inputs,
         hidden=config.hidden,
@@ -47,28 +65,6 @@ def build(
         loss=loss,
         label_block=config.label_block,
         sparse=sparse,
-    )
-
-
-def _refuse_no_images(config: ModelConfig, inputs: int, sparse: bool) -> None:
-    expected = math.prod(IMAGE)
-    if sparse or inputs != expected:
-        got = "sparse rows" if sparse else f"rows of {inputs} numbers"
-        raise InputError(
-            f"`model.kind: {config.kind}` takes images of {_by(IMAGE)}, that is "
-            f"{expected} numbers a row; the data have {got}, which `model.kind: mlp` takes"
-        )
-
-
-def _vgg11(config: ModelConfig, outputs: int) -> Model:
-    return VGG11(
-        hidden=config.hidden,
-        outputs=outputs,
-        channels=channels_of(config),
-        output_norm=config.output_norm == "batch",
-        output_bias=config.output_bias,
-        deal_channels=config.deal_channels,
-        freeze_body=config.freeze_body,
     )
 
 

@@ -1,6 +1,7 @@
 """What both studies do: their command line, and making the runs that have no row yet."""
 
 import argparse
+import copy
 import dataclasses
 import shutil
 import time
@@ -110,7 +111,7 @@ def conduct(
     where = choose_place(arguments.hosts, arguments.launcher) if missing else None
     failed: list[str] = []
     with opened(arguments.output, kind.name, kind.number_column) as state:
-        state.take_settings(*_identity(kind, runs, arguments), _defaults(Config))
+        state.take_settings(*_identity(kind, runs, arguments), _as_now)
         done = state.done()  # another study may have gone on since
         missing = [run for run in missing if run.key not in done]
         if where is not None:
@@ -185,17 +186,12 @@ def _identity(
     return common, configs
 
 
-def _defaults(section: type[Any]) -> dict[str, Any]:
-    """The defaults of a section of the configuration, and of the sections in it."""
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(section):
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            found[field.name] = _defaults(field.type)
-        elif field.default is not dataclasses.MISSING:
-            found[field.name] = field.default
-        elif field.default_factory is not dataclasses.MISSING:
-            found[field.name] = field.default_factory()
-    return found
+def _as_now(settings: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of an earlier version of the package, as this one has it."""
+    try:
+        return dataclasses.asdict(loading.resolve(copy.deepcopy(settings), lambda _: "there"))
+    except InputError:  # not one that this version has: it differs, which is said
+        return settings
 
 
 def _make(

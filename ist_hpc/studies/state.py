@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,26 +117,24 @@ class State:
         self,
         common: Mapping[str, Any],
         methods: Mapping[str, Mapping[str, Any]],
-        defaults: Mapping[str, Any],
+        as_now: Callable[[dict[str, Any]], dict[str, Any]],
     ) -> None:
         """Note the settings of the study, or check that they are those of its earlier rows.
 
         common    settings of all runs
         methods   those of each method; more methods may come to a study, not other settings
-        defaults  of settings of a method that there were not yet when the study began
+        as_now    settings of a method, noted by an earlier version of the package, as this has them
 
         Raises `InputError`.
         """
         # As they will be read.
-        common, methods, defaults = json.loads(json.dumps([common, methods, defaults]))
+        common, methods = json.loads(json.dumps([common, methods]))
         if self.settings_path.exists():
             before = _read_settings(self.settings_path)
+            noted = {name: before["methods"].get(name, methods[name]) for name in methods}
+            noted = json.loads(json.dumps({name: as_now(one) for name, one in noted.items()}))
             differing = _first_difference(before["common"], common) or _first_difference(
-                {
-                    name: _completed(before["methods"].get(name, methods[name]), defaults)
-                    for name in methods
-                },
-                methods,
+                noted, methods
             )
             if differing:
                 name, old, new = differing
@@ -147,16 +145,6 @@ class State:
             methods = before["methods"] | methods
         text = json_text({"common": common, "methods": methods})
         write_text(self.settings_path, text + "\n")
-
-
-def _completed(settings: Any, defaults: Any) -> Any:
-    """The settings, with the defaults of those that they lack."""
-    if not isinstance(settings, dict) or not isinstance(defaults, dict):
-        return settings
-    missing = {name: value for name, value in defaults.items() if name not in settings}
-    return {
-        name: _completed(value, defaults.get(name)) for name, value in settings.items()
-    } | missing
 
 
 def _first_difference(

@@ -16,7 +16,7 @@ from ist_hpc.checkpoint.read import (
     round_folder,
 )
 from ist_hpc.common.errors import InputError
-from ist_hpc.config.keys import Config, subnets_of
+from ist_hpc.config.keys import Config, ResnetConfig, Vgg11Config, is_frozen, subnets_of
 from ist_hpc.cost import prediction
 from ist_hpc.data import images
 from ist_hpc.data.rows import rank_segments, refuse_uncountable
@@ -159,9 +159,9 @@ def build_model(config: Config, dataset: Dataset, ranks: int) -> Model:
 
 def _given(config: Config, model: Model) -> dict[str, Tensor]:
     """What `model.body_from` has of the shared weights; nothing if it is not set."""
-    source = config.model.body_from
+    source = config.model.body_from if isinstance(config.model, Vgg11Config) else None
     if source is None:
-        if config.model.freeze_body:
+        if is_frozen(config.model):
             raise InputError(
                 "`model.freeze_body: true` would leave random convolutions as they are; give "
                 "`model.body_from`, or go on with a run by --resume"
@@ -219,7 +219,9 @@ def _restore(
         if opened.metric != main_metric(opened.data.sparse, config.evaluate):
             progress = replace(progress, best=-1.0)  # of another metric
         before = opened.config
-        least = replace(config.model, min_blocks=before.model.min_blocks)
+        least = config.model
+        if isinstance(least, ResnetConfig) and isinstance(before.model, ResnetConfig):
+            least = replace(least, min_blocks=before.model.min_blocks)
         as_before = replace(config, train=before.train, model=least)
         return progress, restored, build_model(as_before, dataset, progress.ranks)
 

@@ -1,26 +1,35 @@
 """Every mistake in a configuration is one line that says what, where and what is allowed."""
 
 import dataclasses
+import json
+import math
 import os
 import re
+from types import NoneType
+from typing import Annotated, get_args
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ist_hpc.config import loading
+from ist_hpc.config.filling import FilePath, choices_of, help_of, sections_in
 from ist_hpc.config.keys import (
     CheckpointConfig,
     Config,
     DataConfig,
     EvaluateConfig,
     ExchangeConfig,
-    ModelConfig,
+    MlpConfig,
     OptimizerConfig,
+    ResnetConfig,
     RuntimeConfig,
     TrainConfig,
+    Vgg11Config,
 )
+from ist_hpc.config.yaml_text import read_yaml
 from tests.helpers.configurations import BASE, ROOT, lines, mistake
+from tests.helpers.launching import run_python
 
 # What is wrong in a file: (what line 4 on says, what the message says).
 
@@ -55,7 +64,8 @@ WRONG = {
         ["`exchange.cuda_aware`", "'no' (a text)"],
     ),
     "merged mappings": ("optimizer: {<<: {lr: 1}}", ["unknown key `optimizer.<<`"]),
-    "empty text": ("device: ''", ["`device`", "a text", "got ''"]),
+    "empty text": ("name: ''", ["`name`", "a text", "got ''"]),
+    "empty choice": ("device: ''", ["`device`", "one of cpu, cuda", "got ''"]),
     "nothing": ("seed:", ["`seed`", "a whole number", "got nothing"]),
     "list for a number": ("seed: [1]", ["`seed`", "a whole number", "got [1] (list)"]),
     "mapping for a number": ("seed: {a: 1}", ["`seed`", "a whole number", "(dict)"]),
@@ -137,7 +147,7 @@ def test_mistakes_of_required_keys():
     assert message.startswith("`model.hidden` is required and missing in my.yaml, line 3")
     message = mistake("data: {path: d}\nmodel: {hidden: []}\ntrain: {epochs: 1}")
     assert "`model.hidden`" in message
-    assert "got [] in my.yaml, line 2" in message
+    assert "got [] (list) in my.yaml, line 2" in message
 
 
 @pytest.mark.parametrize(
@@ -240,35 +250,31 @@ def test_settings_that_undo_each_other():
 # Writing and describing.
 
 
-def floats(low=None, above=None, high=None):
-    return st.floats(
-        low if above is None else above,
-        high,
-        exclude_min=above is not None,
-        allow_nan=False,
-        allow_infinity=False,
-    )
+def floats(low, high=None):
+    return st.floats(low, high, allow_nan=False, allow_infinity=False)
 
 
 def values_of(field: dataclasses.Field) -> st.SearchStrategy:
     """Values that a field allows, from its type and bounds."""
-    bounds = {name: field.metadata.get(name) for name in ("low", "above", "high")}
-    if field.metadata.get("choices"):
-        return st.sampled_from(field.metadata["choices"])
-    whole = st.integers(bounds["low"] or 0, bounds["high"] or 2**40)
-    text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
-    return {
-        int: whole,
-        int | None: st.none() | whole,
-        float: floats(**bounds),
-        float | None: st.none() | floats(**bounds),
-        bool: st.booleans(),
-        str: text,
-        str | None: st.none() | text,
-        list[int]: st.lists(whole, min_size=1, max_size=4),
-        list[float]: st.lists(floats(**bounds), max_size=4),
-        tuple[float, float]: st.tuples(floats(**bounds), floats(**bounds)),
-    }[field.type]
+    if field.type in (FilePath, FilePath | None):
+        characters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+        text = st.text(characters, min_size=1).filter(lambda name: not name.startswith("~"))
+        return text if field.type == FilePath else st.none() | text
+    if choices_of(field.type):
+        return st.sampled_from(choices_of(field.type))
+    kinds = [kind for kind in get_args(field.type) if kind is not NoneType]
+    optional = NoneType in get_args(field.type)
+    kind = kinds[0] if optional else field.type
+    for bound in field.default.metadata:
+        kind = Annotated[kind, bound]
+    values = st.from_type(kind).filter(finite)
+    return st.none() | values if optional else values
+
+
+def finite(value) -> bool:
+    """Whether it has no number that is none."""
+    items = value if isinstance(value, list | tuple) else [value]
+    return all(not isinstance(item, float) or math.isfinite(item) for item in items)
 
 
 def section(cls: type, /, **fixed) -> st.SearchStrategy:
@@ -276,13 +282,6 @@ def section(cls: type, /, **fixed) -> st.SearchStrategy:
     return st.builds(cls, **(drawn | fixed))
 
 
-NO_BODY = {
-    "deal_channels": st.just(False),
-    "body_from": st.none(),
-    "freeze_body": st.just(False),
-}
-NO_BLOCKS = {"sections": st.just([]), "min_blocks": st.just(1)}
-PERCEPTRON = {"kind": st.just("mlp"), "channels": st.just([]), **NO_BODY, **NO_BLOCKS}
 SUBNETS = {
     "algorithm": st.just("ist"),
     "warmup_steps": st.just(0),
@@ -302,41 +301,31 @@ valid = st.builds(
     | section(
         DataConfig,
         row_entries=st.none(),
-        mean=st.lists(floats(low=-1e30, high=1e30), min_size=3, max_size=3),
-        std=st.lists(floats(low=1e-30, high=1e30), min_size=3, max_size=3),
+        mean=st.lists(floats(-1e30, 1e30), min_size=3, max_size=3),
+        std=st.lists(floats(1e-30, 1e30), min_size=3, max_size=3),
     ),
     model=section(
-        ModelConfig,
+        MlpConfig,
         output_bias=st.just(False),
         loss=st.sampled_from(["auto", "cross_entropy"]),
-        **PERCEPTRON,
     )
-    | section(ModelConfig, output_norm=st.just("none"), **PERCEPTRON)
+    | section(MlpConfig, output_norm=st.just("none"))
     | section(
-        ModelConfig,
-        kind=st.just("vgg11"),
+        Vgg11Config,
         channels=st.just([]) | st.lists(st.integers(1, 2**16), min_size=8, max_size=8),
         output_norm=st.just("none"),
-        loss=st.sampled_from(["auto", "cross_entropy"]),
         deal_channels=st.just(False),
-        **NO_BLOCKS,
     )
     | section(
-        ModelConfig,
-        kind=st.just("resnet"),
-        hidden=st.just([]),
+        ResnetConfig,
         sections=st.sampled_from([[], [1, 2, 23, 4], [9, 1, 2**16, 1]]),
         min_blocks=st.integers(1, 22),
         channels=st.just([]) | st.lists(st.integers(1, 2**16), min_size=4, max_size=4),
-        output_norm=st.just("none"),
-        output_bias=st.just(True),
-        loss=st.sampled_from(["auto", "cross_entropy"]),
-        **NO_BODY,
     ),
     name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,9}", fullmatch=True),
     seed=st.integers(0, 2**64 - 1),
     device=st.sampled_from(["cpu", "cuda"]),
-    train=section(TrainConfig, epochs=floats(above=0.0), rounds=st.none(), **SUBNETS)
+    train=section(TrainConfig, epochs=floats(1e-300), rounds=st.none(), **SUBNETS)
     | section(TrainConfig, epochs=st.none(), rounds=st.integers(1), **SUBNETS)
     | section(TrainConfig, rounds=st.none(), epochs=st.just(1.0), **LOCAL_SGD)
     | section(TrainConfig, rounds=st.none(), epochs=st.just(1.0), **DATA_PARALLEL),
@@ -354,11 +343,10 @@ valid = st.builds(
 )
 
 
+@pytest.mark.filterwarnings("ignore:Ignoring unsupported Strict")  # which no example breaks
 @settings(max_examples=150, deadline=None)
 @given(valid)
 def test_what_is_dumped_is_read_back(one):
-    for name in (one.data.path, one.model.body_from or "d"):
-        assume("\0" not in name and not name.startswith("~"))  # refused, and expanded
     every = one.evaluate.every_epochs
     assume(every == 0 or every >= 1e-6)
     assert loading.parse(loading.dump(one), "dumped") == one
@@ -382,13 +370,15 @@ def test_every_key_is_described():
 
     def check(kind: type, prefix: str) -> None:
         for field in dataclasses.fields(kind):
-            if dataclasses.is_dataclass(field.type):
-                check(field.type, f"{prefix}{field.name}.")
-                continue
-            (line,) = re.findall(rf"^  {re.escape(prefix + field.name)} .*$", described, re.M)
-            assert "; default " in line or "; required" in line
-            assert field.metadata["help"]
-            assert field.metadata["help"] in described
+            inner = sections_in(field.type)
+            for section in inner:
+                check(section, f"{prefix}{field.name}.")
+            if not inner:
+                found = re.findall(rf"^  {re.escape(prefix + field.name)} .*$", described, re.M)
+                assert found
+                assert all("; default " in line or "; required" in line for line in found)
+                assert help_of(field)
+                assert help_of(field) in described
 
     check(Config, "")
     assert re.search(r"data\.path +a text; required", described)
@@ -400,10 +390,60 @@ def test_every_key_is_described():
     [
         (["model.loss=softmax"], "set `model.output_norm: none`"),
         (["data.row_entries=9", "model.inputs=8"], "`data.row_entries` must be at most"),
-        (["evaluate.top=[]"], "`evaluate.top` must name at least one k"),
+        (["evaluate.top=[]"], "`evaluate.top` must be a list of whole numbers, one or more"),
         (["evaluate.top=[0]"], "`evaluate.top"),
         (["optimizer.kind=adagrad", "optimizer.momentum=0.9"], "not of adagrad; set it to 0"),
     ],
 )
 def test_keys_of_extreme_classification_are_checked_together(settings, said):
     assert said in mistake(BASE, *settings)
+
+
+# The schema.
+
+
+def test_editors_are_told_every_key_and_its_help():
+    done = run_python(["-m", "ist_hpc.train", "--schema"], ROOT)
+    schema = json.loads(done.stdout)
+    kinds = schema["properties"]["model"]["oneOf"]
+    assert [kind["$ref"].rpartition("/")[2] for kind in kinds] == [
+        *("MlpConfig", "Vgg11Config", "ResnetConfig")
+    ]
+    sections = schema["$defs"]
+    assert sections["OptimizerConfig"]["properties"]["lr"]["minimum"] == 0
+    assert sections["OptimizerConfig"]["additionalProperties"] is False
+    assert sections["TrainConfig"]["properties"]["algorithm"]["enum"][0] == "ist"
+    for section in sections.values():
+        assert all(key["description"] for key in section["properties"].values())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_schema_takes_what_we_take(path):
+    """As an editor would check it, by the rules of JSON Schema that are used."""
+    assert not list(unfit(read_yaml(path.read_text(), ""), loading.schema(), loading.schema()))
+    given = read_yaml(path.read_text(), "") | {"seed": "many", "nothing": 1}
+    assert len(list(unfit(given, loading.schema(), loading.schema()))) == 2
+
+
+def unfit(value, rule, schema):
+    """What of a value the rule of a JSON Schema does not allow; of its words those in ours."""
+    if "$ref" in rule:
+        rule = schema["$defs"][rule["$ref"].rpartition("/")[2]]
+    for words in ("oneOf", "anyOf"):
+        if words in rule and all(list(unfit(value, one, schema)) for one in rule[words]):
+            yield value, words
+    kinds = {"integer": int, "number": int | float, "boolean": bool, "string": str, "array": list}
+    kinds |= {"object": dict, "null": NoneType}
+    if "type" in rule and not isinstance(value, kinds[rule["type"]]):
+        yield value, rule["type"]
+    elif "properties" in rule:
+        for name, inner in value.items():
+            if name in rule["properties"]:
+                yield from unfit(inner, rule["properties"][name], schema)
+            else:
+                yield name, "unknown"
+        for name in rule.get("required", []):
+            if name not in value:
+                yield name, "missing"
+    elif value != rule.get("const", value) or value not in rule.get("enum", [value]):
+        yield value, "enum"

@@ -35,9 +35,8 @@ from tests.helpers.image_runs import (
 from tests.helpers.launching import ROOT, one_error_line, run_python
 from tests.helpers.live_bytes import LiveBytes
 
-SETTINGS = [*image_runs.SETTINGS, "model.kind=resnet", "model.hidden=[]"]
+SETTINGS = [*image_runs.SETTINGS, "model.kind=resnet"]
 SETTINGS += ["model.channels=[4,5,6,7]", "model.sections=[1,2,6,1]", "model.min_blocks=3"]
-SETTINGS += ["model.output_norm=none", "model.output_bias=true"]
 
 
 # Its size and costs.
@@ -144,13 +143,14 @@ def test_the_full_network_is_scaled_by_the_part_that_a_rank_trains(algorithm, ra
     ("settings", "said"),
     [
         (["model.kind=mlp", "model.hidden=[3]"], "`model.sections` is of `model.kind: resnet`"),
-        (["model.hidden=[3]"], "no hidden layers of neurons: write `hidden: []`, got [3]"),
+        (["model.hidden=[3]"], "not of resnet; leave it out, or write `hidden: []`, got [3]"),
         (["model.channels=[1,2,3]"], "those of 4 sections, or none, got [1, 2, 3]"),
         (["model.sections=[1,2,3]"], "the blocks of four sections, two or more of the third"),
         (["model.sections=[1,1,1,1]"], "two or more of the third, got [1, 1, 1, 1]"),
         (["model.min_blocks=6"], "at most the 5 blocks that are dealt out, got 6"),
-        (["model.output_bias=false"], "`output_bias: true`"),
-        (["model.loss=bce"], "takes `model.loss: cross_entropy`"),
+        (["model.output_bias=false"], "or write `output_bias: true`"),
+        (["model.output_norm=batch"], "or write `output_norm: none`"),
+        (["model.loss=bce"], "or write `loss: auto`"),
         (["optimizer.kind=rowwise_adagrad", "optimizer.momentum=0"], "take adagrad, sgd or adam"),
         (["model.deal_channels=true"], "`model.deal_channels` is of `model.kind: vgg11`"),
     ],

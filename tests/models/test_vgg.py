@@ -81,7 +81,10 @@ def test_activations_of_a_shared_body_are_those_of_all_its_channels():
         (["model.kind=mlp"], "`model.channels` is of `model.kind: vgg11 or resnet`, not of mlp"),
         (["model.kind=mlp", "model.channels=[]", "model.deal_channels=true"], "deal_channels"),
         (["model.channels=[1,2,3]"], "8 convolutions, or none, got [1, 2, 3]"),
-        (["model.loss=bce", "model.output_norm=none"], "takes `model.loss: cross_entropy`"),
+        (
+            ["model.loss=bce", "model.output_norm=none"],
+            "is of `model.kind: mlp`, not of vgg11",
+        ),
         (["model.deal_channels=true", "model.body_from=a.h5"], "`model.body_from` is of conv"),
         (["model.deal_channels=true", "model.freeze_body=true"], "`model.freeze_body` is of conv"),
     ],

@@ -6,6 +6,7 @@ Read from the source, so that a new option or key cannot go around it.
 import ast
 import dataclasses
 
+from ist_hpc.config.filling import FilePath, Text, help_of, sections_in
 from ist_hpc.config.keys import Config
 from tests.structure.test_structure import PACKAGE, SOURCES
 
@@ -60,21 +61,19 @@ def test_every_key_that_is_opened_expands_the_home_folder():
                     if marker in text:
                         opened.add(f"{section}.{text.partition(marker)[2].partition(')')[0]}")
     assert "data.path" in opened
-    marked = {
-        f"{section.name}.{field.name}"
+    keys = {
+        f"{section.name}.{field.name}": field
         for section in dataclasses.fields(Config)
-        if dataclasses.is_dataclass(section.type)
-        for field in dataclasses.fields(section.type)
-        if field.metadata.get("is_path")
+        for kind in sections_in(section.type)
+        for field in dataclasses.fields(kind)
     }
+    marked = {name for name, key in keys.items() if key.type in (FilePath, FilePath | None)}
     assert opened <= marked
     named = {
-        f"{section.name}.{field.name}"
-        for section in dataclasses.fields(Config)
-        if dataclasses.is_dataclass(section.type)
-        for field in dataclasses.fields(section.type)
-        if {"folder", "file", "checkpoint,"} & set(str(field.metadata["help"]).split())
-        and field.type in (str, str | None)
+        name
+        for name, key in keys.items()
+        if {"folder", "file", "checkpoint,"} & set(help_of(key).split())
+        and key.type in (FilePath, FilePath | None, Text, Text | None)
     }
     assert named == marked
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
-from ist_hpc.studies import convergence, scaling
+from ist_hpc.studies import convergence, one_run, scaling
 from ist_hpc.studies.levels import common_level, default_levels, reached
 from ist_hpc.studies.plots.runs import Run
 from ist_hpc.studies.state import State, opened, read_rows, write_rows
@@ -142,7 +142,7 @@ def test_a_study_takes_more_methods_but_no_other_settings(tmp_path):
     folder, hosts = tmp_path / "new", {"hosts": "1gbit"}
     ist, ddp = {"optimizer": {"lr": 0.1, "betas": (1, 2)}}, {"optimizer": {"lr": 0.3}}
     with opened(folder, "scaling", "repeat") as state:
-        state.take_settings(hosts, {"ist": ist}, {})
+        state.take_settings(hosts, {"ist": ist}, dict)
         state.add({"method": "ist", "ranks": 2, "repeat": 0})
         with (
             pytest.raises(InputError, match="another study is at work"),
@@ -151,7 +151,7 @@ def test_a_study_takes_more_methods_but_no_other_settings(tmp_path):
             pass
     with opened(folder, "scaling", "repeat") as state:
         assert state.done() == {("ist", 2, 0)}
-        state.take_settings(hosts, {"ddp": ddp}, {})
+        state.take_settings(hosts, {"ddp": ddp}, dict)
         for common, methods, message in (
             ({"hosts": "none"}, {}, "hosts was '1gbit', now 'none'"),
             (hosts, {"ddp": {"optimizer": {"lr": 0.4}}}, "ddp.optimizer.lr was 0.3, now 0.4"),
@@ -159,22 +159,37 @@ def test_a_study_takes_more_methods_but_no_other_settings(tmp_path):
             (hosts, {"ist": {"optimizer": {"lr": 0.1}}}, "betas was .* now None"),
         ):
             with pytest.raises(InputError, match=message):
-                state.take_settings(common, methods, {})
+                state.take_settings(common, methods, dict)
     assert json.loads((folder / "scaling.json").read_text()) == {
         "common": hosts,
         "methods": {"ist": {"optimizer": {"lr": 0.1, "betas": [1, 2]}}, "ddp": ddp},
     }
 
 
-def test_a_setting_that_is_new_may_have_its_default(tmp_path):
-    """A study goes on under a version that has more keys."""
-    defaults = {"optimizer": {"decay": 0.0, "lr": 0.01}, "device": "cpu"}
+def test_settings_of_an_earlier_version_are_compared_as_this_one_has_them(tmp_path):
+    """A study goes on under a version that has more keys, and fewer."""
+
+    def as_now(noted):
+        return {"optimizer": {"decay": 0.0, **noted["optimizer"]}, "device": "cpu"}
+
     with opened(tmp_path, "scaling", "repeat") as state:
-        state.take_settings({}, {"ist": {"optimizer": {"lr": 0.1}}}, {})
+        state.take_settings({}, {"ist": {"optimizer": {"lr": 0.1}, "old": 1}}, as_now)
         now = {"optimizer": {"lr": 0.1, "decay": 0.0}, "device": "cpu"}
-        state.take_settings({}, {"ist": now}, defaults)
+        state.take_settings({}, {"ist": now}, as_now)
         with pytest.raises(InputError, match=r"ist.optimizer.decay was 0.0, now 0.5"):
-            state.take_settings({}, {"ist": {"optimizer": {"lr": 0.1, "decay": 0.5}}}, defaults)
+            state.take_settings({}, {"ist": {"optimizer": {"lr": 0.1, "decay": 0.5}}}, as_now)
+
+
+def test_a_configuration_of_an_earlier_version_is_the_same(tmp_path):
+    """It had the keys of all kinds of networks."""
+    settings = ["model.kind=vgg11", "data.path=d", "optimizer.betas=[0.5, 0.9]"]
+    now = dataclasses.asdict(loading.load(None, settings))
+    noted = json.loads(json.dumps(now))
+    noted["model"] |= {"sections": [], "min_blocks": 1, "loss": "auto", "label_block": 2048}
+    del noted["train"]["precision"]
+    assert one_run._as_now(noted) == now
+    noted["model"]["sections"] = [1]
+    assert one_run._as_now(noted) == noted
 
 
 # What a scaling row says.
@@ -261,7 +276,7 @@ def test_seconds_of_other_work_are_refused(tmp_path, section, now, message):
     rows = [row | {"batch_rows": 128, "local_steps": 20} for row in scaling_rows()]
     write_rows(tmp_path / "scaling.csv", rows)
     loading = {"model": {"kind": "mlp", "hidden": [9]}}
-    State(tmp_path, "scaling", "repeat").take_settings({}, {"ist:20 on 2": loading}, {})
+    State(tmp_path, "scaling", "repeat").take_settings({}, {"ist:20 on 2": loading}, dict)
     steps = scaling.read_steps(tmp_path)
     same = {"data": {"batch_size": 128}, "train": {"local_steps": 20}, "model": {"hidden": [9]}}
     assert steps.of("ist:20@a", 2, same) == 0.1
