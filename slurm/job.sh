@@ -322,12 +322,12 @@ take_arguments() {
 READ_CONFIGURATION='
 import sys
 from pathlib import Path
-from ist_hpc import config
-from ist_hpc.config.keys import is_folder_name
 from ist_hpc.common.errors import InputError
+from ist_hpc.config import loading
+from ist_hpc.config.keys import is_folder_name
 path, run, *settings = sys.argv[1:]
 try:
-    data = config.load(Path(path), settings).data.path
+    data = loading.load(Path(path), settings).data.path
     if run and not is_folder_name(run):
         raise InputError(f"a run is a folder in RUNS, named by letters, digits, dots, dashes and underscores, "
                          f"a letter or digit first, got {run!r}; give another name by --name or NAME")

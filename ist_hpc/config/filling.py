@@ -143,7 +143,7 @@ def _answer(kind: type, values: Any, problem: dict[str, Any], where: Where) -> I
 
 def _plain(number: float) -> float:
     """A bound as it was written: 1 and not 1.0."""
-    return int(number) if float(number).is_integer() else number
+    return int(number) if float(number).is_integer() and abs(number) < 2**53 else number
 
 
 def _one_of(choices: typing.Sequence[str], got: str) -> str:

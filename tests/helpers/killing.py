@@ -79,7 +79,7 @@ def arm(killer: Killer, number: int = 1) -> None:
         finally:
             killer.armed = False
 
-    assert trainer.checkpoint is write
+    assert trainer.write is write
     write.save = save
 
 

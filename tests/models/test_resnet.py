@@ -35,7 +35,7 @@ from tests.helpers.image_runs import (
 from tests.helpers.launching import ROOT, one_error_line, run_python
 from tests.helpers.live_bytes import LiveBytes
 
-SETTINGS = [*image_runs.SETTINGS, "model.kind=resnet"]
+SETTINGS = [*image_runs.SETTINGS, "model.kind=resnet", "model.hidden=[]"]
 SETTINGS += ["model.channels=[4,5,6,7]", "model.sections=[1,2,6,1]", "model.min_blocks=3"]
 
 
@@ -142,7 +142,10 @@ def test_the_full_network_is_scaled_by_the_part_that_a_rank_trains(algorithm, ra
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["model.kind=mlp", "model.hidden=[3]"], "`model.sections` is of `model.kind: resnet`"),
+        (
+            ["model.kind=mlp", "model.hidden=[3]", "model.channels=[]"],
+            "`model.sections` is of `model.kind: resnet`",
+        ),
         (["model.hidden=[3]"], "not of resnet; leave it out, or write `hidden: []`, got [3]"),
         (["model.channels=[1,2,3]"], "those of 4 sections, or none, got [1, 2, 3]"),
         (["model.sections=[1,2,3]"], "the blocks of four sections, two or more of the third"),

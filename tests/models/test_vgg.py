@@ -151,14 +151,19 @@ def test_convolutions_can_be_loaded_and_frozen(place, tmp_path, source):
 
 
 def test_dealt_channels_train_on_three_ranks_and_resume_on_two(place):
+    """Each channel changes: it is trained by one rank or the other. So few learn nothing yet."""
     train(place, "dealt", 2, "model.deal_channels=true", ranks=3)
     train(place, "dealt", 4, "model.deal_channels=true", ranks=2, resume=True)
-    whole = tensors(place, "dealt", 4)
+    before, whole = (tensors(place, "dealt", rounds) for rounds in (2, 4))
     assert whole["conv3.weight"].shape == (6, 4, 3, 3)
     assert all(np.isfinite(values).all() for values in whole.values())
+    convolutions = [key for key in whole if key.startswith("conv") and key.endswith(".weight")]
+    assert len(convolutions) == 8
+    for key in convolutions:
+        changed = (whole[key] != before[key]).any(axis=(1, 2, 3))
+        assert changed.all(), key
     summary = json.loads((place / "runs/dealt/summary.json").read_text())
     assert summary["bytes"]["averaged"] == 0  # nothing is shared
-    assert summary["test"]["accuracy"] > 1.5 / CLASSES
 
 
 @pytest.mark.parametrize(
