@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup wheelhouse ready train test test-serial test-mpi2 check fuzz lint format clean distclean
+.PHONY: help setup wheelhouse ready train test test-quick test-serial test-mpi2 check fuzz lint format clean distclean
 
 export SETUP_VENV ?= .venv
 VENV := $(CURDIR)/$(SETUP_VENV)
@@ -76,6 +76,11 @@ test: ready ## set up, then all tests: serially, then on 1, 2, 3 and 4 ranks
 	done; \
 	python tools/no_skips.py --allow-skips "$(REPORTS)" || failed="$$failed (see above)"; \
 	if [[ -n $$failed ]]; then echo "make test: failed:$$failed"; exit 1; fi
+
+test-quick: ready ## three minutes of them: what needs no cluster, no hosts and few ranks
+	@echo "---- quick tests of one process"; $(TEST_ENV) tools/limit.sh $(MPI_TIMEOUT) \
+		python -m pytest tests --ignore=tests/mpi -m "not long" $(THREE_AT_A_TIME) -q
+	@$(MAKE) --no-print-directory test-2 REPORTS=$(REPORTS)/quick
 
 test-serial: ready ## the tests that need one process only
 	@echo "---- tests of one process"; $(HAVE_REPORTS); rm -f "$(REPORTS)/serial.xml"; \

@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+
 from tests.helpers.launching import ROOT, one_error_line, run_python, run_ranks
+
+pytestmark = pytest.mark.long
 
 WIDTHS = ["model.inputs=20", "model.outputs=3"]
 

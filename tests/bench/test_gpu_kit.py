@@ -2,7 +2,11 @@
 
 import subprocess
 
+import pytest
+
 from tests.helpers.launching import ROOT, outside_make
+
+pytestmark = pytest.mark.long
 
 
 def test_every_stage_comes_to_its_end(tmp_path):

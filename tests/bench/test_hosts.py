@@ -9,6 +9,8 @@ import pytest
 
 from tests.helpers.launching import ROOT
 
+pytestmark = pytest.mark.long
+
 HOSTS = str(ROOT / "bench" / "hosts.sh")
 
 

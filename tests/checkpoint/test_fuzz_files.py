@@ -16,6 +16,8 @@ from ist_hpc.checkpoint.read import Checkpoint, OpenCheckpoint
 from ist_hpc.common.errors import InputError
 from tests.helpers import fuzz_files, mutations
 
+pytestmark = pytest.mark.long
+
 MAIN, RANK = "checkpoint.h5", "rank-0001.h5"
 SEEN = 3  # an exit code
 CHECKPOINT = fuzz_files.KINDS[0]

@@ -14,6 +14,8 @@ from tests.helpers.checkpoints import same_tensors
 from tests.helpers.launching import ROOT, one_error_line, run_python, run_ranks
 from tests.helpers.small_runs import SMALL, command, number_of
 
+pytestmark = pytest.mark.long
+
 
 class TestAFullDisk:
     @pytest.mark.parametrize("size_k", [440, 560, 680])

@@ -23,6 +23,8 @@ from ist_hpc.data.shard_place import check_target
 from ist_hpc.prepare import digits
 from ist_hpc.studies.launches import Launcher
 
+pytestmark = pytest.mark.long
+
 IMAGES = ("data.path=none", "model.inputs=3072", "model.outputs=9")
 RESNET = ("model.kind=resnet", "model.hidden=[]", "model.output_bias=false", *IMAGES)
 

@@ -15,6 +15,8 @@ from tests.commands.test_show import DAMAGES, flip
 from tests.conftest import train
 from tests.helpers.launching import one_error_line, run_python, run_ranks
 
+pytestmark = pytest.mark.long
+
 
 def evaluate(ranks, place, *arguments, check=True):
     command = ["-m", "ist_hpc.evaluate", *arguments]

@@ -16,6 +16,8 @@ from ist_hpc.data.shards import DatasetWriter
 from tests.conftest import train
 from tests.helpers.launching import ROOT, one_error_line, run_python, run_ranks
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def place(trained, tmp_path):

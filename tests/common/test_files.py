@@ -16,6 +16,8 @@ from ist_hpc.runtime.run_folder import RunFolder, facts_of_start
 from tests.helpers.launching import ROOT, run_python
 from tests.helpers.small_runs import SMALL, command
 
+pytestmark = pytest.mark.long
+
 BYTES = os.fsdecode(b"caf\xe9")  # a name that is not UTF-8
 
 

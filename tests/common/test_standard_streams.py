@@ -12,6 +12,8 @@ import pytest
 from tests.helpers.launching import Text, environment
 from tests.structure.test_structure import SOURCES
 
+pytestmark = pytest.mark.long
+
 COMMANDS = {
     "show": "show {run}",
     "show checkpoint": "show {checkpoint}",

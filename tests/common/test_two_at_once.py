@@ -19,6 +19,8 @@ from ist_hpc.data.shards import Dataset
 from tests.helpers.launching import ROOT, environment, run_python, run_ranks
 from tests.helpers.small_runs import SMALL, command, wait_for
 
+pytestmark = pytest.mark.long
+
 DIGITS = ["-m", "ist_hpc.prepare", "digits", "--output", "x"]
 MADE = ["-m", "ist_hpc.prepare", "synthetic", "--like", "delicious", "--output", "x"]
 TRAIN = ["-m", "ist_hpc.train", "--set", "train.rounds=2", "train.local_steps=2"]

@@ -13,6 +13,8 @@ import pytest
 from ist_hpc.data.shards import Dataset
 from tests.helpers.found_input import ROOT, TEXT, TIME_LIMIT_S, cifar, clips, error_of, images
 
+pytestmark = pytest.mark.long
+
 IN_SANDBOX = """
 mount --bind -o ro "$1" "$1" && mount -o remount,ro,bind "$1" || exit 77
 shift

@@ -20,6 +20,8 @@ from ist_hpc.runtime import run_folder
 from ist_hpc.runtime.run_folder import RunFolder, facts_of_start
 from ist_hpc.training import start as starting
 
+pytestmark = pytest.mark.long
+
 PACKAGE = Path(run_folder.__file__).parents[1]
 
 

@@ -14,6 +14,8 @@ from tests.helpers.checkpoints import same_tensors
 from tests.helpers.launching import run_python, run_ranks, started
 from tests.helpers.small_runs import LONG, SMALL, command, number_of, ranks_of, rounds, wait_for
 
+pytestmark = pytest.mark.long
+
 
 class TestAskedToStop:
     @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])

@@ -11,6 +11,8 @@ import pytest
 from ist_hpc.check_starts import WAYS
 from tests.helpers.launching import ROOT, outside_make, run_python
 
+pytestmark = pytest.mark.long
+
 
 def test_pip_install_brings_all_that_a_run_needs(tmp_path):
     target = tmp_path / "installed"

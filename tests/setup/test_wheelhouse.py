@@ -11,6 +11,8 @@ import pytest
 
 from tests.helpers.launching import ROOT, outside_make
 
+pytestmark = pytest.mark.long
+
 _COPIED = ("Makefile", "setup.py", "pyproject.toml", "requirements.txt", "requirements-dev.txt")
 # What a set-up of its own brings, or is not to have.
 _OF_ITS_OWN = (

@@ -15,6 +15,8 @@ from ist_hpc.config import loading
 from tests.helpers.job_site import TEMPLATES, TIME, TIME_IS_OVER, Site, make_site
 from tests.helpers.launching import ROOT
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def site(tmp_path):

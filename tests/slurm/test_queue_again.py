@@ -23,6 +23,8 @@ from tests.helpers.job_site import (
     make_site,
 )
 
+pytestmark = pytest.mark.long
+
 TRAINING = sorted({*TEMPLATES} - {"scaling"})
 
 # What the training does; its parent is the batch shell. It saves when it is told to.

@@ -29,6 +29,8 @@ from tests.helpers.job_site import (
 )
 from tests.helpers.launching import ROOT
 
+pytestmark = pytest.mark.long
+
 HOSTS = str(ROOT / "bench" / "hosts.sh")
 NODES = 4
 

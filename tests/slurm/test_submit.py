@@ -11,6 +11,8 @@ import pytest
 from tests.helpers.job_site import make_site
 from tests.helpers.launching import ROOT
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def site(tmp_path):

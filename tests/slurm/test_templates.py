@@ -23,6 +23,8 @@ from tests.helpers.job_site import (
 )
 from tests.helpers.launching import ROOT
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("template", TEMPLATE_PATHS, ids=lambda path: path.name)
 def test_the_options_are_ahead_of_the_first_command(template):

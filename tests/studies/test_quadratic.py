@@ -17,6 +17,8 @@ from ist_hpc.studies.quadratic.formulas import Study
 from tests.helpers.launching import one_error_line, run_ranks
 from tests.helpers.threads import ThreadRanks
 
+pytestmark = pytest.mark.long
+
 SMALL = {"workers": 2, "q": 4, "rounds": 60, "seed": 1}
 
 

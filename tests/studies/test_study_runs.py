@@ -16,6 +16,8 @@ from ist_hpc import plot
 from ist_hpc.studies.launches import HOSTS_SCRIPT
 from tests.helpers.launching import ROOT, one_error_line, run_python
 
+pytestmark = pytest.mark.long
+
 ENVIRONMENT = {
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     "OMPI_ALLOW_RUN_AS_ROOT": "1",

@@ -9,6 +9,8 @@ from tests.helpers.image_runs import SETTINGS, make_images, tensors
 from tests.helpers.launching import one_error_line, run_python, run_ranks
 from tests.helpers.small_runs import SMALL, command
 
+pytestmark = pytest.mark.long
+
 VGG = [*SETTINGS, "model.kind=vgg11", "model.channels=[4,4,6,5,6,5,6,7]", "model.hidden=[9,8]"]
 WITHOUT = "import sys; sys.modules['horovod'] = None\n"
 TRAIN = "from ist_hpc.train import main\nsys.exit(main(sys.argv[1:]))"

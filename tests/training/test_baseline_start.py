@@ -16,6 +16,8 @@ import pytest
 from tests.helpers.launching import ROOT, one_error_line, run_ranks
 from tests.helpers.small_runs import SMALL, command
 
+pytestmark = pytest.mark.long
+
 HOSTS = str(ROOT / "bench" / "hosts.sh")
 SILENCE_S = 20
 

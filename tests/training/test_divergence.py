@@ -11,6 +11,8 @@ from tests.helpers.checkpoints import tensors
 from tests.helpers.launching import run_ranks
 from tests.helpers.small_runs import SMALL, command, rounds
 
+pytestmark = pytest.mark.long
+
 
 class TestDivergence:
     BAD = """

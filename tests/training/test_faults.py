@@ -15,6 +15,8 @@ from tests.helpers.checkpoints import same_tensors
 from tests.helpers.launching import one_error_line, run_python, run_ranks, started
 from tests.helpers.small_runs import LONG, SMALL, command, number_of, ranks_of, rounds, wait_for
 
+pytestmark = pytest.mark.long
+
 
 class TestARankThatDies:
     def test_ends_the_job_and_the_next_start_goes_on(self, place, capsys):

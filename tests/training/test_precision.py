@@ -25,6 +25,8 @@ from tests.helpers.small_runs import SMALL, command
 from tests.mpi.helpers import batch as dense_batch
 from tests.mpi.helpers import sparse_batch
 
+pytestmark = pytest.mark.long
+
 CPU = torch.device("cpu")
 LABELS = {"output_norm": False, "label_block": 3, "sparse": True}
 
