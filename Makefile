@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup wheelhouse ready train test test-quick test-serial test-mpi2 check fuzz lint format clean distclean
+.PHONY: help setup wheelhouse ready train test test-quick test-serial test-mpi2 check fuzz lint docs format clean distclean
 
 export SETUP_VENV ?= .venv
 VENV := $(CURDIR)/$(SETUP_VENV)
@@ -112,6 +112,12 @@ lint: ready ## ruff, mypy, shellcheck
 	$(NO_CACHES) mypy
 	find . -path './.*' -prune -o \( -name '*.sh' -o -name '*.sbatch' \) -print0 | \
 		xargs -0 shellcheck .ci/run
+
+docs: ## make a site of docs/ in .cache/site, with mkdocs in an environment of its own
+	@test -x .cache/docs/bin/mkdocs || { python3 -m venv .cache/docs && \
+		.cache/docs/bin/python -m pip install --quiet -r tools/requirements-docs.txt; }
+	@NO_MKDOCS_2_WARNING=1 .cache/docs/bin/mkdocs build --strict --quiet
+	@echo "docs: .cache/site/index.html"
 
 format: ready ## put the code into ruff's format
 	@$(HAVE_CHECKOUT)
