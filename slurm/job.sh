@@ -165,7 +165,7 @@ name_run() {
 # begin OF: Slurm's warning, the environment, threads, file locking; sets TASK and, of OF, RANKS; prints versions.
 begin() {
     # From now on, as the warning would end this shell while data are prepared. SIGTERM ends it: it comes
-    # with the end of the job (scancel, time over), after which nothing is to be queued again.
+    # with the end of the job (scancel, time over), after which nothing is to be requeued.
     trap on_warning USR1
     use_environment
     launcher_words 1 >/dev/null # an error now, not after the data were prepared
@@ -375,7 +375,7 @@ to_prepare() {
 }
 
 # prepare ARGS...: makes the shards of DATA in one process, here on the first node; the folder appears when it is
-# complete, or not at all. While another job makes them this one waits, until the warning, and is queued again.
+# complete, or not at all. While another job makes them this one waits, until the warning, and is requeued.
 prepare() {
     local code
     [[ $warned ]] || {
@@ -404,7 +404,7 @@ plan() {
 }
 
 # train ARGS...: all ranks. The warning before the time is over reaches them; a run that is saved then
-# is queued again. A rank that fails ends the others.
+# is requeued. A rank that fails ends the others.
 train() {
     local words launch code folder=$RUNS/$NAME
     if [[ $warned ]]; then # too little time is left to train
@@ -459,28 +459,28 @@ queue_again() {
     elif [[ -z $warned ]]; then
         return # somebody asked the ranks to stop
     elif [[ -z $id ]]; then
-        say "$why; this is no job of Slurm, so nothing is queued again: the same line goes on"
+        say "$why; this is no job of Slurm, so nothing is requeued: the same command resumes it"
         return
     else
         # another job's count is over: the same sbatch line begins anew
         [[ ! -e $folder/requeues ]] || read -r job times <"$folder/requeues" || true
         [[ $job == "$id" && $times =~ ^[1-9][0-9]{0,8}$ ]] || times=0
         if ((times >= MAX_REQUEUES)); then
-            say "queued again $times times already (MAX_REQUEUES); the same sbatch line goes on"
+            say "requeued $times times already (MAX_REQUEUES); the same sbatch command resumes it"
             return
         fi
         # braces: bash itself says what cannot be opened
         if ! { mkdir -p "$folder" && echo "$id $((times + 1))" >"$folder/requeues.new" &&
             mv "$folder/requeues.new" "$folder/requeues"; } 2>/dev/null; then
             say "error: $why, but how often it was cannot be written to $folder/requeues, so the job is not" \
-                "queued again; see to space, quota and rights there, then the same sbatch line goes on"
+                "requeued; see to space, quota and rights there, then the same sbatch command resumes it"
             return
         fi
     fi
-    echo "$(date '+%F %T') $why; queued again"
+    echo "$(date '+%F %T') $why; requeued"
     # Incomplete: Slurm would start even a job again that was cancelled in the meantime
     scontrol requeue Incomplete "$id" ||
-        say "error: scontrol could not queue the job again; the same sbatch line goes on"
+        say "error: scontrol could not queue the job again; the same sbatch command resumes it"
 }
 
 # preempted: whether the job is to make room for another. Its ranks then get SIGTERM, as they do from

@@ -266,7 +266,7 @@ class RuntimeConfig:
     )
     silence_s: Number = key(
         600.0,
-        "seconds after which a rank that comes to no end of something ends the run: it waits for "
+        "seconds after which a rank that makes no progress ends the run: it waits for "
         "the slowest rank, so more than the longest round, evaluation batch or checkpoint of any",
         gt=0,
     )

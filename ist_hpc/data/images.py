@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ist_hpc.common import streams
-from ist_hpc.config.keys import DataConfig
 from ist_hpc.common.errors import InputError
+from ist_hpc.config.keys import DataConfig
 from ist_hpc.data.shards import Dataset
 
 PAD = 4

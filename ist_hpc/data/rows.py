@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ist_hpc.common import streams
 from ist_hpc.common.blocks import block_bounds
-from ist_hpc.data.csr import Csr
 from ist_hpc.common.errors import InputError
+from ist_hpc.data.csr import Csr
 from ist_hpc.data.images import Augmentation, Scaling
 from ist_hpc.data.shards import Dataset
 from ist_hpc.data.windows import Batch, Window, as_batch, as_features, new_window

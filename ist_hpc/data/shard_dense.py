@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.data import shard_files
 from ist_hpc.common.errors import InputError
+from ist_hpc.data import shard_files
 from ist_hpc.data.shard_files import StoredFile
 from ist_hpc.data.shard_meta import META_FILE, Schema
 

@@ -17,15 +17,15 @@ from typing import Any, cast
 import numpy as np
 
 from ist_hpc import __version__
-from ist_hpc.data import shard_files
 from ist_hpc.common.errors import InputError
 from ist_hpc.common.files import (
     flush_to_disk,
     sha256_of,
     write_text,
 )
-from ist_hpc.data.label_counts import LabelCounts
 from ist_hpc.common.names import command_line
+from ist_hpc.data import shard_files
+from ist_hpc.data.label_counts import LabelCounts
 from ist_hpc.data.shard_layouts import Layout, layout_of
 from ist_hpc.data.shard_meta import (
     FEATURE_DTYPES,

@@ -72,7 +72,7 @@ class Watchdog:
         rank, ranks = self._comm.Get_rank(), self._comm.Get_size()
         last_resort.exit_after(last_resort.ABORT_S)
         self._report(
-            f"rank {rank} of {ranks} on {socket.gethostname()} has come to no end of "
+            f"rank {rank} of {ranks} on {socket.gethostname()} has made no progress in "
             f"`{self._meter.doing}` for {silent_s:.0f} s (runtime.silence_s: {self._silence_s:g}): "
             "a rank, a host or a link is lost or hangs; if it only takes that long, raise that key"
         )

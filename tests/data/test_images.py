@@ -10,18 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ist_hpc.config import loading
 from ist_hpc.common import streams
 from ist_hpc.common.errors import InputError
+from ist_hpc.config import loading
 from ist_hpc.data.images import Augmentation, Scaling, augmentation_of, scaling_of
 from ist_hpc.data.rows import BatchStream, CommonRows
 from ist_hpc.data.shards import Dataset
-from tests.helpers import data_sets
-from tests.helpers import sparse_rows
-from tests.conftest import train
-from tests.helpers.launching import one_error_line, run_python, run_ranks
-from tests.data.test_rows import Ranks
 from tests.commands.test_show import LOAD_AND_COMPARE, rebuild_script
+from tests.conftest import train
+from tests.data.test_rows import Ranks
+from tests.helpers import data_sets, sparse_rows
+from tests.helpers.launching import one_error_line, run_python, run_ranks
 
 ROWS, SHAPE = 50, (3, 8, 6)
 MEAN, STD = [0.5, 0.25, 0.125], [0.2, 0.3, 0.7]

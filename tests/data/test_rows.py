@@ -8,13 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ist_hpc.data import rows as rows_module
 from ist_hpc.common import streams
 from ist_hpc.common.errors import InputError
+from ist_hpc.data import rows as rows_module
 from ist_hpc.data.rows import BatchStream, CommonRows, rank_segments
 from ist_hpc.data.shards import Dataset, DatasetWriter
 from ist_hpc.data.sparse_rows import SparseRows
-from tests.helpers.sparse_rows import csr_of, numbered_features, numbered_labels, rows_of, write_numbered
+from tests.helpers.sparse_rows import (
+    csr_of,
+    numbered_features,
+    numbered_labels,
+    rows_of,
+    write_numbered,
+)
 
 ROWS, WIDTH, SHARD_ROWS = 50, 3, 8  # seven shards, the last one short
 LABELS = 64

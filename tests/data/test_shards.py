@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ist_hpc.common import files
-from ist_hpc.data import shards as shards_module
 from ist_hpc.common.errors import InputError
+from ist_hpc.data import shards as shards_module
 from ist_hpc.data.shard_dense import DenseStored
 from ist_hpc.data.shard_place import AlreadyMadeError
 from ist_hpc.data.shards import Dataset, DatasetWriter

@@ -12,9 +12,9 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ist_hpc.common.errors import InputError
 from ist_hpc.data import shards as shards_module
 from ist_hpc.data.csr import Csr
-from ist_hpc.common.errors import InputError
 from ist_hpc.data.shards import Dataset, DatasetWriter
 from tests.helpers.data_sets import assert_refused_when_changed, chunk_offset, flip
 from tests.helpers.sparse_rows import (

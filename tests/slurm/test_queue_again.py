@@ -1,4 +1,4 @@
-"""When a Slurm job queues itself again, and when not.
+"""When a Slurm job requeues itself, and when not.
 
 Small scripts stand in for Slurm's commands and for the training; test_slurm.py has the real ones.
 """
@@ -42,7 +42,7 @@ def site(tmp_path):
 
 
 class TestQueueAgain:
-    """A job whose time is over queues itself again; one that somebody ended does not."""
+    """A job whose time is over requeues itself; one that somebody ended does not."""
 
     @pytest.mark.parametrize(
         "training", [TIME_IS_OVER, ENDS_BY_ITSELF_THEN], ids=["it saves", "it ends just then"]
@@ -50,7 +50,7 @@ class TestQueueAgain:
     def test_the_time_is_over(self, site, training):
         done = site.job("speech", TRAINING=training)
         assert (done.returncode, done.stderr) == (75, "")
-        assert "the time is over and the run saved; queued again" in done.stdout
+        assert "the time is over and the run saved; requeued" in done.stdout
         assert site.was_queued_again()
 
     def test_mpirun_need_not_end_where_the_run_is_saved(self, site):
@@ -149,7 +149,7 @@ class TestQueueAgain:
             calls.unlink()
         done = site.job("speech", "--name", "mine", TRAINING=TIME_IS_OVER, **ours)
         assert done.returncode == 75
-        assert "queued again 2 times already (MAX_REQUEUES)" in done.stderr
+        assert "requeued 2 times already (MAX_REQUEUES)" in done.stderr
         assert not site.was_queued_again()
 
         ours["SLURM_JOB_ID"] = "42"  # the same sbatch line, as the message says
@@ -177,8 +177,8 @@ class TestQueueAgain:
         (line,) = done.stderr.splitlines()
         assert done.returncode == 75  # the run is saved all the same
         assert re.match(rf"{TIME} job: error: the time is over and the run saved, but ", line)
-        assert "cannot be written to runs/speech2/requeues, so the job is not queued again" in line
-        assert "the same sbatch line goes on" in line
+        assert "cannot be written to runs/speech2/requeues, so the job is not requeued" in line
+        assert "the same sbatch command resumes it" in line
         assert not site.was_queued_again()
 
     def test_outside_of_slurm_nothing_is_queued(self, site):
@@ -186,7 +186,9 @@ class TestQueueAgain:
         done = site.run(*words, TRAINING=TIME_IS_OVER, RANKS="2")
         (line,) = done.stderr.splitlines()
         assert done.returncode == 75
-        assert "this is no job of Slurm, so nothing is queued again: the same line goes on" in line
+        assert (
+            "this is no job of Slurm, so nothing is requeued: the same command resumes it" in line
+        )
         assert not site.was_queued_again()
 
     @pytest.mark.parametrize("count", ["41 08", "41 -3", "41 1e9", "41 x[0]", "", "41"])
@@ -310,7 +312,7 @@ class TestPrepare:
         waits = f"trap 'exit 75' USR1; kill -USR1 $PPID; {self.WAITS}"
         done = bare.job(template, PREPARING=waits)
         assert (done.returncode, done.stderr) == (75, "")
-        assert "the time is over before training began; queued again" in done.stdout
+        assert "the time is over before training began; requeued" in done.stdout
         assert bare.got("train") == bare.got("plan") == []
         assert bare.was_queued_again()
         (counter,) = bare.folder.glob("runs/*/requeues")
@@ -320,7 +322,7 @@ class TestPrepare:
         waits = f"trap 'exit 75' USR1; kill -USR1 $PPID; {self.WAITS}"
         done = bare.job("speech", PREPARING=waits, MAX_REQUEUES="0")
         assert done.returncode == 75
-        assert "queued again 0 times already (MAX_REQUEUES)" in done.stderr
+        assert "requeued 0 times already (MAX_REQUEUES)" in done.stderr
         assert not bare.was_queued_again()
 
     def test_one_that_converts_goes_on(self, bare):

@@ -357,9 +357,7 @@ def test_jobs_that_begin_without_shards_take_what_another_makes(cluster, tmp_pat
         _end(tmp_path, jobs["gone"], "CANCELLED")
         _on_h1("scancel", "--batch", "--signal=USR1", jobs["small"])
         _wait_until(lambda: _restarts(jobs["small"]) == 1, _LIMIT_S)
-        assert (
-            "the time is over before training began; queued again" in printed["small"].read_text()
-        )
+        assert "the time is over before training began; requeued" in printed["small"].read_text()
         assert (tmp_path / "runs/small/requeues").read_text() == f"{jobs['small']} 1\n"
     finally:
         converter.send_signal(signal.SIGCONT)
@@ -416,9 +414,9 @@ def test_under_mpirun_a_run_that_is_saved_is_queued_again(healed, shards, tmp_pa
     job = _submit(AMAZON, tmp_path, *words, "evaluate.every_epochs=0", options=options, **ours)
     printed = tmp_path / f"{job}.out"
     _wait_until(lambda: max(_rounds(tmp_path), default=0) > 5, _LIMIT_S)
-    with _within(30, "under mpirun, Slurm's warning: saved and queued again"):
+    with _within(30, "under mpirun, Slurm's warning: saved and requeued"):
         _on_h1("scancel", "--batch", "--signal=USR1", job)
-        _wait_until(lambda: "the run saved; queued again" in printed.read_text(), 60)
+        _wait_until(lambda: "the run saved; requeued" in printed.read_text(), 60)
     _wait_until(lambda: len(_starts(tmp_path)) == 2, _LIMIT_S)
     before = re.fullmatch(
         r"stopped: SIGUSR1, saved after round (\d+)", _starts(tmp_path)[1]["before"]
@@ -492,7 +490,7 @@ class TestFaults:
         job = self.submit(options=["--time=1", "--signal=B:USR1@30"])
         printed = self.folder / f"{job}.out"
         _wait_until(lambda: _rounds(self.folder), _LIMIT_S)
-        with _within(60, "the time limit (1 minute): saved and queued again"):
+        with _within(60, "the time limit (1 minute): saved and requeued"):
             _wait_until(lambda: "the time is over and the run saved" in printed.read_text(), 60)
         _wait_until(lambda: len(_starts(self.folder)) >= 2, _LIMIT_S)
         again = _starts(self.folder)[1]
@@ -516,7 +514,7 @@ class TestFaults:
         job = self.started(MAX_REQUEUES="0")
         assert self.before().startswith("stopped: SIGTERM, saved after round")
         _on_h1("scancel", "--batch", "--signal=USR1", job)
-        assert "queued again 0 times already" in _end(self.folder, job, "FAILED")
+        assert "requeued 0 times already" in _end(self.folder, job, "FAILED")
         assert _status(self.folder) == f"stopped: SIGUSR1, saved after round {self.newest()}"
 
     def a_rank_is_killed_in_training(self) -> None:
@@ -566,7 +564,7 @@ class TestFaults:
             _wait_until(lambda: not any(map(_is_alive, survivors)), 40)
         assert _status(self.folder).startswith("failed: rank")
         printed = self.folder / f"{job}.out"
-        said = re.compile(r"train: failed: rank \d of 4 on h[124] has come to no end of")
+        said = re.compile(r"train: failed: rank \d of 4 on h[124] has made no progress in")
         _wait_until(lambda: said.search(printed.read_text(encoding="utf-8")), 30)
         with _within(60, "the same: Slurm has ended the job, the node is still away"):
             _wait_until(lambda: _state(job) not in ("RUNNING", "COMPLETING"), 60)

@@ -192,6 +192,16 @@ def test_no_folder_is_full():
     assert max(inside.values()) <= MOST_MODULES
 
 
+def test_git_ignores_nothing_of_the_package_and_its_tests():
+    """A pattern such as `data/` is meant for the top folder, and would hide one of ours."""
+    files = [str(path) for top in (PACKAGE, PACKAGE.parent / "tests") for path in top.rglob("*.py")]
+    words = ["git", "check-ignore", "--no-index", "--stdin"]
+    done = subprocess.run(
+        words, cwd=PACKAGE, input="\n".join(files), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stdout + done.stderr  # 1: none of them
+
+
 def test_no_modules_import_each_other():
     below = {
         module: {found.target for found in imports if found.target in SOURCES}

@@ -62,7 +62,7 @@ sys.exit(main(sys.argv[1:]))
         assert done.stderr.count("train: failed: ") == 1
         status = (place / "runs/h/STATUS").read_text()
         assert re.match(
-            r"failed: rank \d of 3 on \S+ has come to no end of `\w+` for \d+ s", status
+            r"failed: rank \d of 3 on \S+ has made no progress in `\w+` for \d+ s", status
         )
 
     SLOW = HANGS.replace("if self.rank == 1 and trained == 13", "if self.rank == 1").replace(
@@ -177,7 +177,7 @@ sys.exit(evaluate.main(sys.argv[1:]))
         words = [str(trained.folder), "--data", "digits"]
         done = run_ranks(2, ["-c", self.SILENT, *words], place, timeout_s=60, check=False)
         assert done.returncode == 1
-        assert "has come to no end of `evaluate`" in done.stderr
+        assert "has made no progress in `evaluate`" in done.stderr
 
     ABORT = """
 import ctypes, sys
@@ -197,7 +197,7 @@ with watchdog.Watchdog(comm, Meter(), 0.1, print):
         begin_s = time.monotonic()
         done = run_python(["-c", self.ABORT], place, check=False)
         assert done.returncode == 1
-        assert "has come to no end of `start`" in done.stdout
+        assert "has made no progress in `start`" in done.stdout
         assert time.monotonic() - begin_s < 30
 
     NO_MEMORY = """

@@ -1,0 +1,1 @@
+"""Shards, and the rows and batches that are read from them."""
