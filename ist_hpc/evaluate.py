@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ist_hpc import __version__
-from ist_hpc.common.commandline import Parser, count_from, given_path
+from ist_hpc.common.commandline import Parser, add_version, count_from, given_path
 from ist_hpc.common.errors import InputError
 from ist_hpc.common.files import exists_error, followed, hidden_beside, put_in_place, refuse_target
 from ist_hpc.config.keys import MOST_TOP, RuntimeConfig, subnets_of
 from ist_hpc.runtime.ending import run
-from ist_hpc.runtime.launch import AgreedInputError, Runtime, launch, on_root, say, together
+from ist_hpc.runtime.launch import AgreedInputError, Runtime, check_on_all, launch, on_root, say
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default cpu)"
     )
-    parser.add_argument("--version", action="version", version=f"ist_hpc {__version__}")
+    add_version(parser)
     arguments = parser.parse_args(argv)
     if arguments.overwrite and not arguments.predictions:
         raise AgreedInputError("--overwrite is of --predictions FILE, which is not given")
@@ -143,8 +143,8 @@ def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
     with Watchdog(comm, meter, silence_s, lambda why: say(f"evaluate: failed: {why}")):
         saved = restore.check(comm, folder)
         device = devices.choose(comm, arguments.device)
-        loaded = together(comm, lambda: _load(runtime, arguments, saved, device))
-        together(comm, lambda: _check_shards(loaded.dataset, arguments, runtime))
+        loaded = check_on_all(comm, lambda: _load(runtime, arguments, saved, device))
+        check_on_all(comm, lambda: _check_shards(loaded.dataset, arguments, runtime))
         with meter.timing("evaluate"):
             result = _predict(runtime, arguments, loaded, meter)
     if runtime.rank == 0:
@@ -284,13 +284,13 @@ def _predict(
             columns = _columns(dataset, loaded.evaluate)
             writer = _Predictions(arguments, rows.rows, columns, loaded.attributes)
             stack.enter_context(writer)
-        together(comm, lambda: writer.begin() if writer else None)
+        check_on_all(comm, lambda: writer.begin() if writer else None)
         for start, batch in loaded.network.predict(rows, loaded.evaluate.batch_rows, metrics):
             meter.beat()
             if writer:
                 writer.add(start, batch)
         result = metrics.result()
-        together(comm, lambda: writer.finish(result) if writer else None)
+        check_on_all(comm, lambda: writer.finish(result) if writer else None)
     return result
 
 

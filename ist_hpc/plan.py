@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ist_hpc import __version__
-from ist_hpc.common.commandline import Parser, given_path
+from ist_hpc.common.commandline import Parser, add_configuration, add_version, given_path
 from ist_hpc.common.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.common.outputs import complain
 from ist_hpc.config import loading
@@ -57,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=given_path, metavar="FILE", help="a YAML configuration")
+    add_configuration(parser)
     parser.add_argument("--ranks", type=int, metavar="N", help="ranks of the run")
     parser.add_argument(
         "--rounds",
@@ -78,14 +77,6 @@ def _parser() -> argparse.ArgumentParser:
         "would be left without shards (data.assign: files)",
     )
     parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="values that replace the file's",
-    )
-    parser.add_argument(
         "--figure2",
         action="store_true",
         help="instead of a run: the paper's figure 2, as a table and, with --output, as a picture",
@@ -97,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of --figure2: .png (or .pdf, .svg); replaced",
     )
     parser.add_argument("--json", action="store_true", help="the same numbers for a program")
-    parser.add_argument("--version", action="version", version=f"ist_hpc {__version__}")
+    add_version(parser)
     return parser
 
 

@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ist_hpc import __version__
-from ist_hpc.common.commandline import Parser, given_path
+from ist_hpc.common.commandline import Parser, add_version, given_path
 from ist_hpc.common.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.common.outputs import complain
 from ist_hpc.runtime.ending import run
@@ -88,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of a convergence study: seconds as steps times those of a step in this study",
     )
     parser.add_argument("--table", action="store_true", help="print a Markdown table")
-    parser.add_argument("--version", action="version", version=f"ist_hpc {__version__}")
+    add_version(parser)
     return parser
 
 

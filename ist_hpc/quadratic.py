@@ -6,9 +6,8 @@ from functools import partial
 from math import comb, isfinite
 from pathlib import Path
 
-from ist_hpc import __version__
 from ist_hpc.common import streams
-from ist_hpc.common.commandline import Parser, given_path
+from ist_hpc.common.commandline import Parser, add_version, given_path
 from ist_hpc.common.errors import EXIT_FAILED, InputError
 from ist_hpc.runtime.ending import run
 from ist_hpc.runtime.launch import AgreedInputError, Runtime, launch, on_root
@@ -93,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a picture, too: .png (or .pdf, .svg); replaced; drawn by rank 0 alone",
     )
-    add("--version", action="version", version=f"ist_hpc {__version__}")
+    add_version(parser)
     return parser
 
 

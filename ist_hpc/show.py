@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ist_hpc import __version__
-from ist_hpc.common.commandline import Parser, given_path
+from ist_hpc.common.commandline import Parser, add_version, given_path
 from ist_hpc.common.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.common.files import exists_error, refuse_target, replacing
 from ist_hpc.common.outputs import complain, only_printing
@@ -84,7 +83,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "the Python that loads it; the one command that holds the whole model in memory",
     )
     parser.add_argument("--overwrite", action="store_true", help="let --export replace FILE")
-    parser.add_argument("--version", action="version", version=f"ist_hpc {__version__}")
+    add_version(parser)
     arguments = parser.parse_args(argv)
     if arguments.overwrite and not arguments.export:
         raise InputError("--overwrite is of --export FILE, which is not given")

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ist_hpc import __version__
-from ist_hpc.common.commandline import Parser, given_path
+from ist_hpc.common.commandline import Parser, add_configuration, add_version, given_path
 from ist_hpc.common.errors import EXIT_GO_ON, InputError
 from ist_hpc.common.names import quoted
 from ist_hpc.config import loading
@@ -68,15 +67,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "no configuration: a quickstart on scikit-learn's handwritten digits.",
         epilog=_EXAMPLES + loading.describe_keys(),
     )
-    parser.add_argument("--config", type=given_path, metavar="FILE", help="a YAML configuration")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="values that replace the file's",
-    )
+    add_configuration(parser)
     parser.add_argument("--name", help="the run folder's name; by default NAME-TIME of the config")
     parser.add_argument(
         "--runs", type=given_path, default=Path("runs"), help="where run folders are"
@@ -93,7 +84,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs=0,
         help="print the JSON Schema of a configuration, for editors, and end",
     )
-    parser.add_argument("--version", action="version", version=f"ist_hpc {__version__}")
+    add_version(parser)
     return parser.parse_args(argv)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ist_hpc.bench.report import slowest, spread, table
-from ist_hpc.common.commandline import count, given_path
+from ist_hpc.common.commandline import add_configuration, count
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
 from ist_hpc.config.keys import Config
@@ -23,7 +23,7 @@ from ist_hpc.exchange.staging import staging_of
 from ist_hpc.models import networks, optimizer
 from ist_hpc.runtime import devices
 from ist_hpc.runtime.devices import synchronise
-from ist_hpc.runtime.launch import Runtime, together
+from ist_hpc.runtime.launch import Runtime, check_on_all
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -37,10 +37,7 @@ HELP = "seconds, bytes and packing share of an exchange, against a raw Alltoallv
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bench exchange`."""
 
-    parser.add_argument(
-        "--config", type=given_path, required=True, help="such as configs/speech2.yaml"
-    )
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    add_configuration(parser, such_as="configs/speech2.yaml")
     parser.add_argument("--rounds", type=count, default=20, help="repetitions after 3 to warm up")
     parser.add_argument(
         "--stagger-ms",
@@ -54,12 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns the figures, the same on all ranks. Collective."""
     comm = runtime.comm
-    config = together(comm, lambda: load(arguments.config, arguments.set))
+    config = check_on_all(comm, lambda: load(arguments.config, arguments.set))
     assert config.model.inputs is not None
     assert config.model.outputs is not None
     sparse = prediction.is_sparse(config, None)
     model = networks.build(config.model, config.model.inputs, config.model.outputs, sparse)
-    together(comm, lambda: at_round(model.axes, runtime.ranks, config.seed, 0))
+    check_on_all(comm, lambda: at_round(model.axes, runtime.ranks, config.seed, 0))
     rule = optimizer.build(config.optimizer)
     carried = rule.slot_specs(model.specs) if config.optimizer.state == "carry" else ()
     specs = (*model.specs, *carried)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.report import spread, table
-from ist_hpc.common.commandline import count, given_path
+from ist_hpc.common.commandline import add_configuration, count
 from ist_hpc.cost import prediction
 from ist_hpc.exchange.placement import Placement, at_round
 from ist_hpc.exchange.plan import plan_exchange
@@ -23,10 +23,7 @@ HELP = "seconds to deal and to plan an exchange, at several numbers of ranks"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bench plan`."""
-    parser.add_argument(
-        "--config", type=given_path, required=True, help="such as configs/speech3.yaml"
-    )
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    add_configuration(parser, such_as="configs/speech3.yaml")
     parser.add_argument("--of", nargs="+", type=int, default=[4, 16, 64], help="numbers of ranks")
     parser.add_argument("--rounds", type=count, default=10, help="repetitions after 1 to warm up")
 

@@ -14,11 +14,11 @@ import numpy as np
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import timed, trainer_in_a_round
 from ist_hpc.bench.report import slowest, spread, table
-from ist_hpc.common.commandline import count, given_path
+from ist_hpc.common.commandline import add_configuration, count
 from ist_hpc.config.keys import Precision
 from ist_hpc.runtime import precision
 from ist_hpc.runtime.devices import synchronise
-from ist_hpc.runtime.launch import Runtime, together
+from ist_hpc.runtime.launch import Runtime, check_on_all
 from ist_hpc.training.trainer import Trainer
 
 HELP = "seconds of a local step in bf16 or TF32, against float32"
@@ -26,10 +26,7 @@ HELP = "seconds of a local step in bf16 or TF32, against float32"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bench precision`."""
-    parser.add_argument(
-        "--config", type=given_path, required=True, help="such as configs/amazon670k.yaml"
-    )
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    add_configuration(parser, such_as="configs/amazon670k.yaml")
     parser.add_argument(
         "--against", choices=(precision.BF16, precision.TF32), default=precision.BF16
     )
@@ -40,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns the figures, the same on all ranks. Collective."""
     comm = runtime.comm
-    config = together(comm, lambda: load(arguments.config, arguments.set))
+    config = check_on_all(comm, lambda: load(arguments.config, arguments.set))
     names: tuple[Precision, ...] = ("float32", arguments.against)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with ExitStack() as stack:

@@ -15,10 +15,10 @@ import torch
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import timed, trainer_in_a_round
 from ist_hpc.bench.report import slowest, spread, table
-from ist_hpc.common.commandline import count, given_path
+from ist_hpc.common.commandline import add_configuration, count
 from ist_hpc.common.errors import InputError
 from ist_hpc.config.keys import Config, MlpConfig
-from ist_hpc.runtime.launch import Runtime, together
+from ist_hpc.runtime.launch import Runtime, check_on_all
 from ist_hpc.runtime.meters import peak_rss_mib
 
 HELP = "seconds of a local step with many labels, against its bare matrix products"
@@ -26,17 +26,14 @@ HELP = "seconds of a local step with many labels, against its bare matrix produc
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bench products`."""
-    parser.add_argument(
-        "--config", type=given_path, required=True, help="such as configs/amazon670k.yaml"
-    )
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    add_configuration(parser, such_as="configs/amazon670k.yaml")
     parser.add_argument("--rounds", type=count, default=8, help="repetitions after 2 to warm up")
 
 
 def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns the figures, the same on all ranks. Collective."""
     comm = runtime.comm
-    config = together(comm, lambda: _load(arguments))
+    config = check_on_all(comm, lambda: _load(arguments))
     with trainer_in_a_round(runtime, config) as trainer:
         trainer.local_steps(1)
         peak_mib = comm.allgather(peak_rss_mib())  # before the products take memory of their own

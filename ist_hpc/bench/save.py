@@ -18,10 +18,10 @@ import numpy as np
 from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import make_data, make_trainer, timed
 from ist_hpc.bench.report import slowest, spread, table
-from ist_hpc.common.commandline import count, given_path
+from ist_hpc.common.commandline import add_configuration, count, given_path
 from ist_hpc.common.files import flush_to_disk
 from ist_hpc.data.shards import Dataset
-from ist_hpc.runtime.launch import Runtime, on_root, together
+from ist_hpc.runtime.launch import Runtime, check_on_all, on_root
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -34,10 +34,7 @@ _ROWS = 256
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bench save`."""
-    parser.add_argument(
-        "--config", type=given_path, required=True, help="such as configs/speech3.yaml"
-    )
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    add_configuration(parser, such_as="configs/speech3.yaml")
     parser.add_argument(
         "--folder", type=given_path, default=Path("."), help="a folder on the disk that is meant"
     )
@@ -48,7 +45,7 @@ def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns the figures, the same on all ranks. Collective."""
     comm = runtime.comm
     settings = [*arguments.set, "checkpoint.keep=1", "evaluate.calibration_rows=2"]
-    config = together(comm, lambda: load(arguments.config, settings))
+    config = check_on_all(comm, lambda: load(arguments.config, settings))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as own:
         shared = Path(comm.bcast(own))
         on_root(comm, lambda: make_data(config, shared / "data", _ROWS))

@@ -18,31 +18,28 @@ from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import ROWS, timed, trainer_in_a_round
 from ist_hpc.bench.report import slowest, spread, table
 from ist_hpc.common.blocks import block_bounds
-from ist_hpc.common.commandline import count, given_path
+from ist_hpc.common.commandline import add_configuration, count
 from ist_hpc.common.errors import InputError
 from ist_hpc.config.keys import Config, MlpConfig
 from ist_hpc.data.images import scaling_of
 from ist_hpc.data.rows import as_features
 from ist_hpc.data.shards import Dataset
 from ist_hpc.exchange.placement import Axis
-from ist_hpc.runtime.launch import Runtime, together
+from ist_hpc.runtime.launch import Runtime, check_on_all
 
 HELP = "seconds of a local step, against a bare PyTorch loop on the same thin network"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bench step`."""
-    parser.add_argument(
-        "--config", type=given_path, required=True, help="such as configs/speech2.yaml"
-    )
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    add_configuration(parser, such_as="configs/speech2.yaml")
     parser.add_argument("--rounds", type=count, default=15, help="repetitions after 2 to warm up")
 
 
 def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns the figures, the same on all ranks. Collective."""
     comm = runtime.comm
-    config = together(comm, lambda: _load(arguments))
+    config = check_on_all(comm, lambda: _load(arguments))
     with trainer_in_a_round(runtime, config) as trainer:
         bare = _BareLoop(config, trainer.dataset, trainer.model.axes, runtime)
         steps = config.train.local_steps

@@ -17,7 +17,7 @@ from ist_hpc.config.keys import Config, is_frozen
 from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.exchange.tensors import Held, State
 from ist_hpc.models.base import Model, SharedSpec, Statistics
-from ist_hpc.runtime.launch import AgreedInputError, on_root, together
+from ist_hpc.runtime.launch import AgreedInputError, check_on_all, on_root
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -37,10 +37,10 @@ def check(comm: "MPI.Comm", folder: Path) -> Checkpoint:
     Raises `AgreedInputError` that names what is damaged, or hosts that do not see the folder.
     """
     _refuse_unseen(comm, folder)
-    checkpoint = together(comm, lambda: Checkpoint(folder))
+    checkpoint = check_on_all(comm, lambda: Checkpoint(folder))
     names = sorted(checkpoint.files)[comm.Get_rank() :: comm.Get_size()]
-    together(comm, lambda: checkpoint.check_files(names))
-    together(comm, lambda: checkpoint.check_parts(names))
+    check_on_all(comm, lambda: checkpoint.check_files(names))
+    check_on_all(comm, lambda: checkpoint.check_parts(names))
     return checkpoint
 
 

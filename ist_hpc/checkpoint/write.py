@@ -57,7 +57,7 @@ from ist_hpc.config.keys import Config
 from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.exchange.tensors import State, all_finite
 from ist_hpc.models.base import Statistics
-from ist_hpc.runtime.launch import AgreedRunError, attempt
+from ist_hpc.runtime.launch import AgreedRunError, write_on_all
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -112,22 +112,22 @@ def save(comm: "MPI.Comm", checkpoints: Path, contents: Contents, keep: int) -> 
     at_root = comm.Get_rank() == 0
     what = f"the checkpoint of round {contents.progress.round} cannot be saved"
     try:
-        attempt(comm, what, lambda: _make_folder(partial) if at_root else None)
+        write_on_all(comm, what, lambda: _make_folder(partial) if at_root else None)
         part = {
             "rank": comm.Get_rank(),
             "ranks": comm.Get_size(),
             "round": contents.progress.round,
         }
-        entry = attempt(comm, what, lambda: _write_rank_file(partial, part, blocks))
+        entry = write_on_all(comm, what, lambda: _write_rank_file(partial, part, blocks))
         entries = comm.gather(entry, root=0)
-        attempt(
+        write_on_all(
             comm, what, lambda: _complete(partial, contents, blocks, entries) if entries else None
         )
     except AgreedRunError:
         if at_root:
             shutil.rmtree(partial, ignore_errors=True)
         raise
-    old = attempt(comm, what, lambda: _publish(partial, final, keep) if at_root else None)
+    old = write_on_all(comm, what, lambda: _publish(partial, final, keep) if at_root else None)
     _remove_together(comm, comm.bcast(old))
     return final
 

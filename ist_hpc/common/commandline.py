@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ist_hpc import __version__
 from ist_hpc.common.decimals import number, whole, whole_from
 from ist_hpc.common.errors import InputError
 from ist_hpc.common.mpi_environment import rank_of_launcher
@@ -59,3 +60,24 @@ class Parser(argparse.ArgumentParser):
         """Print help and version once, not once a rank."""
         if rank_of_launcher() == 0:
             super()._print_message(message, file)
+
+
+def add_configuration(parser: argparse.ArgumentParser, such_as: str = "") -> None:
+    """Add --config and --set; a configuration must be given if one is named as an example."""
+    words: dict[str, Any] = {"metavar": "FILE", "help": "a YAML configuration"}
+    if such_as:
+        words = {"required": True, "help": f"such as {such_as}"}
+    parser.add_argument("--config", type=given_path, **words)
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="values that replace the file's",
+    )
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add --version."""
+    parser.add_argument("--version", action="version", version=f"ist_hpc {__version__}")

@@ -75,7 +75,7 @@ Gradients = dict[str, Tensor | RowGradient | ColumnGradient]
 """Of every weight, partitioned or shared, by key."""
 
 
-Room = dict[str, Tensor]
+GradientBuffers = dict[str, Tensor]
 """Memory of large gradients, by key, that a model leaves for the next step: fresh pages cost more
 than what is computed into them."""
 
@@ -177,7 +177,7 @@ class Model(ABC):
         """Mean loss of a batch in training mode, with autograd's graph. If `differentiable`."""
 
     def loss_and_gradients(
-        self, weights: Tensors, features: Rows, labels: Rows, room: Room
+        self, weights: Tensors, features: Rows, labels: Rows, room: GradientBuffers
     ) -> tuple[Tensor, Gradients]:
         """Mean loss of a batch in training mode, batch statistics included, and its gradients.
 

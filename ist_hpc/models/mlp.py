@@ -26,9 +26,9 @@ from ist_hpc.exchange.placement import Axis, TensorSpec
 from ist_hpc.models import initial, many_labels, sparse_input
 from ist_hpc.models.base import (
     ExportEntry,
+    GradientBuffers,
     Gradients,
     Peers,
-    Room,
     SequentialModel,
     SharedSpec,
     Statistics,
@@ -122,7 +122,7 @@ class MultiLayerPerceptron(SequentialModel):
         return self._cross_entropy(weights, self._hidden(weights, entering), labels)
 
     def loss_and_gradients(
-        self, weights: Tensors, features: Rows, labels: Rows, room: Room
+        self, weights: Tensors, features: Rows, labels: Rows, room: GradientBuffers
     ) -> tuple[Tensor, Gradients]:
         """Loss of a batch and its gradients; see the base class."""
         first, last = self._layers[0], self._layers[-1]
@@ -178,7 +178,7 @@ class MultiLayerPerceptron(SequentialModel):
 
     @torch.no_grad()
     def _loss_of_labels(
-        self, weights: Tensors, hidden: Tensor, labels: Rows, room: Room
+        self, weights: Tensors, hidden: Tensor, labels: Rows, room: GradientBuffers
     ) -> many_labels.LabelLoss:
         last = self._layers[-1]
         weight, bias = weights[last.weight].detach(), weights[last.bias] if last.bias else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ist_hpc.common.errors import InputError
-from ist_hpc.runtime.launch import together
+from ist_hpc.runtime.launch import check_on_all
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -31,9 +31,9 @@ def choose(comm: "MPI.Comm", name: str) -> torch.device:
     if name == "cpu":
         return CPU
     place = f"rank {comm.Get_rank()} of {comm.Get_size()} on {socket.gethostname()}"
-    visible = together(comm, lambda: _visible_gpus(place))
+    visible = check_on_all(comm, lambda: _visible_gpus(place))
     device = torch.device("cuda", rank_on_node(comm) % visible)
-    together(comm, lambda: _take(device, place))
+    check_on_all(comm, lambda: _take(device, place))
     return device
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ist_hpc.common.decimals import whole_from
 from ist_hpc.common.errors import InputError
-from ist_hpc.runtime.launch import together
+from ist_hpc.runtime.launch import check_on_all
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -59,7 +59,7 @@ def start_horovod(comm: "MPI.Comm", silence_s: float) -> ModuleType:
     wrong by one of its variables, such as those of another job.
     """
     node_ranks = comm.allgather(socket.gethostname()).count(socket.gethostname())
-    together(comm, lambda: refuse_settings(comm.Get_rank(), node_ranks, silence_s))
+    check_on_all(comm, lambda: refuse_settings(comm.Get_rank(), node_ranks, silence_s))
     os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(max(1, int(silence_s / 2))))
     os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(max(2, int(silence_s))))
 
@@ -72,7 +72,7 @@ def start_horovod(comm: "MPI.Comm", silence_s: float) -> ModuleType:
             raise InputError("this Horovod was built without MPI; see INSTALL.md")
         return hvd
 
-    hvd = together(comm, start)
+    hvd = check_on_all(comm, start)
     hvd.init(comm=comm)
     expected = (comm.Get_rank(), comm.Get_size())
 
@@ -81,7 +81,7 @@ def start_horovod(comm: "MPI.Comm", silence_s: float) -> ModuleType:
         if seen != expected:
             raise InputError(f"Horovod sees (rank, ranks) {seen}, MPI {expected}; see INSTALL.md")
 
-    together(comm, check)
+    check_on_all(comm, check)
     return hvd
 
 

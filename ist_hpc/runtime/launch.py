@@ -110,7 +110,7 @@ def launch(
         return EXIT_BAD_INPUT
     rank, ranks = comm.Get_rank(), comm.Get_size()
     try:
-        together(comm, _refuse_environment)
+        check_on_all(comm, _refuse_environment)
         if not watched:
             last_resort.disarm()
         return body(Runtime(comm, rank, ranks), arguments) or 0
@@ -162,7 +162,7 @@ def _end_all(comm: "MPI.Comm", code: int) -> int:
     return code
 
 
-def together(comm: "MPI.Comm", action: Callable[[], Result]) -> Result:
+def check_on_all(comm: "MPI.Comm", action: Callable[[], Result]) -> Result:
     """Run a local `action` on every rank; if any rank finds bad input, all raise it. Collective.
 
     The error is that of the lowest rank that has one. Use it wherever ranks may find different
@@ -182,7 +182,7 @@ def together(comm: "MPI.Comm", action: Callable[[], Result]) -> Result:
     return result  # type: ignore[return-value]
 
 
-def attempt(comm: "MPI.Comm", what: str, action: Callable[[], Result]) -> Result:
+def write_on_all(comm: "MPI.Comm", what: str, action: Callable[[], Result]) -> Result:
     """Run a local `action` that writes files on every rank. Collective.
 
     If any rank cannot (a full disk, a folder it may not write to), all raise `AgreedRunError`,
@@ -212,7 +212,7 @@ def on_root(comm: "MPI.Comm", action: Callable[[], Result]) -> Result:
 
     An `InputError` is raised on all ranks.
     """
-    result = together(comm, lambda: action() if comm.Get_rank() == 0 else None)
+    result = check_on_all(comm, lambda: action() if comm.Get_rank() == 0 else None)
     return comm.bcast(result, root=0)
 
 

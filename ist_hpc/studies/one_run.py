@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ist_hpc.common.commandline import count, given_path
+from ist_hpc.common.commandline import add_configuration, count, given_path
 from ist_hpc.common.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.common.outputs import complain
 from ist_hpc.config import loading
@@ -60,8 +60,7 @@ class Kind:
 
 def add_arguments(parser: argparse.ArgumentParser, output: str) -> None:
     """The part of the command line that both studies have."""
-    parser.add_argument("--config", type=given_path, metavar="FILE", help="a YAML configuration")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    add_configuration(parser)
     parser.add_argument("--methods", nargs="+", required=True, metavar="METHOD", help=FORMS)
     parser.add_argument(
         "--set-for",

@@ -26,7 +26,7 @@ from ist_hpc.models import networks, optimizer
 from ist_hpc.models.base import Model
 from ist_hpc.models.convolutions import BODY_PREFIX
 from ist_hpc.runtime import devices, precision
-from ist_hpc.runtime.launch import AgreedInputError, Runtime, log, on_root, together
+from ist_hpc.runtime.launch import AgreedInputError, Runtime, check_on_all, log, on_root
 from ist_hpc.runtime.meters import Meter
 from ist_hpc.runtime.run_folder import UNSAID_END, RunFolder, facts_of_start
 from ist_hpc.runtime.stopping import StopRequest
@@ -53,8 +53,8 @@ def start_run(
     checkpoints are renamed, and that the folder of a resume was locked.
     """
     comm = runtime.comm
-    on_root(comm, lambda: _come_in(folder, resume, config.runtime.silence_s))
-    dataset, model = together(comm, lambda: _open(config, runtime.ranks))
+    on_root(comm, lambda: _lock_existing(folder, resume, config.runtime.silence_s))
+    dataset, model = check_on_all(comm, lambda: _open(config, runtime.ranks))
     device = devices.choose(comm, config.device)  # before shards are read
     precision.prepare(config.train.precision)
     if runtime.rank == 0 and precision.lacks_bf16(config.train.precision, device):
@@ -64,10 +64,10 @@ def start_run(
         )
     sharing, grants = devices.ranks_on_gpu(comm, device), prediction.grants_of_node(comm)
     job = prediction.job_of(config, model, runtime.ranks, load_meta(dataset.path))
-    together(comm, lambda: prediction.refuse_too_large(config, job, grants))
-    together(comm, lambda: prediction.refuse_too_large_for_gpu(config, job, device, sharing))
-    together(comm, lambda: check_shards(dataset, config, runtime.rank, runtime.ranks))
-    segments = together(
+    check_on_all(comm, lambda: prediction.refuse_too_large(config, job, grants))
+    check_on_all(comm, lambda: prediction.refuse_too_large_for_gpu(config, job, device, sharing))
+    check_on_all(comm, lambda: check_shards(dataset, config, runtime.rank, runtime.ranks))
+    segments = check_on_all(
         comm,
         lambda: rank_segments(dataset, "train", config.data.assign, runtime.rank, runtime.ranks),
     )
@@ -75,15 +75,15 @@ def start_run(
     saved = restore.newest_valid(comm, folder.checkpoints) if resume else None
     meter.beat()
     if saved is not None:
-        together(comm, lambda: _check_saved(saved, config, dataset))
-    given = together(comm, lambda: _given(config, model)) if saved is None else None
+        check_on_all(comm, lambda: _check_saved(saved, config, dataset))
+    given = check_on_all(comm, lambda: _load_pretrained(config, model)) if saved is None else None
     algorithm = algorithms.build(comm, config, model, device)
     saved_model = model
     if saved is None:
         progress = Progress(ranks=runtime.ranks)
         algorithm.start_new(config.seed, given)
     else:
-        progress, restored, saved_model = together(
+        progress, restored, saved_model = check_on_all(
             comm, lambda: _restore(runtime, config, dataset, model, saved)
         )
         algorithm.start_from(restored.state, restored.shared, restored.shared_slots)
@@ -92,7 +92,7 @@ def start_run(
         folder.move_to(entered.path)
     folder.start = entered.start
     try:
-        together(comm, lambda: _see(folder))
+        check_on_all(comm, lambda: _require_visible(folder))
     except AgreedInputError:
         if runtime.rank == 0 and entered.made:
             folder.remove()
@@ -110,7 +110,7 @@ def start_run(
     )
 
 
-def _see(folder: RunFolder) -> None:
+def _require_visible(folder: RunFolder) -> None:
     """Every rank writes its part of a checkpoint."""
     if not folder.checkpoints.is_dir():
         raise InputError(
@@ -119,7 +119,7 @@ def _see(folder: RunFolder) -> None:
         )
 
 
-def _come_in(folder: RunFolder, resume: bool, silence_s: float) -> None:
+def _lock_existing(folder: RunFolder, resume: bool, silence_s: float) -> None:
     """Make sure that no other run is in the folder, before anything in it is looked at."""
     if not folder.path.exists() or folder.or_beside:
         return
@@ -157,7 +157,7 @@ def build_model(config: Config, dataset: Dataset, ranks: int) -> Model:
     return model
 
 
-def _given(config: Config, model: Model) -> dict[str, Tensor]:
+def _load_pretrained(config: Config, model: Model) -> dict[str, Tensor]:
     """What `model.body_from` has of the shared weights; nothing if it is not set."""
     source = config.model.body_from if isinstance(config.model, Vgg11Config) else None
     if source is None:

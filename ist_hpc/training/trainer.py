@@ -184,7 +184,7 @@ class Trainer:
                 self.algorithm.end_round()
         progress.round += 1
         self._evaluated = self.model
-        self._took("round", time.monotonic() - begin_s)
+        self._record_duration("round", time.monotonic() - begin_s)
         return unfit
 
     def local_steps(self, steps: int) -> bool:
@@ -274,7 +274,7 @@ class Trainer:
         if save:
             with meter.timing("save"):
                 self.saved = self._save(network)
-            self._took("checkpoint", time.monotonic() - begin_s - evaluated_s)
+            self._record_duration("checkpoint", time.monotonic() - begin_s - evaluated_s)
         self.algorithm.leave_home()
 
     def _asked_to_stop(self) -> bool:
@@ -365,7 +365,7 @@ class Trainer:
             "skip_round gives single rounds up"
         )
 
-    def _took(self, what: str, seconds: float) -> None:
+    def _record_duration(self, what: str, seconds: float) -> None:
         """Take note of how long something takes that cannot be stopped; warn if it is too long."""
         self._longest_s[what] = max(self._longest_s[what], seconds)
         needed_s, lead_time_s = sum(self._longest_s.values()), self.config.runtime.lead_time_s

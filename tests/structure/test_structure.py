@@ -153,7 +153,7 @@ def test_imports_are_seen():
     assert Import("mpi4py.MPI", "call") in IMPORTS["runtime.launch"]
     assert Import("exchange.plan", "import") in IMPORTS["exchange.exchanger"]
     assert Import("training.start", "call") in IMPORTS["train"]
-    assert Import("ist_hpc", "import") in IMPORTS["train"]
+    assert Import("ist_hpc", "import") in IMPORTS["common.commandline"]
     source = "if TYPE_CHECKING:\n import a\nelse:\n import b\ndef f():\n if x:\n  import c\n"
     expected = {Import("a", "typing"), Import("b", "import"), Import("c", "call")}
     assert imports_of(ast.parse(source)) == expected

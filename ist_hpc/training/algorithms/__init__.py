@@ -12,7 +12,7 @@ from ist_hpc.exchange.staging import staging_of
 from ist_hpc.models import optimizer
 from ist_hpc.models.base import Model
 from ist_hpc.runtime import devices, horovod_start
-from ist_hpc.runtime.launch import together
+from ist_hpc.runtime.launch import check_on_all
 from ist_hpc.training import averaging
 from ist_hpc.training.algorithms.base import Algorithm
 from ist_hpc.training.algorithms.data_parallel import DataParallel
@@ -58,7 +58,7 @@ def build(
     if train.algorithm == "ddp":
         return Ddp(comm, model, rule, carry, silence_s)
     if train.algorithm == "data_parallel":
-        together(comm, lambda: _refuse_compression(train.compression))
+        check_on_all(comm, lambda: _refuse_compression(train.compression))
         averages = averaging.start(comm, silence_s)
         return DataParallel(comm, model, rule, device, carry, averages, train.compression)
     if train.algorithm == "local_sgd":

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ist_hpc.data.sparse_rows import Rows
-from ist_hpc.models.base import ColumnGradient, Model, Room, RowGradient
+from ist_hpc.models.base import ColumnGradient, GradientBuffers, Model, RowGradient
 from ist_hpc.models.optimizer import Optimizer
 from ist_hpc.training.algorithms.replicas import Replicas, gradients_of
 from ist_hpc.training.averaging import Averages, HorovodAverages
@@ -48,7 +48,7 @@ class DataParallel(Replicas):
         self._element_bytes = _HALF_BYTES if compression == "fp16" else 4
         self._wraps = True
         self._distributed: Any = None
-        self._dense_room: Room = {}
+        self._dense_room: GradientBuffers = {}
 
     def _wrap(self) -> None:
         """Give rank 0's shared weights to all, and the weights to Horovod. Collective."""

@@ -17,7 +17,7 @@ from ist_hpc.common.errors import InputError
 from ist_hpc.data.sparse_rows import Rows
 from ist_hpc.models.base import Model
 from ist_hpc.models.optimizer import Optimizer
-from ist_hpc.runtime.launch import on_root, together
+from ist_hpc.runtime.launch import check_on_all, on_root
 from ist_hpc.runtime.sockets import (
     Target,
     failures_to,
@@ -138,10 +138,10 @@ def join(comm: "MPI.Comm", silence_s: float) -> None:
             lambda: dist.TCPStore(address, port, ranks, rank == 0, timeout, wait_for_workers=False)
         )
 
-    made = together(comm, lambda: store_at(0) if rank == 0 else None)
+    made = check_on_all(comm, lambda: store_at(0) if rank == 0 else None)
     port = comm.bcast(made.port if made is not None else 0)
-    store = together(comm, lambda: made or store_at(port))
-    together(
+    store = check_on_all(comm, lambda: made or store_at(port))
+    check_on_all(
         comm,
         lambda: _said(
             lambda: dist.init_process_group(
@@ -176,16 +176,16 @@ def _checked_way(comm: "MPI.Comm", within_s: float) -> str:
     a connection is made to rank 0's and to every interface that gloo will use. A rank waits four
     times `within_s` at most. Raises `AgreedInputError`.
     """
-    together(comm, _refuse_debugging)
+    check_on_all(comm, _refuse_debugging)
     hosts = comm.allgather(socket.gethostname())
     given, own = on_root(comm, lambda: _address_of_rank_0(hosts, within_s))
-    with together(comm, _listener) as listener:
+    with check_on_all(comm, _listener) as listener:
         ports = comm.allgather(listener.getsockname()[1])
-        address = together(comm, lambda: _reached(given, own, ports[0], hosts, within_s))
-        used = together(comm, lambda: _interfaces_for_gloo(address, hosts, within_s))
+        address = check_on_all(comm, lambda: _reached(given, own, ports[0], hosts, within_s))
+        used = check_on_all(comm, lambda: _interfaces_for_gloo(address, hosts, within_s))
         places = comm.allgather([(name, of_it) for name, of_it in used])
-        together(comm, lambda: _refuse_unlike(places, hosts))
-        together(comm, lambda: _refuse_unreached(places, ports, hosts, within_s))
+        check_on_all(comm, lambda: _refuse_unlike(places, hosts))
+        check_on_all(comm, lambda: _refuse_unreached(places, ports, hosts, within_s))
     os.environ["GLOO_SOCKET_IFNAME"] = ",".join(name for name, _ in used)
     return address
 

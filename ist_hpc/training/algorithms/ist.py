@@ -10,7 +10,7 @@ from ist_hpc.data.sparse_rows import Rows
 from ist_hpc.exchange.exchanger import Exchanger, allocate_home, drop_home_copies
 from ist_hpc.exchange.placement import TensorSpec, at_round, home
 from ist_hpc.exchange.tensors import State, zeros_at
-from ist_hpc.models.base import Model, Room
+from ist_hpc.models.base import GradientBuffers, Model
 from ist_hpc.models.optimizer import Optimizer, Slots, as_broadcast, slot_key
 from ist_hpc.runtime.meters import ExchangeReport, Meter
 from ist_hpc.training.algorithms.base import Algorithm, initial_shared
@@ -55,7 +55,7 @@ class IndependentSubnets(Algorithm):
         self._steps_in_round = 0
         self._weights: dict[str, Tensor] = {}
         self._slots: dict[str, Slots] = {}
-        self._room: Room = {}
+        self._room: GradientBuffers = {}
 
     def start_new(self, seed: int, given: Mapping[str, Tensor] | None = None) -> None:
         """Draw the home blocks of the weights block by block; slots begin at zero. Collective."""
@@ -107,10 +107,10 @@ class IndependentSubnets(Algorithm):
         specs = (*self.model.specs, *self.slot_specs)
         report = self.exchanger.exchange(specs, self.placement, target, self.state)
         self.placement = target
-        self._take_up()
+        self._bind_tensors()
         return report
 
-    def _take_up(self) -> None:
+    def _bind_tensors(self) -> None:
         """Make the subnet's tensors, and the shared ones, what `step` trains."""
         self._steps_in_round = 0
         for spec in self.model.specs:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ist_hpc.data.sparse_rows import Rows
 from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.exchange.tensors import Held, State
-from ist_hpc.models.base import Gradients, Model, Room, SharedSpec
+from ist_hpc.models.base import GradientBuffers, Gradients, Model, SharedSpec
 from ist_hpc.models.optimizer import Optimizer, Slots, as_broadcast, slot_key
 from ist_hpc.runtime.meters import ExchangeReport, Meter
 from ist_hpc.training.algorithms.base import Algorithm, initial_shared
@@ -59,7 +59,7 @@ class Replicas(Algorithm):
         # so a number stands for the tensor, unless a checkpoint of dealt subnets says otherwise.
         self._updates: dict[str, int] = {}
         self._steps_in_round = 0
-        self._room: Room = {}
+        self._room: GradientBuffers = {}
 
     # The start.
 
@@ -75,7 +75,7 @@ class Replicas(Algorithm):
         for shared in self.model.shared:
             values = initial_shared(self.model, shared, seed, given)
             self.shared[shared.key] = values.to(self.device)
-        self._take_up()
+        self._bind_tensors()
         self._wrap()
 
     def start_from(
@@ -88,7 +88,7 @@ class Replicas(Algorithm):
             self._whole_slots[spec.key] = self._assembled(spec, self._rows_of(state, spec))
         self.shared = {key: tensor.to(self.device) for key, tensor in shared.items()}
         self.shared_slots = {key: tensor.to(self.device) for key, tensor in shared_slots.items()}
-        self._take_up()
+        self._bind_tensors()
         self._wrap()
 
     @abstractmethod
@@ -118,7 +118,7 @@ class Replicas(Algorithm):
                 logical[first:last].copy_(piece)
         return whole
 
-    def _take_up(self) -> None:
+    def _bind_tensors(self) -> None:
         """Make what was drawn or read what `step` trains."""
         self._weights |= self.shared
         names = self.optimizer.slot_names(has_two_axes=False)
