@@ -58,7 +58,7 @@ def agree(comm: MPI.Comm, problem: str) -> None:
             raise CheckError(f"{text} (rank {rank})")
 
 
-class Watchdog:
+class TimeLimit:
     """Ends the process with one line if a step that waits for the other ranks takes too long."""
 
     def __init__(self, what: str, cure: str) -> None:
@@ -144,7 +144,7 @@ def check_alltoallv(comm: MPI.Comm) -> None:
     send = [block(comm.rank, target) for target in range(comm.size)]
     expected = [block(source, comm.rank) for source in range(comm.size)]
     received = np.full(sum(map(len, expected)), np.nan)
-    with Watchdog(
+    with TimeLimit(
         "the Alltoallv",
         "the ranks do not reach each other; try OMPI_MCA_btl=self,vader,tcp, and "
         "OMPI_MCA_btl_tcp_if_include=<the right interface> across hosts",
@@ -174,7 +174,7 @@ def check_allreduce(comm: MPI.Comm) -> None:
 
     say(comm.rank, "Horovod", "not installed: what ranks share is averaged by MPI.Allreduce")
     got = np.empty(1000, np.float32)
-    with Watchdog("MPI's allreduce", "the ranks do not reach each other"):
+    with TimeLimit("MPI's allreduce", "the ranks do not reach each other"):
         comm.Allreduce(np.arange(1000, dtype=np.float32) + comm.rank, got)
         others = comm.size * (comm.size - 1) / 2
         right = np.array_equal(got, comm.size * np.arange(1000, dtype=np.float32) + others)
@@ -227,7 +227,7 @@ def check_horovod(comm: MPI.Comm) -> None:
         raise CheckError(
             f"Horovod and mpi4py load different MPI libraries ({', '.join(libraries)}): {rebuild}"
         )
-    with Watchdog("Horovod's allreduce", "see what HOROVOD_LOG_LEVEL=debug prints"):
+    with TimeLimit("Horovod's allreduce", "see what HOROVOD_LOG_LEVEL=debug prints"):
         hvd.init(comm)
         if (hvd.rank(), hvd.size()) != (comm.rank, comm.size):
             problem = (

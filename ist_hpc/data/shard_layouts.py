@@ -11,7 +11,7 @@ from ist_hpc.data.shard_files import StoredFile
 from ist_hpc.data.shard_meta import Schema
 from ist_hpc.data.shard_sparse import SparseLayout
 
-Rows = tuple[Any, Any]
+StoredRows = tuple[Any, Any]
 """(features, labels). Dense: arrays [n, *feature_shape] and int64 [n]. Sparse: both `csr.Csr`."""
 
 
@@ -53,7 +53,7 @@ class Collected(Protocol):
     def add_some(self, stored: Any, rows: npt.NDArray[np.int64]) -> None:
         """Read the given rows, ascending, and in passing all those between."""
 
-    def result(self) -> Rows:
+    def result(self) -> StoredRows:
         """All rows that were added."""
 
 
@@ -62,7 +62,7 @@ class Layout(Protocol):
 
     schema: Schema
 
-    def check(self, where: str, features: Any, labels: Any) -> Rows:
+    def check(self, where: str, features: Any, labels: Any) -> StoredRows:
         """The rows if they may be written; otherwise InputError, which begins with `where`."""
 
     def begin(self, file: h5py.File, shard_rows: int | None) -> Writing:

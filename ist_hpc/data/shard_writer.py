@@ -114,7 +114,7 @@ class DatasetWriter:
         self._label_counts = LabelCounts(self.schema.outputs) if kind == "sparse" else None
         since_s = time.time() if since_s is None else since_s
         self._place = Place(self.path, overwrite, if_missing, since_s, waiting)
-        self._open: dict[str, _OpenShard] = {}
+        self._open: dict[str, _ShardBeingWritten] = {}
         self._done: dict[str, list[Shard]] = {}
 
     def __enter__(self) -> "DatasetWriter":
@@ -175,10 +175,10 @@ class DatasetWriter:
                 except OSError as error:
                     raise _unwritable(shard.path, error) from error
 
-    def _start_shard(self, split: str) -> "_OpenShard":
+    def _start_shard(self, split: str) -> "_ShardBeingWritten":
         path = self._place.partial / f"{split}-{len(self._done.get(split, ())):04d}.h5"
         try:
-            shard = _OpenShard(path, self.name, self._layout, split, self._shard_rows)
+            shard = _ShardBeingWritten(path, self.name, self._layout, split, self._shard_rows)
         except OSError as error:
             raise _unwritable(path, error) from error
         self._open[split] = shard
@@ -251,7 +251,7 @@ def _check_schema(schema: Schema) -> None:
         raise InputError(f"classes must be at most {MOST_COLUMNS} (got {schema.outputs})")
 
 
-class _OpenShard:
+class _ShardBeingWritten:
     """An HDF5 file being written; grows by rows."""
 
     def __init__(

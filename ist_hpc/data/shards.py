@@ -26,11 +26,11 @@ import numpy.typing as npt
 from ist_hpc.common.errors import InputError
 from ist_hpc.data.label_counts import read_label_counts
 from ist_hpc.data.shard_files import StoredFile, check_whole
-from ist_hpc.data.shard_layouts import Collected, Rows, Stored, layout_of
+from ist_hpc.data.shard_layouts import Collected, Stored, StoredRows, layout_of
 from ist_hpc.data.shard_meta import SPLITS, Meta, Shard, load_meta
 from ist_hpc.data.shard_writer import DatasetWriter
 
-__all__ = ["SPLITS", "Dataset", "DatasetWriter", "Rows", "Shard"]
+__all__ = ["SPLITS", "Dataset", "DatasetWriter", "Shard", "StoredRows"]
 
 _MOST_OPEN_FILES = 64  # well under the usual limit of 1024 a process
 _MOST_RUN_BYTES = 8 * 1024 * 1024  # bounds the extra memory of `take`
@@ -63,7 +63,7 @@ class Dataset:
             split: np.cumsum([0, *(shard.rows for shard in shards)], dtype=np.int64)
             for split, shards in self.shards.items()
         }
-        self._open_files: OrderedDict[tuple[str, int], _OpenShard] = OrderedDict()
+        self._open_files: OrderedDict[tuple[str, int], _ShardBeingRead] = OrderedDict()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Dataset":
@@ -133,7 +133,7 @@ class Dataset:
         check_whole(path, shard, checksum, self._fix())
         self._open_shard(split, index).file.close()
 
-    def read(self, split: str, start: int, stop: int) -> Rows:
+    def read(self, split: str, start: int, stop: int) -> StoredRows:
         """Rows `start` to `stop` of `split`, as they are stored.
 
         Dense: (features [n, *feature_shape] of the stored dtype, labels int64 [n]); both are new
@@ -148,7 +148,7 @@ class Dataset:
             collected.add(self._opened(split, index), first - begin, last - begin)
         return collected.result()
 
-    def take(self, split: str, rows: npt.NDArray[np.int64]) -> Rows:
+    def take(self, split: str, rows: npt.NDArray[np.int64]) -> StoredRows:
         """The given rows of `split`, as `read` gives them; `rows` is int64 [n], ascending.
 
         Reads every run of neighbouring chunks that holds wanted rows once, instead of row by row.
@@ -192,12 +192,12 @@ class Dataset:
         self._open_files.move_to_end(key)
         return self._open_files[key].content
 
-    def _open_shard(self, split: str, index: int) -> "_OpenShard":
+    def _open_shard(self, split: str, index: int) -> "_ShardBeingRead":
         shard = self.shards[split][index]
         file = StoredFile(self.path / shard.file, self._fix())
         try:
             file.must_be_of(split)
-            return _OpenShard(file, self._layout.open(file, shard.rows))
+            return _ShardBeingRead(file, self._layout.open(file, shard.rows))
         except BaseException:
             file.close()
             raise
@@ -207,7 +207,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class _OpenShard:
+class _ShardBeingRead:
     """An open file and what it holds, which is as `meta.json` says."""
 
     file: StoredFile

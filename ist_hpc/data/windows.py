@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ist_hpc.data.csr import Csr, concatenate
 from ist_hpc.data.images import Scaling
-from ist_hpc.data.shards import Dataset
-from ist_hpc.data.shards import Rows as StoredRows
+from ist_hpc.data.shards import Dataset, StoredRows
 from ist_hpc.data.sparse_rows import Rows, SparseRows
 
 _FEATURE_BYTES = 8  # of an entry, column and value, in memory as on disk

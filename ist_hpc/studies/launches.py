@@ -40,7 +40,7 @@ class RunError(Exception):
         super().__init__(f"{how}; the last line of {log}: {line}")
 
 
-class Place(ABC):
+class LaunchPlace(ABC):
     """Where the ranks of runs are.
 
     rate  of the links between hosts, as tc says it; "none" where they are not limited
@@ -61,7 +61,7 @@ class Place(ABC):
         return None
 
 
-class Launcher(Place):
+class Launcher(LaunchPlace):
     """A command line such as `mpirun -np {ranks}` or `srun --mpi=pmix -n {ranks}`."""
 
     rate = "none"
@@ -86,7 +86,7 @@ class Launcher(Place):
         return [*(word.replace("{ranks}", str(ranks)) for word in self._words), *program]
 
 
-class Hosts(Place):
+class Hosts(LaunchPlace):
     """One rank on each host of bench/hosts.sh."""
 
     def __init__(self, rate: str) -> None:
@@ -150,7 +150,7 @@ def refuse_ranks(environment: Mapping[str, str] = os.environ) -> None:
         )
 
 
-def choose_place(hosts: str, launcher: str) -> Place:
+def choose_place(hosts: str, launcher: str) -> LaunchPlace:
     """Where to run: `hosts` is "none" or the rate of the links. Raises `InputError`."""
     return Launcher(launcher) if hosts == "none" else Hosts(hosts)
 

@@ -18,7 +18,7 @@ from ist_hpc.runtime import horovod_start
 from ist_hpc.runtime.launch import stop_on_sigterm
 from ist_hpc.studies.launches import (
     DEFAULT_LAUNCHER,
-    Place,
+    LaunchPlace,
     RunError,
     choose_place,
     refuse_ranks,
@@ -199,7 +199,7 @@ def _make(
     config: Config,
     settings: Sequence[str],
     arguments: argparse.Namespace,
-    where: Place,
+    where: LaunchPlace,
     lock: int | None,
 ) -> Row:
     """Make one run; its row. Raises `RunError`, or `InputError` if its folder cannot be read."""
