@@ -94,12 +94,20 @@ class Plan:
         return sum(int(c.recv_counts.sum()) for c in self.chunks) * ELEMENT_BYTES
 
 
+_Alike = tuple[TensorGeometry, list[TensorSpec]]
+"""Tensors that move alike, and how."""
+
+
 def pair_counts(
     specs: Sequence[TensorSpec], source: Placement, target: Placement
 ) -> npt.NDArray[np.int64]:
     """Elements sent from s to q, for all pairs, zero on the diagonal; int64, [ranks, ranks]."""
-    total = np.zeros((source.ranks, source.ranks), dtype=np.int64)
-    for geometry, members in _by_geometry(specs, source, target):
+    return _pair_counts(_by_geometry(specs, source, target), source.ranks)
+
+
+def _pair_counts(geometries: Sequence[_Alike], ranks: int) -> npt.NDArray[np.int64]:
+    total = np.zeros((ranks, ranks), dtype=np.int64)
+    for geometry, members in geometries:
         total += geometry.pair_counts() * len(members)
     np.fill_diagonal(total, 0)
     return total
@@ -117,13 +125,14 @@ def plan_exchange(
     `buffer_bytes` bounds all send and receive buffers together (to within one element a peer, and
     the slack of buffers that are kept).
     """
-    chunk_count = _chunk_count(pair_counts(specs, source, target), buffer_bytes)
+    geometries = _by_geometry(specs, source, target)
+    chunk_count = _chunk_count(_pair_counts(geometries, source.ranks), buffer_bytes)
     sends: list[list[Piece]] = [[] for _ in range(source.ranks)]
     receives: list[list[Piece]] = [[] for _ in range(source.ranks)]
     local_moves: list[tuple[Piece, Piece]] = []
     rectangles = {
         id(member): (geometry.sent_by(rank), geometry.received_by(rank))
-        for geometry, members in _by_geometry(specs, source, target)
+        for geometry, members in geometries
         for member in members
     }
     for spec in specs:
@@ -256,10 +265,8 @@ def _settling(lot: _Lot, placement: Placement, rank: int) -> Settling:
     return Settling(chunk, copies)
 
 
-def _by_geometry(
-    specs: Sequence[TensorSpec], source: Placement, target: Placement
-) -> list[tuple[TensorGeometry, list[TensorSpec]]]:
-    groups: dict[object, tuple[TensorGeometry, list[TensorSpec]]] = {}
+def _by_geometry(specs: Sequence[TensorSpec], source: Placement, target: Placement) -> list[_Alike]:
+    groups: dict[object, _Alike] = {}
     for spec in specs:
         key = (spec.shape, spec.axes, spec.least)
         if key not in groups:

@@ -2,15 +2,19 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ist_hpc.data.sparse_rows import Rows
-from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.exchange.tensors import State, all_finite
-from ist_hpc.models.base import Model, SharedSpec
+from ist_hpc.models.base import GradientBuffers, Gradients, Model, SharedSpec
+from ist_hpc.models.optimizer import Optimizer, Slots
 from ist_hpc.runtime.meters import ExchangeReport, Meter
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 
 class Algorithm(ABC):
@@ -19,6 +23,7 @@ class Algorithm(ABC):
     Between rounds the model can be visited at home: then `state` has the home blocks, from which it
     is evaluated and saved, and the next round goes on as if there had been no visit.
 
+    carry         whether optimiser state lasts from round to round, else it begins anew in each
     device        where the weights are, and batches must be
     state         partitioned weights and slots of this rank, by key
     shared        weights without an axis, the same on all ranks at the end of a round
@@ -28,15 +33,32 @@ class Algorithm(ABC):
     averaged_by   what averages over the ranks, such as Horovod; None: nothing is averaged
     """
 
-    device: torch.device
-    meter: Meter
-    state: State
-    shared: dict[str, Tensor]
-    shared_slots: dict[str, Tensor]
-    slot_specs: Sequence[TensorSpec]
-    shared_slot_specs: Sequence[SharedSpec]
     averaged_by: str | None = None
     _kept: Sequence[Tensor] = ()
+
+    def __init__(
+        self,
+        comm: "MPI.Comm",
+        model: Model,
+        optimizer: Optimizer,
+        device: torch.device,
+        carry: bool,
+    ) -> None:
+        self.comm, self.rank, self.ranks = comm, comm.Get_rank(), comm.Get_size()
+        self.model, self.optimizer, self.device, self.carry = model, optimizer, device, carry
+        self.meter = Meter(device)
+        self.slot_specs = optimizer.slot_specs(model.specs) if carry else ()
+        self.shared_slot_specs = optimizer.shared_slot_specs(model.shared) if carry else ()
+        self.state: State = {}
+        self.shared: dict[str, Tensor] = {}
+        self.shared_slots: dict[str, Tensor] = {}
+        # What this rank's steps change: weights as stored, partitioned and shared ones, and the
+        # slots of those that are trained, in shapes that broadcast.
+        self._weights: dict[str, Tensor] = {}
+        self._slots: dict[str, Slots] = {}
+        self._updates: dict[str, int] = {}  # of weights whose updates are counted apart
+        self._steps_in_round = 0
+        self._room: GradientBuffers = {}
 
     @abstractmethod
     def start_new(self, seed: int, given: Mapping[str, Tensor] | None = None) -> None:
@@ -63,9 +85,33 @@ class Algorithm(ABC):
     def end_round(self) -> None:
         """Bring the shared weights together. Collective."""
 
-    @abstractmethod
+    def _step_alone(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
+        """A step on this rank's own gradients. Local."""
+        loss, gradients = self._own_gradients(features, labels)
+        self._update(gradients, lr, trained)
+        return loss
+
+    def _own_gradients(self, features: Rows, labels: Rows) -> tuple[Tensor, Gradients]:
+        """Loss and gradients of this rank's batch. Local."""
+        weights = {key: weight.detach() for key, weight in self._weights.items()}
+        return self.model.loss_and_gradients(weights, features, labels, self._room)
+
+    @torch.no_grad()
+    def _update(self, gradients: Gradients, lr: float, trained: int) -> None:
+        """The optimiser's step of every trained weight; `gradients` is emptied. Local."""
+        of_all = trained if self.carry else self._steps_in_round
+        for key, slots in self._slots.items():
+            count = self._updates.get(key, of_all)
+            self.optimizer.step(self._weights[key], gradients.pop(key), slots, lr, count)
+            if key in self._updates:
+                self._updates[key] += 1
+
     def changing(self) -> Iterator[Tensor]:
         """What this rank's steps, and `end_round`, change. Local."""
+        yield from self._weights.values()
+        if self.carry:
+            for slots in self._slots.values():
+                yield from slots.values()
 
     def keep_round(self) -> None:
         """Copy what the round that has begun will change, so that it can be undone. Local.
@@ -83,6 +129,8 @@ class Algorithm(ABC):
         """Give up what was trained since `keep_round`. Local; all ranks must do it."""
         for tensor, kept in zip(self.changing(), self._kept, strict=True):
             tensor.copy_(kept)
+        self._updates = {key: n - self._steps_in_round for key, n in self._updates.items()}
+        self._steps_in_round = 0
         self.forget_kept()
 
     def forget_kept(self) -> None:

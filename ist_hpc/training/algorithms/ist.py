@@ -1,6 +1,6 @@
 """Independent subnet training: deal, train alone, deal again (paper, sections 3 and 4)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,9 +10,9 @@ from ist_hpc.data.sparse_rows import Rows
 from ist_hpc.exchange.exchanger import Exchanger, allocate_home, drop_home_copies
 from ist_hpc.exchange.placement import TensorSpec, at_round, home
 from ist_hpc.exchange.tensors import State, zeros_at
-from ist_hpc.models.base import GradientBuffers, Model
-from ist_hpc.models.optimizer import Optimizer, Slots, as_broadcast, slot_key
-from ist_hpc.runtime.meters import ExchangeReport, Meter
+from ist_hpc.models.base import Model
+from ist_hpc.models.optimizer import Optimizer, as_broadcast, slot_key
+from ist_hpc.runtime.meters import ExchangeReport
 from ist_hpc.training.algorithms.base import Algorithm, initial_shared
 from ist_hpc.training.averaging import Averages
 
@@ -40,22 +40,10 @@ class IndependentSubnets(Algorithm):
         averages: Averages | None,
     ) -> None:
         assert averages is not None or not model.shared
-        self.rank, self.ranks = comm.Get_rank(), comm.Get_size()
-        self.model, self.optimizer, self.exchanger = model, optimizer, exchanger
-        self.device = exchanger.device
-        self.meter = Meter(self.device)
-        self.seed, self.carry, self._averages = seed, carry, averages
+        super().__init__(comm, model, optimizer, exchanger.device, carry)
+        self.exchanger, self.seed, self._averages = exchanger, seed, averages
         self.averaged_by = None if averages is None else averages.by
-        self.slot_specs = optimizer.slot_specs(model.specs) if carry else ()
-        self.shared_slot_specs = optimizer.shared_slot_specs(model.shared) if carry else ()
         self.placement = home(self.ranks)
-        self.state: State = {}
-        self.shared: dict[str, Tensor] = {}
-        self.shared_slots: dict[str, Tensor] = {}
-        self._steps_in_round = 0
-        self._weights: dict[str, Tensor] = {}
-        self._slots: dict[str, Slots] = {}
-        self._room: GradientBuffers = {}
 
     def start_new(self, seed: int, given: Mapping[str, Tensor] | None = None) -> None:
         """Draw the home blocks of the weights block by block; slots begin at zero. Collective."""
@@ -142,12 +130,7 @@ class IndependentSubnets(Algorithm):
 
     def step(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
         """One step of the thin network. Local."""
-        loss, gradients = self.model.loss_and_gradients(self._weights, features, labels, self._room)
-        updates = trained if self.carry else self._steps_in_round
-        with torch.no_grad():
-            for key, slots in self._slots.items():
-                gradient = gradients.pop(key)
-                self.optimizer.step(self._weights[key], gradient, slots, lr, updates)
+        loss = self._step_alone(features, labels, lr, trained)
         self._steps_in_round += 1
         return loss
 
@@ -164,13 +147,6 @@ class IndependentSubnets(Algorithm):
             self.meter.count_average(sum(tensor.numel() for tensor in averaged), self.ranks)
         specs = (*self.model.specs, *self.slot_specs)
         self.meter.count_exchange(self.exchanger.settle(specs, self.placement, self.state))
-
-    def changing(self) -> Iterator[Tensor]:
-        """The subnet, its slots, and what is shared. Local."""
-        yield from self._weights.values()
-        if self.carry:
-            for slots in self._slots.values():
-                yield from slots.values()
 
     def visit_home(self, with_slots: bool) -> ExchangeReport:
         """Exchange home, keeping the subnets. Collective."""

@@ -5,7 +5,7 @@ rank has its rows of it, as under independent subnets, so evaluation and checkpo
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,9 +14,9 @@ from torch import Tensor
 from ist_hpc.data.sparse_rows import Rows
 from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.exchange.tensors import Held, State
-from ist_hpc.models.base import GradientBuffers, Gradients, Model, SharedSpec
-from ist_hpc.models.optimizer import Optimizer, Slots, as_broadcast, slot_key
-from ist_hpc.runtime.meters import ExchangeReport, Meter
+from ist_hpc.models.base import Gradients, Model, SharedSpec
+from ist_hpc.models.optimizer import Optimizer, as_broadcast, slot_key
+from ist_hpc.runtime.meters import ExchangeReport
 from ist_hpc.training.algorithms.base import Algorithm, initial_shared
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ class Replicas(Algorithm):
     """One rank of several that hold the same model between rounds.
 
     A subclass says what a step and the end of a round are. Nothing moves when a round begins.
-
-    carry  whether optimiser state lasts from round to round, else it begins anew in each
     """
 
     def __init__(
@@ -44,22 +42,8 @@ class Replicas(Algorithm):
         device: torch.device,
         carry: bool,
     ) -> None:
-        self.comm, self.rank, self.ranks = comm, comm.Get_rank(), comm.Get_size()
-        self.model, self.optimizer, self.device, self.carry = model, optimizer, device, carry
-        self.meter = Meter(device)
-        self.slot_specs = optimizer.slot_specs(model.specs) if carry else ()
-        self.shared_slot_specs = optimizer.shared_slot_specs(model.shared) if carry else ()
-        self.state: State = {}
-        self.shared: dict[str, Tensor] = {}
-        self.shared_slots: dict[str, Tensor] = {}
-        self._weights: dict[str, Tensor] = {}  # whole, as stored, and shared ones
-        self._slots: dict[str, Slots] = {}  # of trained weights, in shapes that broadcast
-        self._whole_slots: dict[str, Tensor] = {}  # the same memory by slot key, as stored
-        # Of a middle layer Adam counts the updates of each element. Here these counts are equal,
-        # so a number stands for the tensor, unless a checkpoint of dealt subnets says otherwise.
-        self._updates: dict[str, int] = {}
-        self._steps_in_round = 0
-        self._room: GradientBuffers = {}
+        super().__init__(comm, model, optimizer, device, carry)
+        self._whole_slots: dict[str, Tensor] = {}  # those of `_slots` by slot key, as stored
 
     # The start.
 
@@ -125,6 +109,8 @@ class Replicas(Algorithm):
         counting = set(self.optimizer.slot_names(has_two_axes=True)) - set(names)
         for spec in self.model.specs:
             self._slots[spec.key] = {slot: self._take_slot(slot, spec) for slot in names}
+            # Of a middle layer Adam counts the updates of each element. Here they are equal, and a
+            # number stands for the tensor, unless a checkpoint of dealt subnets says otherwise.
             for slot in counting if spec.has_two_axes else ():
                 key = slot_key(slot, spec.key)
                 counts = self._whole_slots.pop(key, None)
@@ -184,27 +170,6 @@ class Replicas(Algorithm):
     def _step(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
         """See `step`; there are several ranks."""
 
-    def _step_alone(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
-        """A step on this rank's own gradients. Local."""
-        loss, gradients = self._own_gradients(features, labels)
-        self._update(gradients, lr, trained)
-        return loss
-
-    def _own_gradients(self, features: Rows, labels: Rows) -> tuple[Tensor, Gradients]:
-        """Loss and gradients of this rank's batch. Local."""
-        weights = {key: weight.detach() for key, weight in self._weights.items()}
-        return self.model.loss_and_gradients(weights, features, labels, self._room)
-
-    @torch.no_grad()
-    def _update(self, gradients: Gradients, lr: float, trained: int) -> None:
-        """The optimiser's step of every trained weight; `gradients` is emptied. Local."""
-        for key, slots in self._slots.items():
-            of_all = trained if self.carry else self._steps_in_round
-            count = self._updates.get(key, of_all)
-            self.optimizer.step(self._weights[key], gradients.pop(key), slots, lr, count)
-            if key in self._updates:
-                self._updates[key] += 1
-
     def end_round(self) -> None:
         """Bring together what the steps left different on the ranks. Collective."""
         self._room = {}
@@ -219,19 +184,6 @@ class Replicas(Algorithm):
         """Shared tensors that a step changes without a gradient."""
         specs = [spec for spec in self.model.shared if spec.changes and not spec.trained]
         return [self.shared[spec.key] for spec in specs]
-
-    def changing(self) -> Iterator[Tensor]:
-        """The whole model and its slots. Local."""
-        yield from self._weights.values()
-        if self.carry:
-            for slots in self._slots.values():
-                yield from slots.values()
-
-    def undo_round(self) -> None:
-        """Give up what was trained since `keep_round`. Local; all ranks must do it."""
-        super().undo_round()
-        self._updates = {key: n - self._steps_in_round for key, n in self._updates.items()}
-        self._steps_in_round = 0
 
     # Visits home.
 
