@@ -49,13 +49,15 @@ def _path(value: Any) -> str:
 FilePath = Annotated[str, PlainValidator(_path), WithJsonSchema({"type": "string"})]
 """A file or folder, which may begin with `~`."""
 
-NO_OTHERS = ConfigDict(extra="forbid")
-"""Of a section: it has no other keys."""
+NO_OTHERS = ConfigDict(extra="forbid", defer_build=True)
+"""Of a section: it has no other keys; what checks it is built where it is first used."""
 
 
 def key(default: Any = ..., help: str = "", **bounds: float) -> Any:
     """A field of a section: its default, if it has one, its meaning, and `ge`, `gt` or `le`."""
     limits: dict[str, Any] = {"description": help, **bounds}
+    if isinstance(default, type):  # a section, whose keys have defaults
+        return Field(default_factory=default, **limits)
     if isinstance(default, list):
         return Field(default_factory=lambda: list(default), **limits)
     return Field(default=default, **limits)

@@ -292,12 +292,12 @@ class Config:
     name: Text = key("run", "names the run folder, runs/NAME-TIME")
     seed: Whole = key(0, "deals, initial weights and data order follow from it", ge=0)
     device: Literal["cpu", "cuda"] = key("cpu", "where the ranks compute")
-    train: TrainConfig = key(TrainConfig())
-    optimizer: OptimizerConfig = key(OptimizerConfig())
-    evaluate: EvaluateConfig = key(EvaluateConfig())
-    exchange: ExchangeConfig = key(ExchangeConfig())
-    checkpoint: CheckpointConfig = key(CheckpointConfig())
-    runtime: RuntimeConfig = key(RuntimeConfig())
+    train: TrainConfig = key(TrainConfig)
+    optimizer: OptimizerConfig = key(OptimizerConfig)
+    evaluate: EvaluateConfig = key(EvaluateConfig)
+    exchange: ExchangeConfig = key(ExchangeConfig)
+    checkpoint: CheckpointConfig = key(CheckpointConfig)
+    runtime: RuntimeConfig = key(RuntimeConfig)
 
 
 def channels_of(model: Vgg11Config | ResnetConfig) -> tuple[int, ...]:

@@ -177,6 +177,7 @@ def serve(path: str) -> dict[str, Any]:
     import h5py  # noqa: F401
     import horovod.torch  # noqa: F401
     import psutil  # noqa: F401
+    import pydantic.type_adapter  # noqa: F401
     import yaml  # noqa: F401
 
     gc.freeze()  # a fork's collector would copy every page that it looks at
