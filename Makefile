@@ -77,7 +77,7 @@ test: ready ## set up, then all tests: serially, then on 1, 2, 3 and 4 ranks
 	python tools/no_skips.py --allow-skips "$(REPORTS)" || failed="$$failed (see above)"; \
 	if [[ -n $$failed ]]; then echo "make test: failed:$$failed"; exit 1; fi
 
-test-quick: ready ## three minutes of them: what needs no cluster, no hosts and few ranks
+test-quick: ready ## of the tests what needs no cluster, no hosts and few ranks
 	@echo "---- quick tests of one process"; $(TEST_ENV) tools/limit.sh $(MPI_TIMEOUT) \
 		python -m pytest tests --ignore=tests/mpi -m "not long" $(THREE_AT_A_TIME) -q
 	@$(MAKE) --no-print-directory test-2 REPORTS=$(REPORTS)/quick
