@@ -14,13 +14,13 @@ from torch import Tensor
 from ist_hpc.data.sparse_rows import Rows
 from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.exchange.tensors import Held, State
-from ist_hpc.models.base import Gradients, Model, SharedSpec
-from ist_hpc.models.optimizer import Optimizer, as_broadcast, slot_key
+from ist_hpc.models.base import Gradients, SharedSpec
+from ist_hpc.models.optimizer import as_broadcast, slot_key
 from ist_hpc.runtime.meters import ExchangeReport
 from ist_hpc.training.algorithms.base import Algorithm, initial_shared
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
+    pass
 
 _PIECE_ELEMENTS = 1 << 22
 
@@ -34,21 +34,13 @@ class Replicas(Algorithm):
     A subclass says what a step and the end of a round are. Nothing moves when a round begins.
     """
 
-    def __init__(
-        self,
-        comm: "MPI.Comm",
-        model: Model,
-        optimizer: Optimizer,
-        device: torch.device,
-        carry: bool,
-    ) -> None:
-        super().__init__(comm, model, optimizer, device, carry)
-        self._whole_slots: dict[str, Tensor] = {}  # those of `_slots` by slot key, as stored
+    _whole_slots: dict[str, Tensor]  # those of `_slots` by slot key, as stored
 
     # The start.
 
     def start_new(self, seed: int, given: Mapping[str, Tensor] | None = None) -> None:
         """Draw the weights, each block by one rank; slots begin at zero. Collective."""
+        self._whole_slots = {}
         for spec in self.model.specs:
             self._weights[spec.key] = self._assembled(
                 spec,
@@ -66,6 +58,7 @@ class Replicas(Algorithm):
         self, state: State, shared: dict[str, Tensor], shared_slots: dict[str, Tensor]
     ) -> None:
         """Put whole tensors together from the ranks' home blocks. Collective."""
+        self._whole_slots = {}
         for spec in self.model.specs:
             self._weights[spec.key] = self._assembled(spec, self._rows_of(state, spec))
         for spec in self.slot_specs:
