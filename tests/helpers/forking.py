@@ -1,14 +1,15 @@
-"""Pythons of the tests that need not load torch again: forks of one that has.
+"""Pythons of the tests that need not load torch and the package again: forks of one that has.
 
     python -I -S tests/helpers/forking.py ARGUMENTS OF PYTHON
 
-Of some 900 starts that the tests make, loading torch and Horovod was nearly all the work. This
-program asks a server (of the same file) for a fork that becomes `python ARGUMENTS`, with this
-program's streams, folder, environment and host (namespaces); it hands signals on to it, and ends as
-it ended. The server loads libraries of others only, never this package, and no MPI has started in
-it: a fork is as fresh as a process in all that this package does. It is not where Python or a
-library reads the environment as it is loaded, or where it matters whose child or whose session a
-process is; a test of these starts a process.
+Of some 900 starts that the tests make, loading torch, Horovod and this package was nearly all the
+work. This program asks a server (of the same file) for a fork that becomes `python ARGUMENTS`, with
+this program's streams, folder, environment and host (namespaces); it hands signals on to it, and
+ends as it ended. The server has loaded libraries and this package, and called nothing of them; no
+MPI has started in it, and the package reads nothing as it is loaded: a fork is as fresh as a
+process in all that the package does. It is not where Python or a library reads the environment as
+it is loaded, or where it matters whose child or whose session a process is; a test of these starts
+a process.
 """
 
 import contextlib
@@ -205,6 +206,10 @@ def serve(path: str) -> dict[str, Any]:
     import pydantic.type_adapter  # noqa: F401
     import yaml  # noqa: F401
 
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+    import ist_hpc.training.start  # noqa: F401
+
+    del sys.path[0]
     gc.freeze()  # a fork's collector would copy every page that it looks at
     assert threading.active_count() == 1, threading.enumerate()
     server = Server(path)

@@ -216,6 +216,7 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "OMPI_MCA_mpi_yield_when_idle": "1",  # ranks may be more than cores
         "PYTHONUNBUFFERED": "1",  # what a killed rank printed is not lost
+        "PYTHONDONTWRITEBYTECODE": "",  # or each of a thousand starts would compile the package
         **extra,
     }
 

@@ -5,6 +5,7 @@ the package only what the method makes common knowledge, deals and initial value
 many labels, which test_many_labels.py checks.
 """
 
+import itertools
 from dataclasses import dataclass, field
 
 import torch
@@ -111,6 +112,16 @@ class Oracle:
             if self._shares(whole, deals):
                 trained = [(rank, thin[key]) for rank, thin in others]
                 _bring_together(whole, deals[whole.axes[0] or ""], trained)
+
+    def parts(self) -> list[Tensor]:
+        """All that rounds change."""
+        copies = itertools.chain(self.whole.values(), *self.shared.values())
+        return [part for whole in copies for part in whole.parts()]
+
+    def take_over(self, parts: list[Tensor]) -> None:
+        """Be as the oracle of these parts is."""
+        for own, new in zip(self.parts(), parts, strict=True):
+            own.copy_(new)
 
     @staticmethod
     def _shares(whole: Whole, deals: dict[str, Deal]) -> bool:

@@ -29,7 +29,10 @@ def rounds(
     count: int,
     draw: Callable[[int, int], tuple[Rows, Rows]] = batch,
 ) -> Iterator[int]:
-    """Train `count` rounds on the ranks and in the oracle, the last short; yields after each."""
+    """Train `count` rounds on the ranks and in the oracle, the last short; yields after each.
+
+    The oracle is one process, that of rank 0; the others take over what it has come to.
+    """
     trained = 0
     for index in range(count):
         steps = STEPS if index < count - 1 else STEPS - 1
@@ -37,12 +40,14 @@ def rounds(
             [draw(rank, STEPS * index + i) for i in range(steps)]
             for rank in range(world.Get_size())
         ]
+        if world.Get_rank() == 0:  # first: the other ranks train meanwhile
+            oracle.round(index, everyone, lr)
         algorithm.begin_round(index)
         for features, labels in everyone[world.Get_rank()]:
             algorithm.step(features, labels, lr, trained)
             trained += 1
         algorithm.end_round()
-        oracle.round(index, everyone, lr)
+        oracle.take_over(world.bcast(oracle.parts()))
         yield index
 
 
