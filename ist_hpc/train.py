@@ -116,7 +116,9 @@ def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
     folder = RunFolder(arguments.runs / name, or_beside=not arguments.name)
     with Watchdog(comm, meter, config.runtime.silence_s, lambda why: _lost(folder, why)):
         try:
-            trainer = start_run(runtime, config, folder, arguments.resume, stop, meter)
+            trainer = start_run(
+                runtime, config, folder, resume=arguments.resume, stop=stop, meter=meter
+            )
             if runtime.rank == 0:
                 folder.set_status("running")
             summary = trainer.run()

@@ -21,7 +21,7 @@ from ist_hpc.runtime import devices
 from ist_hpc.runtime.launch import Runtime, on_root
 from ist_hpc.runtime.run_folder import RunFolder
 from ist_hpc.training import algorithms
-from ist_hpc.training.trainer import Trainer
+from ist_hpc.training.trainer import Setup, Trainer
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -96,9 +96,16 @@ def make_trainer(runtime: Runtime, config: Config, dataset: Dataset, folder: Pat
     algorithm = algorithms.build(runtime.comm, config, model, device)
     algorithm.start_new(config.seed)
     segments = rank_segments(dataset, "train", "rows", runtime.rank, runtime.ranks)
-    progress = Progress(ranks=runtime.ranks)
-    run_folder = RunFolder(folder / "run")
-    return Trainer(runtime.comm, config, dataset, model, algorithm, run_folder, segments, progress)
+    return Trainer(
+        Setup(
+            config=config,
+            dataset=dataset,
+            algorithm=algorithm,
+            folder=RunFolder(folder / "run"),
+            segments=segments,
+            progress=Progress(ranks=runtime.ranks),
+        )
+    )
 
 
 @contextmanager

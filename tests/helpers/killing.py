@@ -65,7 +65,7 @@ def _only_reads(args: tuple[Any, ...], options: dict[str, Any]) -> bool:
 def arm(killer: Killer, number: int = 1) -> None:
     """Let only this save of the run have moments."""
     from ist_hpc.checkpoint import write
-    from ist_hpc.training import trainer
+    from ist_hpc.training import home
 
     whole = write.save
     saves = 0
@@ -79,7 +79,7 @@ def arm(killer: Killer, number: int = 1) -> None:
         finally:
             killer.armed = False
 
-    assert trainer.write is write
+    assert home.write is write
     write.save = save
 
 

@@ -26,7 +26,7 @@ from ist_hpc.runtime.run_folder import RunFolder
 from ist_hpc.training import algorithms
 from ist_hpc.training.algorithms.ist import IndependentSubnets
 from ist_hpc.training.full_network import HomeNetwork
-from ist_hpc.training.trainer import Trainer
+from ist_hpc.training.trainer import Setup, Trainer
 from tests.helpers.data_sets import write
 from tests.helpers.pretended_gpu import GPU, PretendedGpu
 from tests.helpers.sparse_rows import write_numbered
@@ -192,9 +192,15 @@ def trained(world, place, name: str, device: torch.device, kind: str) -> tuple[d
         if world.Get_rank() == 0:
             folder.create(resume=False)
         world.Barrier()
-        progress = Progress(ranks=world.Get_size())
-        trainer = Trainer(world, config, dataset, model, algorithm, folder, segments, progress)
-        return trainer.run(), folder
+        setup = Setup(
+            config=config,
+            dataset=dataset,
+            algorithm=algorithm,
+            folder=folder,
+            segments=segments,
+            progress=Progress(ranks=world.Get_size()),
+        )
+        return Trainer(setup).run(), folder
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
