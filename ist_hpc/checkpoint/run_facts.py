@@ -1,4 +1,4 @@
-"""What `show RUN` prints: how far a run is, how fast, how well, and why it stopped. No MPI."""
+"""How a run stands: how far it is, how fast, how well, and why it stopped. No MPI."""
 
 import json
 import time

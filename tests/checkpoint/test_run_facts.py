@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from ist_hpc import show, show_run
-from ist_hpc.show_run import describe_run
+from ist_hpc import show
+from ist_hpc.checkpoint import run_facts
+from ist_hpc.checkpoint.run_facts import describe_run
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_a_run_json_that_cannot_be_read_is_one_line(run, capsys):
 
 def test_a_checkpoint_that_the_run_removes_meanwhile_is_left_out(run, monkeypatch):
     listed = [run / "checkpoints" / "round-00000009", run / "checkpoints" / "round-00000004"]
-    monkeypatch.setattr(show_run, "newest_first", lambda checkpoints: listed)
+    monkeypatch.setattr(run_facts, "newest_first", lambda checkpoints: listed)
     saved = facts(run)["saved"]
     assert "round-00000004" in saved
     assert "round-00000009" not in saved
