@@ -22,7 +22,7 @@ _ALGORITHMS = {"ist": "IST", "local_sgd": "local SGD", "data_parallel": "data pa
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """What `plan.plan` returns as lines of at most 100 characters."""
+    """What `report.plan_report` returns as lines of at most 100 characters."""
     parts = [_heading(report), _comparison(report), _memory_table(report)]
     if "fits" in report:
         parts.append(_verdicts(report["fits"]))

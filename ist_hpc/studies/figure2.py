@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ist_hpc.common.sizes import ELEMENT_BYTES, allreduce_bytes
+from ist_hpc.config.keys import MlpConfig
 from ist_hpc.cost import counts, paper
 from ist_hpc.exchange.placement import TensorSpec, elements
 from ist_hpc.models.layers import layers_of
@@ -50,6 +51,14 @@ _QUANTITIES = (("bytes_a_step", "MB received", 1e6), ("flops_a_step", "GFLOP", 1
 _COLOURS = {"data_parallel": pictures.COLOURS[1], "ist": pictures.COLOURS[0]}
 _DASHES = {"paper": "-", "this_program": "--"}
 _LEFT = 12  # characters of the table's first column
+
+
+def own_specs() -> Sequence[TensorSpec]:
+    """The partitioned weights of this package's perceptron of `WIDTHS`."""
+    from ist_hpc.models import networks
+
+    inputs, *hidden, outputs = WIDTHS
+    return networks.build(MlpConfig(hidden=hidden), inputs, outputs).specs
 
 
 def figures(specs: Sequence[TensorSpec]) -> dict[str, Any]:

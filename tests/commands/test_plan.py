@@ -6,13 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ist_hpc import plan
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
 from ist_hpc.cost.limits import BASE_BYTES
+from ist_hpc.cost.report import plan_report
 from ist_hpc.cost.table import ITEMS
 from ist_hpc.data.shards import DatasetWriter
 
@@ -195,20 +194,6 @@ def test_without_data_the_entries_of_a_row_make_it_sparse(capsys):
     assert got["flops_a_step"]["ist"]["all_ranks"] == flops
 
 
-@given(at_one=st.booleans(), least=st.integers(2, 40), most=st.integers(1, 33))
-def test_the_search_finds_the_fewest(at_one, least, most):
-    tried = []
-
-    def fits(ranks):
-        assert 1 <= ranks <= most
-        tried.append(ranks)
-        return at_one if ranks == 1 else ranks >= least
-
-    fitting = [ranks for ranks in range(1, most + 1) if (at_one if ranks == 1 else ranks >= least)]
-    assert plan.fewest_ranks(fits, most) == (fitting[0] if fitting else None)
-    assert len(tried) <= 14
-
-
 def test_widths_and_rows_come_from_the_data_if_they_are_there(capsys, folder):
     write_data(folder / "shards")
     without = ("--set", "model.inputs=null", "model.outputs=null", "data.path=shards")
@@ -263,7 +248,7 @@ def test_damaged_data_are_named(capsys, folder):
 def test_plan_raises_for_callers():
     config = loading.load(None, ["model.inputs=8", "model.outputs=3"])
     with pytest.raises(InputError, match="too few for 1000 ranks"):
-        plan.plan(config, ranks=1000, rounds=1)
+        plan_report(config, ranks=1000, rounds=1)
 
 
 def loaded_after(arguments):

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ist_hpc import plan
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
 from ist_hpc.config.keys import RESNET_SECTIONS, subnets_of
 from ist_hpc.cost import counts, memory
+from ist_hpc.cost.report import plan_report
 from ist_hpc.exchange.placement import elements
 from ist_hpc.models import networks
 from ist_hpc.models.resnet import ResNet
@@ -59,7 +59,7 @@ def test_the_paper_s_table_of_communication(ranks, blocks, resist_gb, local_sgd_
     """Which counts every block down and up; it has 0.454 for two: docs/results.md."""
     path = ROOT / "configs/resist_cifar100.yaml"
     values = ["data.path=nowhere", f"model.min_blocks={blocks}"]
-    report = plan.plan(loading.load(path, values), ranks, rounds=1)
+    report = plan_report(loading.load(path, values), ranks, rounds=1)
     counted = {name: n["through_server"] / 1e9 for name, n in report["bytes_a_round"].items()}
     assert counted["ist"] == pytest.approx(resist_gb, abs=0.0005)
     assert counted["local_sgd"] == pytest.approx(local_sgd_gb, abs=0.0005)

@@ -25,7 +25,7 @@ def run(capsys, *arguments):
 @pytest.fixture(scope="module")
 def report():
     """As the command makes it; no part of it is changed."""
-    return json.loads(json.dumps(figure2.figures(plan.figure2_specs())))
+    return json.loads(json.dumps(figure2.figures(figure2.own_specs())))
 
 
 def column(report, counting, algorithm, quantity):
