@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from ist_hpc import train
 from ist_hpc.checkpoint.read import Progress
 from ist_hpc.common import files
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
 from ist_hpc.runtime import run_folder
+from ist_hpc.runtime.outcome import record_silence
 from ist_hpc.runtime.run_folder import RunFolder, facts_of_start
 from ist_hpc.training import start as starting
 
@@ -289,11 +289,11 @@ class TestAnotherStart:
     def test_the_older_says_nothing_in_the_folder(self, older_and_newer, capsys):
         older, newer = older_and_newer
         assert not older.is_of_this_start()
-        train._lost(older, "rank 2 is silent")
+        record_silence(older, "rank 2 is silent")
         assert "rank 2 is silent" in capsys.readouterr().err
         assert newer.status() == "running"
         assert newer.is_of_this_start()
-        train._lost(newer, "rank 1 is silent")
+        record_silence(newer, "rank 1 is silent")
         assert newer.status() == "failed: rank 1 is silent"
         assert not newer.first_to_fail()
 

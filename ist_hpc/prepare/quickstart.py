@@ -1,0 +1,38 @@
+"""The data of the quickstart, made when they are first wanted."""
+
+from pathlib import Path
+
+from ist_hpc.common.errors import InputError
+from ist_hpc.data.shard_place import AlreadyMadeError
+from ist_hpc.prepare.digits import prepare_digits
+from ist_hpc.runtime.launch import log
+from ist_hpc.runtime.stopping import StopRequest
+
+_LONGEST_WAIT_S = 300.0
+"""For another process that makes them; the start as a whole has 15 minutes."""
+
+
+class _StoppedWaitingError(Exception):
+    """A signal came while another process was waited for."""
+
+
+def prepare_quickstart(path: Path, stop: StopRequest) -> int:
+    """Make the digits, or wait for another process that does; the signal that ended that, or 0."""
+
+    def waiting(waited_s: float) -> None:
+        if stop.number:
+            raise _StoppedWaitingError
+        if waited_s > _LONGEST_WAIT_S:
+            raise InputError(
+                f"another process has been making {path} for {waited_s:.0f} s, which takes seconds;"
+                " end it, or start again later"
+            )
+
+    log.info("making the quickstart's data, %s", path)
+    try:
+        prepare_digits(path, if_missing=True, waiting=waiting)
+    except AlreadyMadeError as made:
+        log.info("%s", made)
+    except _StoppedWaitingError:
+        return stop.number
+    return 0
