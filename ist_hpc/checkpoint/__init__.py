@@ -1,1 +1,1 @@
-"""Checkpoints: written, read, restored."""
+"""Checkpoints: written, read, restored, described, exported."""

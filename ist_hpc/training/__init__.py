@@ -1,1 +1,1 @@
-"""Networks over the ranks: algorithms, evaluation, the round loop."""
+"""Networks over the ranks: algorithms, the start, the round loop, evaluation."""
