@@ -12,9 +12,6 @@ from yaml.reader import ReaderError
 
 from ist_hpc.common.errors import InputError, show
 
-_MOST_DEPTH = 20  # of the nesting; a configuration has 3
-
-
 _TAG = "tag:yaml.org,2002:"
 # The rules of YAML 1.2's core schema (section 10.3.2) for what a plain word is, without its octal
 # and hexadecimal numbers. YAML 1.1, which the library has, reads 010 as 8, 1:30 as 90, `no` as
@@ -46,9 +43,8 @@ def _resolvers() -> dict[str, list[tuple[str, Any]]]:
 class _Loader(yaml.SafeLoader):
     """Safe YAML by the core rules of YAML 1.2: a whole number is decimal, `no` is a text.
 
-    What YAML has and no configuration needs is an error: a nesting so deep that Python's recursion
-    would end it, aliases, by which a short text makes a large value or one without end, and types
-    beyond JSON's.
+    What YAML has and no configuration needs is an error: aliases, by which a value may have no end,
+    and types beyond JSON's.
     """
 
     yaml_implicit_resolvers = _resolvers()
@@ -56,7 +52,6 @@ class _Loader(yaml.SafeLoader):
         tag: yaml.SafeLoader.yaml_constructors[tag]
         for tag in (*(_TAG + name for name in (*_RULES, "str", "seq", "map")), None)
     }
-    _depth = 0
 
     def check_printable(self, data: Any) -> None:
         """Refuse what YAML has not, but for bytes of names: see `names`."""
@@ -64,17 +59,10 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """The next node of the text."""
-        event = self.peek_event()
-        mark: Any = event.start_mark
-        if isinstance(event, yaml.AliasEvent):
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
             raise ComposerError(None, None, "aliases (*name) are not for here", mark)
-        if self._depth == _MOST_DEPTH:
-            problem = f"nested deeper than {_MOST_DEPTH} levels"
-            raise ComposerError(None, None, problem, mark)
-        self._depth += 1
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
+        return super().compose_node(parent, index)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """The value of a node; a scalar that is not of its type is an error as any other is."""
@@ -84,9 +72,7 @@ class _Loader(yaml.SafeLoader):
             if form is not None and not form.fullmatch(str(node.value)):
                 raise ValueError
             if kind == "int":
-                value = int(str(node.value))  # the library would read 010 as octal
-                str(value)  # Python refuses numbers of thousands of digits, and so do the checks
-                return value
+                return int(str(node.value))  # the library would read 010 as octal
             return super().construct_object(node, deep)
         except (ValueError, LookupError, ArithmeticError, AttributeError):
             problem = f"not of the type {kind}, or out of its range: {show(node.value)}"
@@ -137,6 +123,8 @@ def read_yaml(
             return loader.construct_document(node)
         finally:
             loader.dispose()
+    except RecursionError:
+        raise InputError(f"cannot read the YAML {where}: nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else None

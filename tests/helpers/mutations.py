@@ -102,9 +102,6 @@ def edit_dataset(file: h5py.File, name: str, rng: random.Random) -> None:
     """A dataset gets another shape or type, or its values from elsewhere."""
     was = file[name]
     what = rng.choice(("shape", "type", "elsewhere"))
-    if was.is_virtual and rng.random() < 0.7:
-        remap(file, name, rng)
-        return
     values = np.zeros(was.shape, "f4") if was.is_virtual else was[()]
     options = {"chunks": True, "fletcher32": True} if was.fletcher32 else {}
     del file[name]
@@ -127,44 +124,6 @@ def edit_dataset(file: h5py.File, name: str, rng: random.Random) -> None:
 
 
 SOURCES = (".", "rank-0000.h5", "rank-0001.h5", "/nowhere.h5")
-
-
-def remap(file: h5py.File, name: str, rng: random.Random) -> None:
-    """A virtual dataset of the same shape takes other rows, or the same ones from elsewhere."""
-    shape, dtype = file[name].shape, file[name].dtype
-    sources = file[name].virtual_sources()
-    bounds = [source.vspace.get_select_bounds() for source in sources]
-    rows = [high[0] - low[0] + 1 for low, high in bounds]
-    origins = [(source.file_name, source.dset_name) for source in sources]
-    alike = [other for other in datasets(file) if other != name and file[other].shape == shape]
-    offset = 0
-    what = rng.choice(("files", "file", "name", "order", "gap", "offset", "stored"))
-    if what == "stored":
-        values = file[name][()]
-        del file[name]
-        file.create_dataset(name, data=values)
-        return
-    if what == "files":
-        origins.reverse()
-    elif what == "file":
-        origins[0] = (rng.choice((*SOURCES, "./rank-0000.h5")), name)
-    elif what == "name":
-        other = rng.choice(alike or ["parameters"])
-        origins = [(place, other) for place, _ in origins]
-    elif what == "order":
-        origins.reverse()
-        rows.reverse()
-    elif what == "gap":
-        origins.pop()
-    else:
-        offset = 1
-    del file[name]
-    layout, start = h5py.VirtualLayout(shape, dtype), 0
-    for (place, there), count in zip(origins, rows, strict=False):
-        origin = h5py.VirtualSource(place, there, (count + offset, *shape[1:]))
-        layout[start : start + count] = origin[offset:] if offset else origin
-        start += count
-    file.create_virtual_dataset(name, layout, fillvalue=np.nan)
 
 
 def edit_link(file: h5py.File, name: str, rng: random.Random) -> None:
