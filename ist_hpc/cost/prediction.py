@@ -11,7 +11,8 @@ from ist_hpc.common.sizes import ELEMENT_BYTES
 from ist_hpc.config.keys import Config
 from ist_hpc.cost import counts
 from ist_hpc.cost import memory as cost_memory
-from ist_hpc.cost.limits import Grant, granted_bytes, refusal
+from ist_hpc.cost.grants import Grant, granted_bytes
+from ist_hpc.cost.limits import refusal
 from ist_hpc.data.shard_meta import Meta
 from ist_hpc.exchange.placement import elements
 from ist_hpc.models import optimizer

@@ -20,7 +20,7 @@ from ist_hpc.common import caches
 from ist_hpc.common.commandline import given_path
 from ist_hpc.common.errors import EXIT_FAILED, InputError, printable
 from ist_hpc.common.outputs import complain
-from ist_hpc.cost.limits import granted_bytes
+from ist_hpc.cost.grants import granted_bytes
 from ist_hpc.data.shard_place import check_target
 
 Task = TypeVar("Task")
@@ -149,7 +149,7 @@ def check_memory(needed_bytes: int, cause: str) -> None:
     """
     grant = granted_bytes()
     bounds = [
-        (grant.node_bytes, grant.node_source),
+        (grant.shared[0].limit_bytes, grant.shared[0].source),
         (grant.available_bytes, "memory that is free now"),
     ]
     if grant.process is not None:
