@@ -18,7 +18,7 @@ import torch
 from mpi4py import MPI
 
 from ist_hpc.checkpoint import restore
-from ist_hpc.checkpoint.read import newest_first
+from ist_hpc.checkpoint.folder import newest_first
 from ist_hpc.common.files import write_text
 from ist_hpc.config.keys import subnets_of
 from ist_hpc.data.images import scaling_of

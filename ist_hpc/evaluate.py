@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
     """Check everything, then evaluate and print. Collective."""
-    from ist_hpc.checkpoint.read import resolve
+    from ist_hpc.checkpoint.folder import resolve
 
     comm, target = runtime.comm, arguments.predictions
     if target:

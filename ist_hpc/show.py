@@ -17,7 +17,7 @@ from ist_hpc.common.outputs import complain, only_printing
 from ist_hpc.runtime.ending import run
 
 if TYPE_CHECKING:
-    from ist_hpc.checkpoint.read import Checkpoint
+    from ist_hpc.checkpoint.folder import Checkpoint
 
 _PROGRAM = "python -m ist_hpc.show"
 _DESCRIPTION = """\
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _show(arguments: argparse.Namespace) -> None:
     # Here, as `--help` needs neither HDF5 nor torch.
     from ist_hpc.checkpoint.description import describe
-    from ist_hpc.checkpoint.read import Checkpoint, resolve
+    from ist_hpc.checkpoint.folder import Checkpoint, resolve
     from ist_hpc.checkpoint.run_facts import describe_run, is_run
     from ist_hpc.checkpoint.verification import verify
 

@@ -5,7 +5,8 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ist_hpc.checkpoint.read import Checkpoint, OpenCheckpoint
+from ist_hpc.checkpoint.folder import Checkpoint
+from ist_hpc.checkpoint.read import OpenCheckpoint
 from ist_hpc.checkpoint.statistics import GROUPS, statistics_of
 from ist_hpc.config.keys import (
     MlpConfig,

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ist_hpc.checkpoint.read import Checkpoint, OpenCheckpoint
+from ist_hpc.checkpoint.folder import Checkpoint
+from ist_hpc.checkpoint.read import OpenCheckpoint
 from ist_hpc.common.errors import InputError
 from ist_hpc.common.files import exists_error, replacing
 from ist_hpc.config.keys import subnets_of

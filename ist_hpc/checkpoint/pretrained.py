@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ist_hpc.checkpoint.read import Checkpoint, OpenCheckpoint, resolve
+from ist_hpc.checkpoint.folder import Checkpoint, resolve
+from ist_hpc.checkpoint.read import OpenCheckpoint
 from ist_hpc.common.errors import InputError
 from ist_hpc.common.hdf5_reading import reporting
 from ist_hpc.exchange.tensors import all_finite

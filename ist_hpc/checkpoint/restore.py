@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ist_hpc.checkpoint.read import Checkpoint, DataShape, OpenCheckpoint, log, newest_first
+from ist_hpc.checkpoint.folder import Checkpoint, newest_first
+from ist_hpc.checkpoint.read import DataShape, OpenCheckpoint
 from ist_hpc.common.blocks import block_bounds
 from ist_hpc.common.errors import InputError
 from ist_hpc.config.keys import Config, is_frozen
 from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.exchange.tensors import Held, State
 from ist_hpc.models.base import Model, SharedSpec, Statistics
-from ist_hpc.runtime.launch import AgreedInputError, check_on_all, on_root
+from ist_hpc.runtime.launch import AgreedInputError, check_on_all, log, on_root
 
 if TYPE_CHECKING:
     from mpi4py import MPI

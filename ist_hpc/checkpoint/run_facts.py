@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ist_hpc.checkpoint.read import MANIFEST, newest_first
+from ist_hpc.checkpoint.folder import MANIFEST, newest_first
 from ist_hpc.common.errors import InputError
 from ist_hpc.common.names import spoken
 from ist_hpc.config import loading

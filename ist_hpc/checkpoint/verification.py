@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from ist_hpc.checkpoint.read import Checkpoint
+from ist_hpc.checkpoint.folder import Checkpoint
 from ist_hpc.checkpoint.statistics import GROUPS, statistics_of
 from ist_hpc.common.errors import InputError
 

@@ -28,18 +28,14 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ist_hpc import __version__
+from ist_hpc.checkpoint.folder import MANIFEST, Checkpoint, newest_first, round_folder
 from ist_hpc.checkpoint.read import (
     FORMAT,
     FORMAT_VERSION,
     MAIN_FILE,
-    MANIFEST,
-    Checkpoint,
     DataShape,
     Progress,
-    log,
-    newest_first,
     rank_file,
-    round_folder,
 )
 from ist_hpc.common.blocks import block_bounds
 from ist_hpc.common.files import (
@@ -57,7 +53,7 @@ from ist_hpc.config.keys import Config
 from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.exchange.tensors import State, all_finite
 from ist_hpc.models.base import Statistics
-from ist_hpc.runtime.launch import AgreedRunError, write_on_all
+from ist_hpc.runtime.launch import AgreedRunError, log, write_on_all
 
 if TYPE_CHECKING:
     from mpi4py import MPI

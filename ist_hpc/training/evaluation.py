@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ist_hpc.checkpoint import restore
-from ist_hpc.checkpoint.read import Checkpoint, OpenCheckpoint
+from ist_hpc.checkpoint.folder import Checkpoint
+from ist_hpc.checkpoint.read import OpenCheckpoint
 from ist_hpc.common.errors import InputError
 from ist_hpc.config.keys import subnets_of
 from ist_hpc.data.images import scaling_of

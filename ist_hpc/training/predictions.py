@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ist_hpc import __version__
-from ist_hpc.checkpoint.read import MANIFEST, Checkpoint
+from ist_hpc.checkpoint.folder import MANIFEST, Checkpoint
 from ist_hpc.common.errors import InputError
 from ist_hpc.common.files import (
     exists_error,

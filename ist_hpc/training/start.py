@@ -7,14 +7,8 @@ from typing import Any
 import torch
 
 from ist_hpc.checkpoint import restore
-from ist_hpc.checkpoint.read import (
-    Checkpoint,
-    DataShape,
-    OpenCheckpoint,
-    Progress,
-    newest_first,
-    round_folder,
-)
+from ist_hpc.checkpoint.folder import Checkpoint, newest_first, round_folder
+from ist_hpc.checkpoint.read import DataShape, OpenCheckpoint, Progress
 from ist_hpc.common.errors import InputError
 from ist_hpc.config.keys import Config, ResnetConfig
 from ist_hpc.cost import prediction

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ist_hpc.checkpoint.read import Progress, round_folder
+from ist_hpc.checkpoint.folder import round_folder
+from ist_hpc.checkpoint.read import Progress
 from ist_hpc.config.keys import Config
 from ist_hpc.data.images import augmentation_of, scaling_of
 from ist_hpc.data.rows import BatchStream

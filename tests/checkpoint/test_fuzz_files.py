@@ -10,7 +10,7 @@ import signal
 import h5py
 import pytest
 
-from ist_hpc.checkpoint.read import Checkpoint
+from ist_hpc.checkpoint.folder import Checkpoint
 from ist_hpc.common.errors import InputError
 from tests.helpers import fuzz_files, mutations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ist_hpc.checkpoint.read import Checkpoint, newest_first
+from ist_hpc.checkpoint.folder import Checkpoint, newest_first
 from tests.helpers.checkpoints import same_tensors
 from tests.helpers.launching import ROOT, one_error_line, run_python, run_ranks
 from tests.helpers.small_runs import SMALL, command, number_of

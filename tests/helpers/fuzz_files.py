@@ -32,7 +32,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ist_hpc.checkpoint import restore
-from ist_hpc.checkpoint.read import Checkpoint, DataShape
+from ist_hpc.checkpoint.folder import Checkpoint
+from ist_hpc.checkpoint.read import DataShape
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
 from ist_hpc.config.keys import Config

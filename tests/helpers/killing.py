@@ -131,7 +131,7 @@ def one(rank: int, moment: int, argv: list[str]) -> int:
 def every(argv: list[str]) -> int:
     """Runs that are killed at each moment in turn, each by a fork that starts MPI by itself."""
     import ist_hpc.training.start  # noqa: F401  # and torch, which takes most of a start
-    from ist_hpc.checkpoint.read import Checkpoint, newest_first
+    from ist_hpc.checkpoint.folder import Checkpoint, newest_first
 
     run = Path(argv[argv.index("--runs") + 1]) / argv[argv.index("--name") + 1]
     moment = 0

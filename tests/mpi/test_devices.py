@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ist_hpc.checkpoint import restore
-from ist_hpc.checkpoint.read import Checkpoint, Progress
+from ist_hpc.checkpoint.folder import Checkpoint
+from ist_hpc.checkpoint.read import Progress
 from ist_hpc.config import loading
 from ist_hpc.data.rows import rank_segments
 from ist_hpc.data.shards import Dataset

@@ -33,7 +33,7 @@ MOST_MODULES = 14
 PURE = {
     "common": {"hdf5_reading", "hdf5_writing"},
     "config": set(),
-    "cost": {"grants", "prediction"},
+    "cost": {"prediction"},
     "exchange": {"exchanger", "staging", "tensors"},
 }
 """Folders without MPI, torch and HDF5, but for these modules of them."""

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from ist_hpc.checkpoint.read import newest_first
+from ist_hpc.checkpoint.folder import newest_first
 from tests.helpers.checkpoints import tensors
 from tests.helpers.launching import run_ranks
 from tests.helpers.small_runs import SMALL, command, rounds

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from ist_hpc import show
-from ist_hpc.checkpoint.read import newest_first
+from ist_hpc.checkpoint.folder import newest_first
 from ist_hpc.common.errors import EXIT_GO_ON
 from ist_hpc.runtime.run_folder import RunFolder
 from tests.helpers.checkpoints import same_tensors
