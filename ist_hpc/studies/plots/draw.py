@@ -42,7 +42,7 @@ def draw(
             axes.set_xlim(left=0)
     panels[0].set_ylabel(f"test {spoken(lines[0].runs[0].metric)} (%)")
     if all(curve.method for curve in lines):
-        _legend_beside(figure, lines, kinds[0])
+        _legend_beside(figure, panels[0])
     elif len(lines) > 1 or len(lines[0].runs) > 1:
         panels[-1].legend(loc="best", framealpha=0.85, edgecolor="none", fontsize="small")
     else:
@@ -86,72 +86,11 @@ def _panel(axes: "Axes", lines: Sequence[Curve], x: str, time: str) -> None:
     plain(axes)
 
 
-def _legend_beside(figure: "Figure", lines: Sequence[Curve], x: str) -> None:
-    """A legend right of the panels, its entries in the order in which the lines end."""
-    handles, _ = figure.axes[0].get_legend_handles_labels()
-    ends = [float(curve.over(x)[1][-1]) for curve in lines]
-    order = sorted(range(len(lines)), key=lambda place: -ends[place])
-    figure.legend(
-        [handles[place] for place in order],
-        [as_label(lines[place].label) for place in order],
-        loc="outside right center",
-        frameon=False,
-        fontsize="small",
-    )
-
-
-_LABEL_GAP = 0.055  # between labels, of the height of the axes
-
-
-def _label_ends(axes: "Axes") -> None:
-    """Write each line's label at its right end, in its colour; those that would meet move apart."""
-    from matplotlib.patheffects import withStroke
-
-    axes.autoscale_view()
-    ends = []
-    for line in axes.lines:
-        if str(line.get_label()).startswith("_"):
-            continue  # not one of the lines that have a label
-        x, y = (float(np.asarray(values)[-1]) for values in (line.get_xdata(), line.get_ydata()))
-        height = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[1]
-        ends.append((float(height), x, y, line))
-    ends.sort(key=lambda end: end[0])
-    places = spaced([height for height, *_ in ends], _LABEL_GAP)
-    for (height, x, y, line), place in zip(ends, places, strict=True):
-        moved_pt = (place - height) * axes.get_window_extent().height * 72 / axes.figure.dpi
-        axes.annotate(
-            str(line.get_label()),
-            (x, y),
-            xytext=(6, moved_pt),
-            textcoords="offset points",
-            color=line.get_color(),
-            fontsize="small",
-            va="center",
-            annotation_clip=False,
-            path_effects=[withStroke(linewidth=2, foreground="white")],
-        )
-
-
-def spaced(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending heights moved as little as need be for neighbours to be `gap` apart.
-
-    Those that would meet become a block around their middle.
-    """
-    blocks: list[list[float]] = []
-    for height in heights:
-        blocks.append([height])
-        while len(blocks) > 1 and _bottom(blocks[-1], gap) < _top(blocks[-2], gap) + gap - 1e-9:
-            last = blocks.pop()
-            blocks[-1] += last
-    return [_bottom(block, gap) + place * gap for block in blocks for place in range(len(block))]
-
-
-def _bottom(block: Sequence[float], gap: float) -> float:
-    return sum(block) / len(block) - gap * (len(block) - 1) / 2
-
-
-def _top(block: Sequence[float], gap: float) -> float:
-    return sum(block) / len(block) + gap * (len(block) - 1) / 2
+def _legend_beside(figure: "Figure", axes: "Axes") -> None:
+    """A legend right of the panels, its entries in the order in which the lines of one end."""
+    lines = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
+    lines.sort(key=lambda line: float(np.asarray(line.get_ydata())[-1]), reverse=True)
+    figure.legend(handles=lines, loc="outside right center", frameon=False, fontsize="small")
 
 
 def draw_scaling(found: Sequence[Mapping[str, Any]]) -> "Figure":
@@ -160,7 +99,7 @@ def draw_scaling(found: Sequence[Mapping[str, Any]]) -> "Figure":
     Without runs on one rank that it could be over: seconds an epoch. Raises `InputError` if
     matplotlib is missing.
     """
-    figure = _figure(6.4)
+    figure = _figure(7.2)
     axes = figure.subplots()
     quantity = "speed_up" if any(item["speed_up"] for item in found) else "epoch_s"
     shown = [item for item in found if item[quantity] and (item["ranks"] > 1 or len(found) == 1)]
@@ -193,7 +132,7 @@ def draw_scaling(found: Sequence[Mapping[str, Any]]) -> "Figure":
     else:
         axes.set_ylabel("seconds an epoch")
     plain(axes)
-    _label_ends(axes)
+    _legend_beside(figure, axes)
     return figure
 
 
