@@ -37,7 +37,7 @@ def describe_run(path: Path, now_s: float | None = None) -> Iterator[str]:
     yield str(path)
     facts = [
         ("status", _status(folder, now_s)),
-        *_progress(rounds, config, starts),
+        *_progress(rounds, config),
         *_quality(rows),
         ("saved", _checkpoints(folder.checkpoints, now_s)),
         *_where_time_goes(rows),
@@ -80,7 +80,7 @@ def _status(folder: RunFolder, now_s: float) -> str:
 
 
 def _progress(
-    rounds: Sequence[Mapping[str, Any]], config: Config | None, starts: Sequence[Mapping[str, Any]]
+    rounds: Sequence[Mapping[str, Any]], config: Config | None
 ) -> Iterator[tuple[str, str]]:
     if not rounds:
         yield "progress", "no round was trained yet"

@@ -22,7 +22,6 @@ PAD = 4
 """Pixels of zeros put around an image before it is cut back to its size."""
 
 _OFFSETS = 2 * PAD + 1  # of a crop, in each direction
-_BYTE = 255.0
 _IMAGE_DIMENSIONS = 3  # channels, height, width
 
 Words = npt.NDArray[np.uint64]

@@ -190,7 +190,7 @@ def folder_refused(
     folder: Path,
     problem: str,
     wanted: str,
-    is_it: Callable[[Path], bool] = lambda folder: False,
+    is_it: Callable[[Path], bool],
 ) -> InputError:
     """The answer to a folder that does not hold the data set: where it is, if that can be told.
 

@@ -204,14 +204,6 @@ def merge_top(values: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return _values_and_ids(_best(_keys_of(values, ids), k))
 
 
-def top_of_block(logits: Tensor, first_id: int, k: int) -> tuple[Tensor, Tensor]:
-    """The best k of a block: float32 and int64 [rows, k]; -inf and -1 where there are fewer.
-
-    logits  float32 [rows, width], of the labels from `first_id` on
-    """
-    return _values_and_ids(_best_keys(logits, first_id, k))
-
-
 def _best_keys(logits: Tensor, first_id: int, k: int) -> Tensor:
     """Keys of the best k of a block, int64 [rows, k], the largest first.
 

@@ -20,7 +20,6 @@ from ist_hpc.training.ranking import (
     TopLabels,
     inverse_propensities,
     merge_top,
-    top_of_block,
 )
 
 INF, NAN = math.inf, math.nan
@@ -252,6 +251,12 @@ def check_best(values, ids, logits, k, first_id=0):
         assert index == [first_id + i for i in expected] + [-1] * missing
         known = [row[i] for i in expected] + [-INF] * missing
         np.testing.assert_array_equal(value, known)  # for which NaN equals NaN, and 0.0 -0.0
+
+
+def top_of_block(logits, first_id, k):
+    top = TopLabels(len(logits), k)
+    top.add(logits, first_id)
+    return top.result()
 
 
 @functools.cache

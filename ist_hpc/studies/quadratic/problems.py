@@ -3,7 +3,6 @@
 Shulgin and Richtárik (arXiv 2306.16484), sections 3 and 4. All arrays are float64.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -141,8 +140,6 @@ def exact(size: int, seed: int) -> Quadratic:
 #     x+ = x - step (1/n) sum C_i grad f_i(C_i x)  =  x - step sum P_i (M_i P_i x - v_i).
 # Worker i needs nothing of another worker for it. The masked form, which the package applies to
 # networks, is the right hand side on the problem as it is.
-
-Sketch = Callable[[Quadratic], Quadratic]
 
 
 def sketched(problem: Quadratic, diagonals: Array) -> Quadratic:
