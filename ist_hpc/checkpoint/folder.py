@@ -85,6 +85,11 @@ class Checkpoint:
             except OSError as error:
                 raise _unreadable(path, error) from None
 
+    def check_contents(self) -> None:
+        """Raise `InputError` if another version wrote the main file, or it is of other ranks."""
+        with self.opened():
+            pass
+
     @contextmanager
     def opened(self) -> Iterator[OpenCheckpoint]:
         """The contents, through the main file. Raises `InputError` for what cannot be read."""

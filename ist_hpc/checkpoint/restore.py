@@ -41,6 +41,7 @@ def check(comm: "MPI.Comm", folder: Path) -> Checkpoint:
     checkpoint = check_on_all(comm, lambda: Checkpoint(folder))
     names = sorted(checkpoint.files)[comm.Get_rank() :: comm.Get_size()]
     check_on_all(comm, lambda: checkpoint.check_files(names))
+    check_on_all(comm, checkpoint.check_contents)
     return checkpoint
 
 
