@@ -21,8 +21,7 @@ from ist_hpc.common.blocks import block_bounds
 from ist_hpc.common.commandline import add_configuration, count
 from ist_hpc.common.errors import InputError
 from ist_hpc.config.keys import Config, MlpConfig
-from ist_hpc.data.images import scaling_of
-from ist_hpc.data.rows import as_features
+from ist_hpc.data.images import as_batch, scaling_of
 from ist_hpc.data.shards import Dataset
 from ist_hpc.exchange.placement import Axis
 from ist_hpc.runtime.launch import Runtime, check_on_all
@@ -102,9 +101,11 @@ class _BareLoop:
         )
         bounds = block_bounds(ROWS, runtime.ranks)
         rows = (int(bounds[runtime.rank]), int(bounds[runtime.rank + 1]))
-        features, labels = dataset.read("train", *rows)
-        scaling = scaling_of(config.data, dataset)
-        self.features, self.labels = as_features(features, scaling), torch.from_numpy(labels)
+        stored, scaling = dataset.read("train", *rows), scaling_of(config.data, dataset)
+        features, labels = as_batch(dataset, [stored], scaling)
+        assert isinstance(features, torch.Tensor)
+        assert isinstance(labels, torch.Tensor)
+        self.features, self.labels = features, labels
         self.batch = config.data.batch_size
 
     def steps(self, count: int) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 from ist_hpc.common.errors import InputError
 from ist_hpc.config.keys import Config
 from ist_hpc.cost.limits import BASE_BYTES
-from ist_hpc.data.shard_meta import META_FILE, load_meta
+from ist_hpc.data.meta_reading import load_meta
+from ist_hpc.data.shard_meta import META_FILE
 
 
 def fits(

@@ -11,7 +11,8 @@ from ist_hpc.cost import counts
 from ist_hpc.cost import memory as cost_memory
 from ist_hpc.cost.fits import fits
 from ist_hpc.cost.limits import BASE_BYTES
-from ist_hpc.data.shard_meta import META_FILE, Meta, load_meta
+from ist_hpc.data.meta_reading import load_meta
+from ist_hpc.data.shard_meta import META_FILE, Meta
 
 _MOST_RANKS = 4096  # tried in the search for the fewest that fit
 

@@ -102,3 +102,44 @@ def concatenate(parts: Sequence[Csr]) -> Csr:
     assert len(given) in (0, len(parts)), "parts with and without values"
     values = np.concatenate(given) if given else None
     return Csr(indptr, indices, values, parts[0].columns)
+
+
+class CsrColumn:
+    """See `stores.Column`. In place, since joining parts would hold every row twice.
+
+    capacity  entries for which there is room before it has to grow
+    """
+
+    def __init__(self, rows: int, columns: int, capacity: int, with_values: bool) -> None:
+        self._indptr = np.zeros(rows + 1, dtype=np.int64)
+        self._indices = np.empty(capacity, dtype=np.int32)
+        self._values = np.empty(capacity, dtype=np.float32) if with_values else None
+        self._columns, self._rows, self._entries = columns, 0, 0
+
+    def add(self, rows: Csr) -> None:
+        """See `stores.Column`."""
+        all_rows = len(self._indptr) - 1
+        if len(rows) == all_rows:
+            self._indptr, self._indices, self._values = rows.indptr, rows.indices, rows.values
+            return
+        first, last = self._entries, self._entries + rows.entries
+        if last > len(self._indices):
+            self._resize(last + last // 2)
+        self._indices[first:last] = rows.indices
+        if self._values is not None and rows.values is not None:
+            self._values[first:last] = rows.values
+        self._indptr[self._rows + 1 : self._rows + 1 + len(rows)] = rows.indptr[1:] + first
+        self._rows += len(rows)
+        self._entries = last
+        if self._rows == all_rows:
+            self._resize(last)
+
+    def _resize(self, entries: int) -> None:
+        # No view of them is alive: rows are chosen from windows that are full, and copied.
+        self._indices.resize(entries, refcheck=False)
+        if self._values is not None:
+            self._values.resize(entries, refcheck=False)
+
+    def rows(self) -> Csr:
+        """See `stores.Column`."""
+        return Csr(self._indptr, self._indices, self._values, self._columns)

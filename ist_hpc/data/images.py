@@ -16,7 +16,8 @@ from torch import Tensor
 from ist_hpc.common import streams
 from ist_hpc.common.errors import InputError
 from ist_hpc.config.keys import DataConfig
-from ist_hpc.data.shards import Dataset
+from ist_hpc.data.shards import Dataset, StoredRows
+from ist_hpc.data.sparse_rows import Batch
 
 PAD = 4
 """Pixels of zeros put around an image before it is cut back to its size."""
@@ -57,26 +58,24 @@ class Augmentation:
         return streams.words(f"augment/rank{self.rank}", self.seed, pass_index, rows)
 
     @staticmethod
-    def apply(images: Tensor, words: Words) -> Tensor:
+    def apply(images: npt.NDArray[Any], words: Words) -> npt.NDArray[Any]:
         """Each image [channels, height, width], cut and perhaps flipped as its word says. Local.
 
         Padded with `PAD` zeros on every side and cut back to its size, at one of 81 places that are
         equally likely; mirrored with probability 1/2. Keeps dtype and shape, [rows, C, H, W].
         """
-        return torch.from_numpy(_crop_flip(images.numpy(), words))
-
-
-def _crop_flip(images: npt.NDArray[Any], words: Words) -> npt.NDArray[Any]:
-    rows, channels, height, width = images.shape
-    padded = np.zeros((rows, channels, height + 2 * PAD, width + 2 * PAD), dtype=images.dtype)
-    padded[:, :, PAD : PAD + height, PAD : PAD + width] = images
-    flipped = (words & np.uint64(1)).astype(bool)
-    # 81 does not divide 2^63: some places are likelier by one part in 10^17.
-    tops, lefts = np.divmod((words >> np.uint64(1)) % np.uint64(_OFFSETS**2), np.uint64(_OFFSETS))
-    places = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
-    cropped: npt.NDArray[Any] = places[np.arange(rows), :, tops, lefts]
-    cropped[flipped] = cropped[flipped, :, :, ::-1]
-    return cropped
+        rows, channels, height, width = images.shape
+        padded_shape = rows, channels, height + 2 * PAD, width + 2 * PAD
+        padded = np.zeros(padded_shape, dtype=images.dtype)
+        padded[:, :, PAD : PAD + height, PAD : PAD + width] = images
+        flipped = (words & np.uint64(1)).astype(bool)
+        # 81 does not divide 2^63: some places are likelier by one part in 10^17.
+        places = (words >> np.uint64(1)) % np.uint64(_OFFSETS**2)
+        tops, lefts = np.divmod(places, np.uint64(_OFFSETS))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
+        cropped: npt.NDArray[Any] = windows[np.arange(rows), :, tops, lefts]
+        cropped[flipped] = cropped[flipped, :, :, ::-1]
+        return cropped
 
 
 def scaling_of(data: DataConfig, dataset: Dataset) -> Scaling | None:
@@ -118,3 +117,17 @@ def augmentation_of(
             f"of {dataset.path} {found}; set `data.augment: none`"
         )
     return Augmentation(seed, rank)
+
+
+def as_batch(
+    dataset: Dataset, parts: Sequence[StoredRows], scaling: Scaling | None = None
+) -> Batch:
+    """Stored rows, one part behind the other, as the networks take them; dense ones are scaled.
+
+    Dense: float32 [rows, width] and int64 [rows]. Sparse: `SparseRows` with values and without.
+    """
+    features, labels = dataset.store.batch(parts)
+    if scaling is not None:
+        assert isinstance(features, Tensor), "scaling_of refuses sparse rows"
+        features = scaling.apply(features)
+    return features, labels

@@ -1,31 +1,21 @@
 """Which rows a rank has, the endless stream of its batches, and rows that all ranks need alike."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from ist_hpc.common import streams
 from ist_hpc.common.blocks import block_bounds
 from ist_hpc.common.errors import InputError
-from ist_hpc.data.csr import Csr
-from ist_hpc.data.images import Augmentation, Scaling
+from ist_hpc.data.images import Augmentation, Scaling, as_batch
 from ist_hpc.data.shards import Dataset
-from ist_hpc.data.windows import Batch, Window, as_batch, as_features, new_window
+from ist_hpc.data.sparse_rows import Batch
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-__all__ = [
-    "Batch",
-    "BatchStream",
-    "CommonRows",
-    "as_features",
-    "rank_segments",
-    "refuse_uncountable",
-]
 
 _BLOCK_BYTES = 1 << 20  # rows read at a time; kept together if the data exceed the window
 _MOST_MPI_ELEMENTS = 2**31 - 1  # counts and displacements are C ints
@@ -118,21 +108,17 @@ class BatchStream:
         self._words = np.empty(0, dtype=np.uint64)  # of the augmentation, a row of the pass
         self._loaded: tuple[int, int] | None = None  # (pass, window) of the order of the rows
         self._rows_of: tuple[int, ...] = ()  # the blocks whose rows are in memory
-        self._window: Window = new_window(dataset, 0)
+        self._window = dataset.window("train", 0)
         self._order = np.empty(0, dtype=np.int64)
 
     def next_batch(self) -> Batch:
-        """The next batch: (features, labels) of `batch_size` rows.
-
-        Dense: float32 [batch_size, width] and int64 [batch_size]. Sparse: `SparseRows` with values
-        and without. Raises `InputError` for a shard that is damaged.
-        """
+        """The next batch, as `as_batch` makes it; InputError for a shard that is damaged."""
         parts = []
         wanted = self.batch_size
         while wanted:
             offset = self._load()
             chosen = self._order[offset : offset + wanted]
-            features, labels = self._window.choose(chosen)
+            features, labels = self._dataset.store.choose(self._window.rows(), chosen)
             if self._augmentation is not None:
                 first = self.position_rows % self.rows
                 words = self._words[first : first + len(chosen)]
@@ -140,11 +126,7 @@ class BatchStream:
             parts.append((features, labels))
             wanted -= len(chosen)
             self.position_rows += len(chosen)
-        features, labels = self._window.batch(parts)
-        if self._scaling is not None:
-            assert isinstance(features, Tensor)
-            features = self._scaling.apply(features)
-        return features, labels
+        return as_batch(self._dataset, parts, self._scaling)
 
     def _load(self) -> int:
         """Bring the window of the position into memory; the offset of the position in it."""
@@ -179,10 +161,10 @@ class BatchStream:
         if self._rows_of == blocks:
             return
         # Never two windows in memory, and of the one that is read only a piece twice.
-        self._window, self._rows_of = new_window(self._dataset, 0), ()
-        self._window = new_window(self._dataset, rows)
+        self._window, self._rows_of = self._dataset.window("train", 0), ()
+        self._window = self._dataset.window("train", rows)
         for start, stop in self._pieces(blocks):
-            self._window.add(*self._dataset.read("train", start, stop))
+            self._dataset.read_into(self._window, "train", start, stop)
         self._rows_of = blocks
 
     def _pieces(self, blocks: tuple[int, ...]) -> Iterator[tuple[int, int]]:
@@ -236,11 +218,12 @@ class CommonRows:
             reader = (np.searchsorted(self._shard_starts, rows, side="right") - 1) % ranks
         own = self.dataset.take(self.split, rows[reader == self.comm.Get_rank()])
         counts = np.bincount(reader, minlength=ranks)
-        features, labels = (self._gather(part, counts) for part in own)
+        store = self.dataset.store
+        whole = store.gather(own, counts, partial(self._gather, len(rows))) if ranks > 1 else own
         back = np.argsort(np.argsort(reader, kind="stable"), kind="stable")
         if not np.array_equal(back, np.arange(len(rows))):
-            features, labels = _chosen(features, back), _chosen(labels, back)
-        return as_batch((features, labels), self.scaling)
+            whole = store.choose(whole, back)
+        return as_batch(self.dataset, [whole], self.scaling)
 
     def batches(self, batch_rows: int) -> Iterator[tuple[npt.NDArray[np.int64], Batch]]:
         """All rows in order: (rows, (features, labels)) of at most `batch_rows`. Collective."""
@@ -253,36 +236,12 @@ class CommonRows:
         order = streams.permutation("calibration", seed, 0, self.rows)
         return np.sort(order[:count])
 
-    def _gather(self, part: Any, row_counts: npt.NDArray[np.int64]) -> Any:
-        """The rows of all ranks, of which each has `row_counts`, in the order of the ranks."""
-        if len(row_counts) == 1:
-            return part
-        if isinstance(part, Csr):
-            return self._gather_csr(part, row_counts)
-        rows, width = int(row_counts.sum()), int(np.prod(part.shape[1:], dtype=np.int64))
-        refuse_uncountable(rows, width)
-        return self._gather_array(part, row_counts * width, (rows, *part.shape[1:]))
-
-    def _gather_csr(self, part: Csr, row_counts: npt.NDArray[np.int64]) -> Csr:
-        rows = int(row_counts.sum())
-        lengths = self._gather_array(np.diff(part.indptr), row_counts, (rows,))
-        indptr = np.append(0, np.cumsum(lengths))
-        entries = int(indptr[-1])
-        _refuse_uncountable(rows, entries, f"{rows} rows with {entries} entries")
-        counts = np.diff(indptr[np.append(0, np.cumsum(row_counts))])
-        indices = self._gather_array(part.indices, counts, (entries,))
-        values = None
-        if part.values is not None:
-            values = self._gather_array(part.values, counts, (entries,))
-        return Csr(indptr, indices, values, part.columns)
-
-    def _gather_array(
-        self, part: npt.NDArray[Any], counts: npt.NDArray[np.int64], shape: tuple[int, ...]
+    def _gather(
+        self, rows: int, own: npt.NDArray[Any], counts: npt.NDArray[np.int64], what: str
     ) -> npt.NDArray[Any]:
-        whole = np.empty(shape, dtype=part.dtype)
-        self.comm.Allgatherv(part, [whole, counts])
+        """See `stores.Gather`; it is for so many rows."""
+        shape = int(counts.sum()), *own.shape[1:]
+        _refuse_uncountable(rows, int(np.prod(shape, dtype=np.int64)), what)
+        whole = np.empty(shape, dtype=own.dtype)
+        self.comm.Allgatherv(own, [whole, counts * int(np.prod(shape[1:], dtype=np.int64))])
         return whole
-
-
-def _chosen(part: Any, rows: npt.NDArray[np.int64]) -> Any:
-    return part.take(rows) if isinstance(part, Csr) else part[rows]

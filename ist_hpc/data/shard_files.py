@@ -1,27 +1,24 @@
-"""The HDF5 files of a data set: how they are begun, and reading them so that damage is named."""
+"""The HDF5 files of a data set: written by rows, and read so that damage is named."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from ist_hpc.common.errors import InputError, show
-from ist_hpc.common.files import sha256_of
+from ist_hpc.common.files import flush_to_disk, sha256_of
 from ist_hpc.common.hdf5_writing import Hdf5Output
-from ist_hpc.data.shard_meta import META_FILE, Shard, SideFile
+from ist_hpc.data.shard_meta import FORMAT_VERSION, META_FILE, Schema, Shard, SideFile
 
 CHUNK_BYTES = 256 * 1024  # small enough to read few rows, large enough for a parallel file system
 SHARD_BYTES = 256 * 1024 * 1024  # where the caller of a writer does not say when a shard ends
 # HDF5 2.0 would keep 8 MiB of the blocks of each dataset, and a rank may have hundreds open.
 _CACHE_BYTES = 1024 * 1024
 _ATTRIBUTE_BYTES = 32 * 1024  # HDF5 keeps an attribute in 64 KiB; with this much there is room
-
-
-def begin(path: Path) -> Hdf5Output:
-    """A new HDF5 file of a data set, to be closed or abandoned; raises OSError."""
-    return Hdf5Output(path, _CACHE_BYTES)
 
 
 def create(
@@ -46,6 +43,71 @@ def describe_classes(labels: h5py.HLObject, outputs: int, classes: Sequence[str]
     labels.attrs["num_classes"] = outputs
     if classes and sum(len(name.encode()) + 24 for name in classes) <= _ATTRIBUTE_BYTES:
         labels.attrs["classes"] = list(classes)
+
+
+class ShardOutput(ABC):
+    """A shard that is being written, which grows by rows; methods raise OSError.
+
+    rows  that it has so far; at `most_rows` it is full, where that is not None
+    """
+
+    def __init__(
+        self, path: Path, name: str, split: str, schema: Schema, most_rows: int | None
+    ) -> None:
+        self.path, self.rows = path, 0
+        self._most_rows = most_rows
+        self._output = Hdf5Output(path, _CACHE_BYTES)
+        try:
+            file = self._output.file
+            file.attrs["description"] = (
+                f"a shard of the {split} rows of the ist_hpc data set {name}; see meta.json"
+            )
+            file.attrs["dataset_name"] = name
+            file.attrs["split"] = split
+            file.attrs["kind"] = schema.kind
+            file.attrs["format_version"] = FORMAT_VERSION
+            self._create(file, schema)
+        except BaseException:
+            self._output.abandon()
+            raise
+
+    @abstractmethod
+    def _create(self, file: h5py.File, schema: Schema) -> None:
+        """Make the datasets, without rows yet."""
+
+    @property
+    def full(self) -> bool:
+        """Whether the next row begins another shard."""
+        return self.rows == self._most_rows
+
+    def room(self, features: Any, labels: Any, start: int) -> int:
+        """Before which row of a block the shard is full, if its rows from `start` on are added."""
+        assert self._most_rows is not None
+        return min(len(labels), start + self._most_rows - self.rows)
+
+    def append(self, features: Any, labels: Any, start: int, stop: int) -> None:
+        """Add the rows `start` to `stop` of a checked block."""
+        self._put(features, labels, start, stop)
+        self._output.check()
+        self.rows += stop - start
+
+    @abstractmethod
+    def _put(self, features: Any, labels: Any, start: int, stop: int) -> None:
+        """Put these rows behind those that are there."""
+
+    def _end(self) -> None:  # noqa: B027  (most have nothing in memory)
+        """Write what is still in memory."""
+
+    def finish(self) -> Shard:
+        """Close the file, flush it to disk and read it back for its checksum."""
+        self._end()
+        self._output.close()
+        flush_to_disk(self.path)
+        return Shard(self.path.name, self.rows, self.path.stat().st_size, sha256_of(self.path))
+
+    def abandon(self) -> None:
+        """Close the file, whatever state it is in; it is about to be removed."""
+        self._output.abandon()
 
 
 class StoredFile:

@@ -1,9 +1,9 @@
-"""Reading a data set of HDF5 shards: `Dataset`. Writing one: `DatasetWriter` (shard_writer.py).
+"""Reading a data set of HDF5 shards: `Dataset`. Writing one: `DatasetWriter` (in writing/).
 
 A data set is a folder (docs/data-format.md):
 
     meta.json        what the data is, how it was made, and of each shard its rows and SHA-256
-    train-0000.h5    rows; shard_dense.py and shard_sparse.py say how
+    train-0000.h5    rows; dense.py and sparse.py say how
     train-0001.h5
     test-0000.h5
     label-counts.h5  of a sparse set: in how many train rows each label occurs
@@ -16,7 +16,6 @@ names it.
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -25,10 +24,11 @@ import numpy.typing as npt
 
 from ist_hpc.common.errors import InputError
 from ist_hpc.data.label_counts import read_label_counts
+from ist_hpc.data.meta_reading import load_meta
 from ist_hpc.data.shard_files import StoredFile, check_whole
-from ist_hpc.data.shard_layouts import Collected, Stored, StoredRows, layout_of
-from ist_hpc.data.shard_meta import SPLITS, Meta, Shard, load_meta
-from ist_hpc.data.shard_writer import DatasetWriter
+from ist_hpc.data.shard_meta import SPLITS, Meta, Shard
+from ist_hpc.data.stores import StoredRows, StoredShard, Window, store_of
+from ist_hpc.data.writing.writer import DatasetWriter
 
 __all__ = ["SPLITS", "Dataset", "DatasetWriter", "Shard", "StoredRows"]
 
@@ -41,15 +41,16 @@ class Dataset:
 
     `kind` ("dense" or "sparse"), `feature_shape`, `feature_dtype` ("float32" or "uint8"), `outputs`
     (the number of classes) and `classes` (their names, () where they have none) describe a row;
-    `shards` maps "train" and/or "test" to its `Shard`s; `made_by` says how the data was made. HDF5
-    files are opened when first read. Not for use by several threads at once.
+    `shards` maps "train" and/or "test" to its `Shard`s; `made_by` says how the data was made;
+    `store` does what can be done with rows that were read. HDF5 files are opened when first read.
+    Not for use by several threads at once.
     """
 
     def __init__(self, path: Path, meta: Meta) -> None:
         self.path = path
         self._meta = meta
         self._label_counts: npt.NDArray[np.int64] | None = None
-        self._layout = layout_of(meta)
+        self.store = store_of(meta)
         self.name = meta.name
         self.kind = meta.kind
         self.feature_shape = meta.feature_shape
@@ -63,7 +64,7 @@ class Dataset:
             split: np.cumsum([0, *(shard.rows for shard in shards)], dtype=np.int64)
             for split, shards in self.shards.items()
         }
-        self._open_files: OrderedDict[tuple[str, int], _ShardBeingRead] = OrderedDict()
+        self._open_files: OrderedDict[tuple[str, int], StoredShard] = OrderedDict()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Dataset":
@@ -94,7 +95,7 @@ class Dataset:
     @property
     def sparse(self) -> bool:
         """Whether features and sets of labels are sparse, `csr.Csr`."""
-        return self.kind == "sparse"
+        return self._meta.sparse
 
     def rows(self, split: str) -> int:
         """Number of rows of `split`. InputError if the data set has no such split."""
@@ -142,11 +143,22 @@ class Dataset:
         """
         if not 0 <= start <= stop <= self.rows(split):
             raise IndexError(f"rows {start} to {stop} of {self.rows(split)} {split} rows")
-        collected = self._layout.collect(stop - start)
+        window = self.window(split, stop - start)
+        self.read_into(window, split, start, stop)
+        return window.rows()
+
+    def window(self, split: str, rows: int) -> Window:
+        """Memory for so many rows of `split`, to be filled by `read_into`."""
+        return Window(self.store, rows, self.row_bytes(split))
+
+    def read_into(self, window: Window, split: str, start: int, stop: int) -> None:
+        """Put rows of `split`, which exist, behind those in the window. Raises InputError.
+
+        Where they lie in several shards, those of one shard are in memory twice for a moment.
+        """
         for index, first, last in self._pieces(split, start, stop):
             begin = int(self._starts[split][index])
-            collected.add(self._opened(split, index), first - begin, last - begin)
-        return collected.result()
+            window.add(self._opened(split, index).read(first - begin, last - begin))
 
     def take(self, split: str, rows: npt.NDArray[np.int64]) -> StoredRows:
         """The given rows of `split`, as `read` gives them; `rows` is int64 [n], ascending.
@@ -155,9 +167,9 @@ class Dataset:
         Repeated rows are allowed. Raises as `read` does, and ValueError if `rows` is not ascending.
         """
         rows = np.asarray(rows, dtype=np.int64)
-        collected = self._layout.collect(len(rows))
+        window = self.window(split, len(rows))
         if len(rows) == 0:
-            return collected.result()
+            return window.rows()
         if (np.diff(rows) < 0).any():
             raise ValueError("rows must be in ascending order; sort them and undo it afterwards")
         if rows[0] < 0 or rows[-1] >= self.rows(split):
@@ -165,8 +177,20 @@ class Dataset:
         cuts = np.searchsorted(rows, self._starts[split])
         for index in np.flatnonzero(np.diff(cuts)):
             local = rows[int(cuts[index]) : int(cuts[index + 1])] - self._starts[split][index]
-            _take(self._opened(split, int(index)), local, collected)
-        return collected.result()
+            for block in self._take(split, int(index), local):
+                window.add(block)
+        return window.rows()
+
+    def _take(self, split: str, index: int, rows: npt.NDArray[np.int64]) -> Iterator[StoredRows]:
+        """The given rows of one shard, counted from its own start, in blocks."""
+        shard = self._opened(split, index)
+        most_blocks = max(1, _MOST_RUN_BYTES // shard.block_bytes)
+        for first, last in _runs(shard.blocks(rows), most_blocks):
+            wanted = rows[first:last]
+            start = int(wanted[0])
+            between = shard.read(start, int(wanted[-1]) + 1)
+            whole = (np.diff(wanted) == 1).all()
+            yield between if whole else self.store.choose(between, wanted - start)
 
     def _split_starts(self, split: str) -> npt.NDArray[np.int64]:
         if split not in self._starts:
@@ -183,46 +207,27 @@ class Dataset:
             yield index, start, end
             start, index = end, index + 1
 
-    def _opened(self, split: str, index: int) -> Stored:
+    def _opened(self, split: str, index: int) -> StoredShard:
         key = split, index
         if key not in self._open_files:
             if len(self._open_files) >= _MOST_OPEN_FILES:
                 self._open_files.popitem(last=False)[1].file.close()
             self._open_files[key] = self._open_shard(split, index)
         self._open_files.move_to_end(key)
-        return self._open_files[key].content
+        return self._open_files[key]
 
-    def _open_shard(self, split: str, index: int) -> "_ShardBeingRead":
+    def _open_shard(self, split: str, index: int) -> StoredShard:
         shard = self.shards[split][index]
         file = StoredFile(self.path / shard.file, self._fix())
         try:
             file.must_be_of(split)
-            return _ShardBeingRead(file, self._layout.open(file, shard.rows))
+            return self.store.open(file, shard.rows)
         except BaseException:
             file.close()
             raise
 
     def _fix(self) -> str:
         return f"copy the data again, or make it again (it was made by: {self.made_by['command']})"
-
-
-@dataclass(frozen=True)
-class _ShardBeingRead:
-    """An open file and what it holds, which is as `meta.json` says."""
-
-    file: StoredFile
-    content: Stored
-
-
-def _take(stored: Stored, rows: npt.NDArray[np.int64], collected: Collected) -> None:
-    """Read the given rows of one shard, counted from its own start."""
-    most_blocks = max(1, _MOST_RUN_BYTES // stored.block_bytes)
-    for first, last in _runs(stored.blocks(rows), most_blocks):
-        wanted = rows[first:last]
-        if (np.diff(wanted) == 1).all():
-            collected.add(stored, int(wanted[0]), int(wanted[-1]) + 1)
-        else:
-            collected.add_some(stored, wanted)
 
 
 def _runs(chunk_of_row: npt.NDArray[np.int64], most_chunks: int) -> Iterator[tuple[int, int]]:

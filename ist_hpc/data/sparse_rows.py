@@ -65,6 +65,9 @@ class SparseRows:
 Rows = Tensor | SparseRows
 """Features: float32 [rows, width], or sparse. Labels: a class a row, int64 [rows], or sets."""
 
+Batch = tuple[Rows, Rows]
+"""(features, labels)."""
+
 
 def to_device(rows: Rows, device: torch.device) -> Rows:
     """A batch on the device; itself if it is there. The GPU's work so far is not waited for."""

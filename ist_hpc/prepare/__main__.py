@@ -14,7 +14,7 @@ from ist_hpc.common.errors import EXIT_BAD_INPUT, EXIT_GO_ON, InputError
 from ist_hpc.common.mpi_environment import rank_of_launcher, variable_of_a_rank
 from ist_hpc.common.names import command_line, printable
 from ist_hpc.common.outputs import complain
-from ist_hpc.data.shard_place import AlreadyMadeError
+from ist_hpc.data.writing.target import AlreadyMadeError
 from ist_hpc.prepare import DATASETS
 from ist_hpc.runtime.ending import run
 from ist_hpc.runtime.stopping import end_request

@@ -21,7 +21,7 @@ from ist_hpc.common.commandline import given_path
 from ist_hpc.common.errors import EXIT_FAILED, InputError, printable
 from ist_hpc.common.outputs import complain
 from ist_hpc.cost.grants import granted_bytes
-from ist_hpc.data.shard_place import check_target
+from ist_hpc.data.writing.target import check_target
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

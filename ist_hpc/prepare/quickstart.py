@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ist_hpc.common.errors import InputError
-from ist_hpc.data.shard_place import AlreadyMadeError
+from ist_hpc.data.writing.target import AlreadyMadeError
 from ist_hpc.prepare.digits import prepare_digits
 from ist_hpc.runtime.launch import log
 from ist_hpc.runtime.stopping import StopRequest

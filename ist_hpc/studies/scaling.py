@@ -15,7 +15,7 @@ from typing import Any
 from ist_hpc.common.commandline import count
 from ist_hpc.common.errors import InputError
 from ist_hpc.config.keys import Config
-from ist_hpc.data.shard_meta import load_meta
+from ist_hpc.data.meta_reading import load_meta
 from ist_hpc.studies import one_run
 from ist_hpc.studies.plots.runs import read_metrics
 from ist_hpc.studies.state import Row, read_configs, read_rows

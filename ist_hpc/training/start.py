@@ -12,8 +12,8 @@ from ist_hpc.checkpoint.read import DataShape, OpenCheckpoint, Progress
 from ist_hpc.common.errors import InputError
 from ist_hpc.config.keys import Config, ResnetConfig
 from ist_hpc.cost import prediction
+from ist_hpc.data.meta_reading import load_meta
 from ist_hpc.data.rows import rank_segments
-from ist_hpc.data.shard_meta import load_meta
 from ist_hpc.data.shards import Dataset
 from ist_hpc.models.base import Model
 from ist_hpc.runtime import devices, precision

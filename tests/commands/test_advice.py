@@ -18,8 +18,8 @@ from ist_hpc.common.errors import EXIT_GO_ON, InputError
 from ist_hpc.common.files import refuse_target
 from ist_hpc.common.names import path_of, quoted
 from ist_hpc.config import loading
-from ist_hpc.data.shard_meta import load_meta
-from ist_hpc.data.shard_place import check_target
+from ist_hpc.data.meta_reading import load_meta
+from ist_hpc.data.writing.target import check_target
 from ist_hpc.prepare import digits
 from ist_hpc.studies.launches import Launcher
 

@@ -14,7 +14,7 @@ import pytest
 
 from ist_hpc.common.files import hidden_name
 from ist_hpc.common.locks import FileLock
-from ist_hpc.data.shard_meta import load_meta
+from ist_hpc.data.meta_reading import load_meta
 from ist_hpc.data.shards import Dataset
 from tests.helpers.launching import ROOT, environment, run_python, run_ranks
 from tests.helpers.small_runs import SMALL, command, wait_for

@@ -179,9 +179,9 @@ def test_a_window_is_of_blocks_from_everywhere(dataset):
 def test_a_window_is_read_in_pieces_and_once(dataset, monkeypatch):
     """Never more than a block beside the window; what fits in the window is read once for all."""
     reads = []
-    read = dataset.read
+    read = dataset.read_into
     monkeypatch.setattr(
-        dataset, "read", lambda *args: (reads.append(args[1:]), read(*args))[1], raising=True
+        dataset, "read_into", lambda *args: (reads.append(args[2:]), read(*args))[1], raising=True
     )
     draw(stream(dataset, [(0, 20), (30, 50)], window=WHOLE), 200)
     assert all(0 < stop - start <= 3 for start, stop in reads)
@@ -190,17 +190,17 @@ def test_a_window_is_read_in_pieces_and_once(dataset, monkeypatch):
 
 def test_there_are_never_two_windows(dataset, monkeypatch):
     """Although a batch may have rows of both."""
-    made, alive, sizes = rows_module.new_window, weakref.WeakSet(), []
+    made, alive, sizes = dataset.window, weakref.WeakSet(), []
 
-    def counted(dataset, rows):
-        window = made(dataset, rows)
+    def counted(split, rows):
+        window = made(split, rows)
         if rows:
             alive.add(window)
             sizes.append(rows)
             assert len(alive) == 1
         return window
 
-    monkeypatch.setattr(rows_module, "new_window", counted)
+    monkeypatch.setattr(dataset, "window", counted)
     draw(stream(dataset, [(0, ROWS)], window=SMALL, batch=7), 3 * ROWS)
     assert len(sizes) > 15
     assert max(sizes) <= SMALL

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from ist_hpc.common import files
 from ist_hpc.common.errors import InputError
 from ist_hpc.data import shards as shards_module
-from ist_hpc.data.shard_dense import DenseStored
-from ist_hpc.data.shard_place import AlreadyMadeError
+from ist_hpc.data.dense import DenseShard
 from ist_hpc.data.shards import Dataset, DatasetWriter
+from ist_hpc.data.writing.target import AlreadyMadeError
 from tests.helpers.data_sets import (
     CLASSES,
     assert_refused_when_changed,
@@ -115,13 +115,13 @@ class TestRoundTrip:
 
     def test_take_reads_each_run_of_chunks_once(self, made, monkeypatch):
         reads = []
-        fill = DenseStored.fill
+        read = DenseShard.read
 
-        def counted(self, start, features, labels):
-            reads.append((self.path.name, start, len(labels)))
-            fill(self, start, features, labels)
+        def counted(self, start, stop):
+            reads.append((self.file.path.name, start, stop - start))
+            return read(self, start, stop)
 
-        monkeypatch.setattr(DenseStored, "fill", counted)
+        monkeypatch.setattr(DenseShard, "read", counted)
         with Dataset.open(made) as data:
             data.take("train", np.array([0, 3, 9, 15, 16, 20, 49]))
         assert reads == [("train-0000.h5", 0, 16), ("train-0001.h5", 0, 5), ("train-0003.h5", 1, 1)]

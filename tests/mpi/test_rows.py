@@ -9,7 +9,8 @@ import torch
 from ist_hpc.common.errors import InputError
 from ist_hpc.data import rows as rows_module
 from ist_hpc.data.csr import Csr
-from ist_hpc.data.rows import CommonRows, as_features
+from ist_hpc.data.dense import DenseStore
+from ist_hpc.data.rows import CommonRows
 from ist_hpc.data.shards import Dataset, DatasetWriter
 from ist_hpc.data.sparse_rows import SparseRows
 from tests.helpers.sparse_rows import numbered_features, numbered_labels, rows_of, write_numbered
@@ -103,8 +104,9 @@ def check_same(features, labels, stored_features, stored_labels) -> None:
         return
     assert features.dtype == torch.float32
     assert features.shape == (len(stored_labels), 6)
-    assert torch.equal(features, as_features(stored_features))
-    assert torch.equal(labels, torch.from_numpy(stored_labels))
+    wanted, classes = DenseStore.batch([(stored_features, stored_labels)])
+    assert torch.equal(features, wanted)
+    assert torch.equal(labels, classes)
 
 
 @pytest.mark.parametrize("chosen", CHOICES.values(), ids=CHOICES.keys())

@@ -91,14 +91,14 @@ def test_jobs_that_begin_without_shards_take_what_another_makes(cluster, tmp_pat
 # A converter that stops, as Ctrl-Z stops it, when it has begun to write.
 _HALT = """
 import os, signal, sys
-from ist_hpc.data import shard_writer
+from ist_hpc.data.writing import writer as writing
 from ist_hpc.prepare.__main__ import main
-enter = shard_writer.DatasetWriter.__enter__
+enter = writing.DatasetWriter.__enter__
 def halt(writer):
     entered = enter(writer)
     os.kill(os.getpid(), signal.SIGSTOP)
     return entered
-shard_writer.DatasetWriter.__enter__ = halt
+writing.DatasetWriter.__enter__ = halt
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -1,7 +1,7 @@
 """Writing a data set: streaming, checked, and complete or absent.
 
 Everything goes into a hidden sibling folder that is renamed into place at the very end, so a
-reader never sees half a data set, and a failure leaves nothing behind; see `shard_place`.
+reader never sees half a data set, and a failure leaves nothing behind; see `place`.
 """
 
 import json
@@ -18,27 +18,13 @@ import numpy as np
 
 from ist_hpc import __version__
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.files import (
-    flush_to_disk,
-    sha256_of,
-    write_text,
-)
+from ist_hpc.common.files import write_text
 from ist_hpc.common.names import command_line
-from ist_hpc.data import shard_files
 from ist_hpc.data.label_counts import LabelCounts
-from ist_hpc.data.shard_layouts import Layout, layout_of
-from ist_hpc.data.shard_meta import (
-    FEATURE_DTYPES,
-    FORMAT_VERSION,
-    KINDS,
-    META_FILE,
-    MOST_COLUMNS,
-    SPLITS,
-    Meta,
-    Schema,
-    Shard,
-)
-from ist_hpc.data.shard_place import Place
+from ist_hpc.data.shard_files import ShardOutput
+from ist_hpc.data.shard_meta import META_FILE, SPLITS, Meta, Schema, Shard
+from ist_hpc.data.stores import store_of
+from ist_hpc.data.writing.place import Place
 from ist_hpc.runtime.stopping import end_request
 
 log = logging.getLogger("ist_hpc")
@@ -106,15 +92,15 @@ class DatasetWriter:
         )
         defaults = {"command": command_line(sys.argv), "parameters": {}}
         self.made_by = {**defaults, "package_version": __version__, **(made_by or {})}
-        _check_schema(self.schema)
+        self.schema.check()
         if shard_rows is not None and shard_rows < 1:
             raise InputError(f"shard_rows must be >= 1 (got {shard_rows})")
         self._shard_rows = shard_rows
-        self._layout = layout_of(self.schema)
-        self._label_counts = LabelCounts(self.schema.outputs) if kind == "sparse" else None
+        self._store = store_of(self.schema)
+        self._label_counts = LabelCounts(self.schema.outputs) if self.schema.sparse else None
         since_s = time.time() if since_s is None else since_s
         self._place = Place(self.path, overwrite, if_missing, since_s, waiting)
-        self._open: dict[str, _ShardBeingWritten] = {}
+        self._open: dict[str, ShardOutput] = {}
         self._done: dict[str, list[Shard]] = {}
 
     def __enter__(self) -> "DatasetWriter":
@@ -146,7 +132,7 @@ class DatasetWriter:
         """
         if split not in SPLITS:
             raise InputError(f"{self.path}: split must be {' or '.join(SPLITS)} (got {split!r})")
-        features, labels = self._layout.check(f"{self.path}, split {split}", features, labels)
+        features, labels = self._store.check(f"{self.path}, split {split}", features, labels)
         with end_request.held_back():
             self._append(split, features, labels)
 
@@ -154,13 +140,13 @@ class DatasetWriter:
         start = 0
         while start < len(labels):
             shard = self._open.get(split) or self._start_shard(split)
-            stop = shard.content.room(features, labels, start)
+            stop = shard.room(features, labels, start)
             try:
                 shard.append(features, labels, start, stop)
             except OSError as error:
                 raise _unwritable(shard.path, error) from error
             start = stop
-            if shard.content.full:
+            if shard.full:
                 self.end_shard(split)
         if self._label_counts is not None and split == "train":
             self._label_counts.add(labels)
@@ -175,10 +161,10 @@ class DatasetWriter:
                 except OSError as error:
                     raise _unwritable(shard.path, error) from error
 
-    def _start_shard(self, split: str) -> "_ShardBeingWritten":
+    def _start_shard(self, split: str) -> ShardOutput:
         path = self._place.partial / f"{split}-{len(self._done.get(split, ())):04d}.h5"
         try:
-            shard = _ShardBeingWritten(path, self.name, self._layout, split, self._shard_rows)
+            shard = self._store.begin(path, self.name, split, self._shard_rows)
         except OSError as error:
             raise _unwritable(path, error) from error
         self._open[split] = shard
@@ -226,66 +212,3 @@ class DatasetWriter:
 
 def _unwritable(path: Path, error: OSError) -> InputError:
     return InputError(f"{path}: cannot be written ({error.strerror or error})")
-
-
-def _check_schema(schema: Schema) -> None:
-    """Raise InputError unless a data set can be so."""
-    if schema.kind not in KINDS:
-        raise InputError(f"kind must be {' or '.join(KINDS)} (got {schema.kind})")
-    dtypes, shape = FEATURE_DTYPES[schema.kind], schema.feature_shape
-    if schema.feature_dtype not in dtypes:
-        allowed = " or ".join(dtypes)
-        raise InputError(f"feature_dtype must be {allowed} (got {schema.feature_dtype})")
-    if not shape or min(shape) < 1:
-        raise InputError(f"feature_shape must be one or more sizes >= 1 (got {shape})")
-    if schema.kind == "sparse" and (len(shape) > 1 or shape[0] > MOST_COLUMNS):
-        raise InputError(
-            f"feature_shape of a sparse data set must be one size, 1 to {MOST_COLUMNS} "
-            f"(got {shape})"
-        )
-    if not all(isinstance(name, str) for name in schema.classes):
-        raise InputError("classes must be strings; for numbers, [str(n) for n in ...]")
-    if schema.outputs < 1 or 0 < len(schema.classes) != len(set(schema.classes)):
-        raise InputError("classes must be one or more different names, or how many there are")
-    if schema.outputs > MOST_COLUMNS:
-        raise InputError(f"classes must be at most {MOST_COLUMNS} (got {schema.outputs})")
-
-
-class _ShardBeingWritten:
-    """An HDF5 file being written; grows by rows."""
-
-    def __init__(
-        self, path: Path, name: str, layout: Layout, split: str, shard_rows: int | None
-    ) -> None:
-        self.path = path
-        self.rows = 0
-        self._output = shard_files.begin(path)
-        try:
-            file = self._output.file
-            file.attrs["description"] = (
-                f"a shard of the {split} rows of the ist_hpc data set {name}; see meta.json"
-            )
-            file.attrs["dataset_name"] = name
-            file.attrs["split"] = split
-            file.attrs["kind"] = layout.schema.kind
-            file.attrs["format_version"] = FORMAT_VERSION
-            self.content = layout.begin(file, shard_rows)
-        except BaseException:
-            self._output.abandon()
-            raise
-
-    def append(self, features: Any, labels: Any, start: int, stop: int) -> None:
-        self.content.append(features, labels, start, stop)
-        self._output.check()
-        self.rows += stop - start
-
-    def finish(self) -> Shard:
-        """Close the file, flush it to disk and read it back for its checksum."""
-        self.content.finish()
-        self._output.close()
-        flush_to_disk(self.path)
-        return Shard(self.path.name, self.rows, self.path.stat().st_size, sha256_of(self.path))
-
-    def abandon(self) -> None:
-        """Close the file, whatever state it is in; it is about to be removed."""
-        self._output.abandon()

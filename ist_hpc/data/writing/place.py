@@ -23,7 +23,15 @@ from ist_hpc.common.files import (
 )
 from ist_hpc.common.locks import FileLock, owner_facts
 from ist_hpc.common.mpi_environment import rank_of_launcher
-from ist_hpc.data.shard_meta import META_FILE, Meta, load_meta
+from ist_hpc.data.meta_reading import load_meta
+from ist_hpc.data.shard_meta import META_FILE, Meta
+from ist_hpc.data.writing.target import (
+    AlreadyMadeError,
+    check_target,
+    is_absent,
+    made_since,
+    whose,
+)
 
 log = logging.getLogger("ist_hpc")
 
@@ -33,13 +41,6 @@ _TAKEN_MEANWHILE = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
 IsTheSame = Callable[[Meta], bool]
 """Whether a data set that is there is the one that was to be written."""
-
-
-class AlreadyMadeError(Exception):
-    """There is the data set that was to be written: another process made it. No fault.
-
-    The message is one line that says whose it is; whoever wanted to write it can use it.
-    """
 
 
 class Place:
@@ -109,13 +110,13 @@ class Place:
         To be asked again before it gets its name: hours may have passed, and a file system may have
         no locks.
         """
-        was_made = _made_since(self._target, self._since_s) or (
+        was_made = made_since(self._target, self._since_s) or (
             _seen(self._target) not in (None, self._seen)
         )
         if was_made and (self._target / META_FILE).is_file():
             found = load_meta(self._target)
             if self._if_missing or is_the_same(found):
-                raise AlreadyMadeError(_whose(self.path, found, self._owner))
+                raise AlreadyMadeError(whose(self.path, found, self._owner))
             if not self._overwrite:
                 raise InputError(
                     f"{self.path} was made meanwhile with other parameters, by "
@@ -134,7 +135,7 @@ class Place:
         for kind in _KINDS_BESIDE:
             for left in sorted(parent.glob(partial_names(name, kind))):
                 certain = self._lock.works and is_of_dead_process(left)
-                if (left / META_FILE).is_file() and kind == "old" and _is_absent(self._target):
+                if (left / META_FILE).is_file() and kind == "old" and is_absent(self._target):
                     if certain:
                         put_in_place(left, self._target)
                         log.warning("%s is there again: its replacement was interrupted", self.path)
@@ -169,12 +170,12 @@ class Place:
         while True:
             self._take_what_was_made(is_the_same)
             try:
-                if _is_absent(self._target):
+                if is_absent(self._target):
                     put_in_place(self.partial, self._target)
                 else:
                     self._replace()
             except OSError as error:
-                if error.errno in _TAKEN_MEANWHILE and _made_since(self._target, self._since_s):
+                if error.errno in _TAKEN_MEANWHILE and made_since(self._target, self._since_s):
                     continue  # by one that the lock did not keep out
                 raise
             return
@@ -202,14 +203,6 @@ def _seen(target: Path) -> _Seen:
     return folder.st_dev, folder.st_ino, meta.st_mtime_ns
 
 
-def _made_since(target: Path, since_s: float) -> bool:
-    """Whether a data set got its name at this time or later, by the clock of the file system."""
-    try:
-        return max(target.stat().st_ctime, (target / META_FILE).stat().st_mtime) >= since_s
-    except OSError:
-        return False
-
-
 def _bytes_beside(target: Path) -> int:
     """The bytes in the hidden folders of those that write `target`."""
     total = 0
@@ -220,73 +213,3 @@ def _bytes_beside(target: Path) -> int:
             except OSError:
                 continue  # it has gone, or got its name
     return total
-
-
-def _whose(path: Path, found: Meta, owner: str = "") -> str:
-    by = f", {owner}" if owner else ""
-    rows = " and ".join(
-        f"{sum(shard.rows for shard in shards)} {split}" for split, shards in found.shards.items()
-    )
-    return f"{path} is there, {rows} rows, made by `{found.made_by['command']}`{by}"
-
-
-def _is_absent(path: Path) -> bool:
-    """Whether there is nothing at `path`, or a folder with nothing in it. Raises OSError."""
-    try:
-        with os.scandir(path) as entries:
-            return next(entries, None) is None
-    except FileNotFoundError:
-        return True
-    except NotADirectoryError:
-        if os.path.lexists(path):
-            return False
-        raise  # one above it is a file
-
-
-def check_target(
-    path: Path, overwrite: bool, if_missing: bool = False, since_s: float | None = None
-) -> None:
-    """Raise InputError unless a data set may be written at `path`; an empty folder is none.
-
-    overwrite   an existing data set may be replaced; any other folder may not, so that a mistyped
-                `--output` never deletes anything else
-    if_missing  raise `AlreadyMadeError` if there is a data set
-    since_s     time.time() from which on an existing one counts as made meanwhile, which is left to
-                `DatasetWriter`, who knows whether it is the same; None: none does
-    """
-    if overwrite and if_missing:
-        raise InputError("--overwrite replaces a data set, --if-missing keeps it: give one of them")
-    try:
-        if _is_absent(path):
-            _refuse_fixed(path)
-            return
-        is_folder, has_meta = path.is_dir(), (path / META_FILE).is_file()
-        inside = os.listdir(path) if is_folder else []
-    except OSError as error:
-        raise InputError(f"cannot make the folder {path}: {error.strerror}") from None
-    strangers = [name for name in inside if name != META_FILE and not _is_of_data_set(name)]
-    if has_meta and if_missing:
-        raise AlreadyMadeError(_whose(path, load_meta(path)))
-    if has_meta and since_s is not None and _made_since(path, since_s):
-        return
-    exists = f"{path} exists; give another folder"
-    if not is_folder:
-        raise InputError(f"{exists}: it is not a folder, so it is not overwritten")
-    if strangers or not has_meta:
-        has = f"it holds {min(strangers)}" if strangers else f"it has no {META_FILE}"
-        raise InputError(f"{exists}: it is not a data set ({has}), so it is not overwritten")
-    if not overwrite:
-        raise InputError(f"{exists}, or replace it (--overwrite)")
-
-
-def _is_of_data_set(name: str) -> bool:
-    # `.nfs...` is a file that was removed while somebody reads it.
-    return name.endswith(".h5") or name.startswith(".nfs")
-
-
-def _refuse_fixed(path: Path) -> None:
-    """Raise InputError for a folder whose place no other can take."""
-    if os.path.ismount(path):
-        raise InputError(f"{path} is the root of a file system; give a folder in it")
-    if path.is_dir() and path.samefile(os.curdir):
-        raise InputError(f"{path} exists; give another folder: this was started in it")

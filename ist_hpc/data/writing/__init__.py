@@ -1,0 +1,1 @@
+"""Writing a data set: the writer, and the place that it takes."""
