@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ist_hpc.data.sparse_rows import Rows
 from ist_hpc.exchange.placement import Axis, TensorSpec
+from ist_hpc.models.export import ExportEntry, Plain
 from ist_hpc.models.layers import Layer, layers_of
 
 Tensors = Mapping[str, Tensor]
@@ -112,21 +113,6 @@ class StatisticSpec:
     def shape(self) -> tuple[int, ...]:
         """Global."""
         return (self.size, *self.across)
-
-
-@dataclass(frozen=True)
-class ExportEntry:
-    """One entry of the plain PyTorch state dict that `show --export` writes.
-
-    name    in the state dict, such as `bn1.running_mean`
-    shape   global
-    source  (group, key) in a checkpoint, such as ("statistics", "bn1.mean"); None for a counter of
-            batches, which is int64 and zero
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    source: tuple[str, str] | None
 
 
 class Model(ABC):
@@ -237,33 +223,18 @@ class Model(ABC):
         """
 
     @abstractmethod
+    def exported(self) -> Plain:
+        """The full network in plain PyTorch, whose tensors have the names of checkpoints."""
+
     def export_entries(self) -> tuple[ExportEntry, ...]:
-        """The state dict of the full network as a plain PyTorch module, in the module's order."""
-
-    @abstractmethod
-    def module_source(self) -> str:
-        """Python source, importing only torch, that leaves that module in the variable `model`.
-
-        The module loads the state dict of `export_entries` with `strict=True`.
-        """
-
-
-class SequentialModel(Model):
-    """A network whose full module is an `nn.Sequential`."""
-
-    @abstractmethod
-    def modules(self) -> list[tuple[str, str]]:
-        """(name, Python expression) of the modules of the full network."""
+        """The state dict of `exported`, in its order."""
+        keys = [spec.key for spec in self.specs] + [spec.key for spec in self.shared]
+        sources = {key: ("parameters", key) for key in keys}
+        for spec in self.statistics:
+            sources[f"{spec.key}.running_mean"] = ("statistics", f"{spec.key}.mean")
+            sources[f"{spec.key}.running_var"] = ("statistics", f"{spec.key}.variance")
+        return self.exported().entries(sources)
 
     def module_source(self) -> str:
-        """Python source of an `nn.Sequential`; see the base class."""
-        lines = [
-            "from collections import OrderedDict",
-            "import torch",
-            "from torch import nn",
-            "",
-            "model = nn.Sequential(OrderedDict(",
-            *(f"    {name}={expression}," for name, expression in self.modules()),
-            "))",
-        ]
-        return "\n".join(lines)
+        """Python source, importing only torch, that leaves `exported` in the variable `model`."""
+        return self.exported().source()

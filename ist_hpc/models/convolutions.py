@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ist_hpc.exchange.placement import Axis, TensorSpec
 from ist_hpc.models.base import (
-    ExportEntry,
     Peers,
     SharedSpec,
     Statistics,
@@ -26,13 +25,11 @@ from ist_hpc.models.base import (
     Tensors,
 )
 from ist_hpc.models.layers import IMAGES_AT_ONCE, Layer
-from ist_hpc.models.norms import NORM_EPSILON, NORM_MOMENTUM, batch_norm, full_norm, stored_norm
+from ist_hpc.models.norms import Norm, by_all_units, by_batch, by_batch_keeping, by_running
+from ist_hpc.models.plain.vgg import IMAGE, POOLED
 
-IMAGE = (3, 32, 32)
-"""Channels, height and width of what goes in."""
 BODY_PREFIX = "conv"
 """What the keys of all its tensors begin with."""
-_POOLED = (True, True, False, True, False, True, False, True)
 _KERNEL = 3
 
 
@@ -64,12 +61,12 @@ class Convolutions:
     """
 
     def __init__(self, channels: Sequence[int], dealt: bool, frozen: bool) -> None:
-        assert len(channels) == len(_POOLED)
+        assert len(channels) == len(POOLED)
         assert not (dealt and frozen)
         self._dealt, self._frozen = dealt, frozen
         layers: list[_Convolution] = []
         inputs, size = IMAGE[0], IMAGE[1]
-        for i, (outputs, pooled) in enumerate(zip(channels, _POOLED, strict=True), start=1):
+        for i, (outputs, pooled) in enumerate(zip(channels, POOLED, strict=True), start=1):
             layers.append(_Convolution(f"{BODY_PREFIX}{i}", inputs, outputs, size, pooled))
             inputs, size = outputs, size // 2 if pooled else size
         assert size == 1, "one value a channel comes out"
@@ -141,24 +138,27 @@ class Convolutions:
         if self._frozen:
             with torch.no_grad():
                 return self._by_running_statistics(weights, rows)
+        norm = by_batch(weights) if self._dealt else by_batch_keeping(weights)
+        return self._through(weights, norm, rows)
+
+    def _through(
+        self, weights: Tensors, norm: Norm, rows: Tensor, peers: Peers | None = None
+    ) -> Tensor:
+        """Features [rows, channels] of images, by the channels of `weights`.
+
+        peers  the ranks that have the other channels; then collective, else local
+        """
         values = rows.view(-1, *IMAGE)
         for layer in self._layers:
-            values = F.conv2d(values, weights[layer.weight], padding=_KERNEL // 2)
-            scale, shift = weights[f"{layer.norm}.weight"], weights[f"{layer.norm}.bias"]
-            if self._dealt:
-                values = batch_norm(values, scale, shift)
-            else:
-                values = F.batch_norm(
-                    values,
-                    weights[f"{layer.norm}.running_mean"],
-                    weights[f"{layer.norm}.running_var"],
-                    scale,
-                    shift,
-                    training=True,
-                    momentum=NORM_MOMENTUM,
-                    eps=NORM_EPSILON,
-                )
+            weight = weights[layer.weight]
+            if len(weight):
+                values = F.conv2d(values, weight, padding=_KERNEL // 2)
+            else:  # more ranks than channels
+                values = values.new_empty(len(values), 0, layer.size, layer.size)
+            values = norm(layer.norm, values)
             values = _after_norm(layer, values)
+            if peers is not None:
+                values = peers.gather(values, layer.outputs)
         return values.flatten(1)
 
     def full(
@@ -171,11 +171,10 @@ class Convolutions:
     ) -> Tensor:
         """Features of the full network, [rows, channels]; as `Model.full_hidden`. Collective."""
         if self._dealt:
+            norm = by_all_units(weights, statistics, calibrate)
             at_once = len(rows) if calibrate else IMAGES_AT_ONCE
             parts = rows.split(max(1, at_once))
-            return torch.cat(
-                [self._at_home(weights, statistics, p, peers, calibrate) for p in parts]
-            )
+            return torch.cat([self._through(weights, norm, part, peers) for part in parts])
         # The body is whole on every rank, so the rows are divided instead.
         own = [
             self._by_running_statistics(weights, part)
@@ -187,69 +186,7 @@ class Convolutions:
         """Features of any rows, of a shared body; [rows, channels]. Local."""
         if not len(rows):  # fewer rows than ranks
             return rows.new_empty(0, self.features)
-        values = rows.view(-1, *IMAGE)
-        for layer in self._layers:
-            values = F.conv2d(values, weights[layer.weight], padding=_KERNEL // 2)
-            parts = ("running_mean", "running_var", "weight", "bias")
-            values = stored_norm(values, *(weights[f"{layer.norm}.{part}"] for part in parts))
-            values = _after_norm(layer, values)
-        return values.flatten(1)
-
-    def _at_home(
-        self,
-        weights: Tensors,
-        statistics: Statistics,
-        rows: Tensor,
-        peers: Peers,
-        calibrate: bool,
-    ) -> Tensor:
-        """Features of some rows, each rank computing the channels whose home it is. Collective."""
-        values = rows.view(-1, *IMAGE)
-        for layer in self._layers:
-            weight = weights[layer.weight]
-            if len(weight):
-                own = F.conv2d(values, weight, padding=_KERNEL // 2)
-            else:  # more ranks than channels
-                own = values.new_empty(len(values), 0, layer.size, layer.size)
-            scale, shift = weights[f"{layer.norm}.weight"], weights[f"{layer.norm}.bias"]
-            own = full_norm(own, layer.norm, statistics, scale, shift, calibrate)
-            values = peers.gather(_after_norm(layer, own), layer.outputs)
-        return values.flatten(1)
-
-    def export_entries(self) -> tuple[ExportEntry, ...]:
-        """As `Model.export_entries`."""
-        entries: list[ExportEntry] = []
-        for layer in self._layers:
-            size = (layer.outputs,)
-            entries.append(
-                ExportEntry(layer.weight, self._shape(layer), ("parameters", layer.weight))
-            )
-            for part in ("weight", "bias"):
-                key = f"{layer.norm}.{part}"
-                entries.append(ExportEntry(key, size, ("parameters", key)))
-            for part, statistic in (("running_mean", "mean"), ("running_var", "variance")):
-                key = f"{layer.norm}.{part}"
-                source = ("statistics", f"{layer.norm}.{statistic}")
-                entries.append(
-                    ExportEntry(key, size, source if self._dealt else ("parameters", key))
-                )
-            entries.append(ExportEntry(f"{layer.norm}.num_batches_tracked", (), None))
-        return tuple(entries)
-
-    def modules(self) -> list[tuple[str, str]]:
-        """As `Model.modules`."""
-        modules = [("images", f"nn.Unflatten(1, {IMAGE})")]
-        for layer in self._layers:
-            widths = f"{layer.inputs}, {layer.outputs}, {_KERNEL}"
-            padding = f"padding={_KERNEL // 2}, bias=False"
-            modules += [
-                (layer.name, f"nn.Conv2d({widths}, {padding})"),
-                (layer.norm, f"nn.BatchNorm2d({layer.outputs}, eps={NORM_EPSILON})"),
-                (f"{layer.name}_relu", "nn.ReLU()"),
-            ]
-            if layer.pooled:
-                modules.append((f"{layer.name}_pool", "nn.MaxPool2d(2)"))
-        return [*modules, ("features", "nn.Flatten()")]
+        return self._through(weights, by_running(weights), rows)
 
 
 def _after_norm(layer: _Convolution, values: Tensor) -> Tensor:

@@ -25,17 +25,18 @@ from ist_hpc.data.sparse_rows import Rows, SparseRows
 from ist_hpc.exchange.placement import Axis, TensorSpec
 from ist_hpc.models import initial, many_labels, sparse_input
 from ist_hpc.models.base import (
-    ExportEntry,
     GradientBuffers,
     Gradients,
+    Model,
     Peers,
-    SequentialModel,
     SharedSpec,
     Statistics,
     StatisticSpec,
     Tensors,
 )
-from ist_hpc.models.norms import NORM_EPSILON, batch_norm, full_norm
+from ist_hpc.models.export import Plain
+from ist_hpc.models.norms import Norm, batch_norm, by_all_units, by_batch, full_norm
+from ist_hpc.models.plain.mlp import perceptron
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class _Layer:
     bias: str | None
 
 
-class MultiLayerPerceptron(SequentialModel):
+class MultiLayerPerceptron(Model):
     """A perceptron of any depth and width.
 
     inputs, outputs  widths of the first input and of the output
@@ -119,7 +120,8 @@ class MultiLayerPerceptron(SequentialModel):
     def loss(self, weights: Tensors, features: Tensor, labels: Tensor) -> Tensor:
         """Mean cross entropy of a batch, with autograd's graph; see the base class."""
         entering = F.linear(features, weights[self._layers[0].weight])
-        return self._cross_entropy(weights, self._hidden(weights, entering), labels)
+        hidden = self._hidden(weights, by_batch(weights), entering)
+        return self._cross_entropy(weights, hidden, labels)
 
     def loss_and_gradients(
         self, weights: Tensors, features: Rows, labels: Rows, room: GradientBuffers
@@ -140,7 +142,7 @@ class MultiLayerPerceptron(SequentialModel):
             leaves.append(entering.requires_grad_(True))
         else:
             entering = F.linear(features, inner[first.weight])
-        hidden = self._hidden(inner, entering)
+        hidden = self._hidden(inner, by_batch(inner), entering)
         gradients: Gradients = {}
         if self._loss == "cross_entropy":
             assert isinstance(labels, Tensor), "one class a row"
@@ -157,14 +159,20 @@ class MultiLayerPerceptron(SequentialModel):
             gradients[first.weight] = sparse_input.gradient(features, found.pop())
         return loss.detach(), gradients | dict(zip(inner, found, strict=True))
 
-    def _hidden(self, weights: Tensors, entering: Tensor) -> Tensor:
-        """From the first layer's product to what enters the last layer."""
-        hidden = entering
+    def _hidden(
+        self, weights: Tensors, norm: Norm, hidden: Tensor, peers: Peers | None = None
+    ) -> Tensor:
+        """From the first layer's product to what enters the last layer.
+
+        peers  the ranks that have the other units; then collective, else local
+        """
         for index, layer in enumerate(self._layers[:-1]):
             if index:
                 hidden = F.linear(hidden, weights[layer.weight])
-            scale, shift = weights[f"{layer.norm}.weight"], weights[f"{layer.norm}.bias"]
-            hidden = F.relu(batch_norm(hidden, scale, shift), inplace=True)
+            assert layer.norm is not None
+            hidden = F.relu(norm(layer.norm, hidden), inplace=True)
+            if peers is not None:
+                hidden = peers.gather(hidden, layer.outputs)
         return hidden
 
     def _cross_entropy(self, weights: Tensors, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -199,18 +207,11 @@ class MultiLayerPerceptron(SequentialModel):
         calibrate: bool,
     ) -> Tensor:
         """Activations of the last hidden layer, layer by layer from home; see the base class."""
-        hidden = features
-        for layer in self._layers[:-1]:
-            weight = weights[layer.weight]
-            if isinstance(hidden, SparseRows):
-                own = sparse_input.product_at_home(hidden, weight)
-            else:
-                own = F.linear(hidden, weight)
-            scale, shift = weights[f"{layer.norm}.weight"], weights[f"{layer.norm}.bias"]
-            own = full_norm(own, layer.norm, statistics, scale, shift, calibrate)
-            hidden = peers.gather(F.relu(own, inplace=True), layer.outputs)
-        assert isinstance(hidden, Tensor), "there is a hidden layer"
-        return hidden
+        norm = by_all_units(weights, statistics, calibrate)
+        # Not by a name, which would keep the product to the end.
+        return self._hidden(
+            weights, norm, _from_home(features, weights[self._layers[0].weight]), peers
+        )
 
     def own_outputs(
         self,
@@ -233,39 +234,21 @@ class MultiLayerPerceptron(SequentialModel):
             own += bias[home_start + outputs.start : home_start + outputs.stop]
         return own
 
-    def export_entries(self) -> tuple[ExportEntry, ...]:
-        """Entries of an `nn.Sequential` of fc1, bn1, relu1, ..., out, bn_out; see the base class.
-
-        Weights have the logical order of `nn.Linear`, outputs first, as checkpoints have.
-        """
-        shapes = {spec.key: spec.shape for spec in self.specs}
-        shapes |= {spec.key: spec.shape for spec in self.shared}
-        entries: list[ExportEntry] = []
-        for layer in self._layers:
-            weights = [layer.weight, layer.bias]
-            if layer.norm and layer.affine:
-                weights += [f"{layer.norm}.weight", f"{layer.norm}.bias"]
-            entries += [
-                ExportEntry(key, shapes[key], ("parameters", key)) for key in weights if key
-            ]
-            if layer.norm:
-                size = (layer.outputs,)
-                for name, statistic in (("running_mean", "mean"), ("running_var", "variance")):
-                    source = ("statistics", f"{layer.norm}.{statistic}")
-                    entries.append(ExportEntry(f"{layer.norm}.{name}", size, source))
-                entries.append(ExportEntry(f"{layer.norm}.num_batches_tracked", (), None))
-        return tuple(entries)
-
-    def modules(self) -> list[tuple[str, str]]:
+    def exported(self) -> Plain:
         """Layers named as in checkpoints; see the base class."""
-        modules = []
-        for index, layer in enumerate(self._layers, start=1):
-            name, bias = layer.weight.removesuffix(".weight"), bool(layer.bias)
-            modules.append((name, f"nn.Linear({layer.inputs}, {layer.outputs}, bias={bias})"))
-            if layer.norm:
-                affine = "" if layer.affine else ", affine=False"
-                norm = f"nn.BatchNorm1d({layer.outputs}, eps={NORM_EPSILON}{affine})"
-                modules.append((layer.norm, norm))
-            if layer is not self._layers[-1]:
-                modules.append((f"relu{index}", "nn.ReLU()"))
-        return modules
+        first, last = self._layers[0], self._layers[-1]
+        sizes = {
+            "inputs": first.inputs,
+            "hidden": [layer.outputs for layer in self._layers[:-1]],
+            "outputs": last.outputs,
+            "output_norm": last.norm is not None,
+            "output_bias": last.bias is not None,
+        }
+        return Plain(perceptron, sizes)
+
+
+def _from_home(features: Rows, weight: Tensor) -> Tensor:
+    """The product of rows with a home block of the first layer."""
+    if isinstance(features, SparseRows):
+        return sparse_input.product_at_home(features, weight)
+    return F.linear(features, weight)

@@ -7,8 +7,8 @@ from pathlib import Path
 from ist_hpc.common.errors import InputError
 from ist_hpc.config.keys import MlpConfig, ModelConfig, ResnetConfig, channels_of, sections_of
 from ist_hpc.models.base import Model
-from ist_hpc.models.convolutions import IMAGE
 from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.plain.vgg import IMAGE
 from ist_hpc.models.resnet import ResNet
 from ist_hpc.models.vgg import VGG11
 

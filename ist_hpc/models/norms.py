@@ -1,14 +1,53 @@
 """Batch norm: of a thin network by its batch, of the full one by statistics of all its units."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ist_hpc.models.base import Statistics
+from ist_hpc.models.base import Statistics, Tensors
 
 NORM_EPSILON = 1e-5
 NORM_MOMENTUM = 0.1
 """Of running statistics, PyTorch's default."""
+
+Norm = Callable[[str, Tensor], Tensor]
+"""The norm of a key, such as `conv1_norm`, of values [rows, units, ...]."""
+
+
+def by_batch(weights: Tensors) -> Norm:
+    """Norms by the statistics of the batch."""
+    return lambda key, values: batch_norm(values, weights[f"{key}.weight"], weights[f"{key}.bias"])
+
+
+def by_batch_keeping(weights: Tensors) -> Norm:
+    """Norms by the statistics of the batch; running ones in `weights` are brought up to date."""
+    return lambda key, values: F.batch_norm(
+        values,
+        *_parts(weights, key),
+        training=True,
+        momentum=NORM_MOMENTUM,
+        eps=NORM_EPSILON,
+    )
+
+
+def by_running(weights: Tensors) -> Norm:
+    """Norms by the running statistics in `weights`."""
+    return lambda key, values: stored_norm(values, *_parts(weights, key))
+
+
+def by_all_units(weights: Tensors, statistics: Statistics, calibrate: bool) -> Norm:
+    """Norms of home units by the full network's statistics, as `full_norm` has them."""
+    return lambda key, own: full_norm(
+        own, key, statistics, weights[f"{key}.weight"], weights[f"{key}.bias"], calibrate
+    )
+
+
+def _parts(weights: Tensors, key: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Running mean and variance, scale and shift."""
+    mean, variance = weights[f"{key}.running_mean"], weights[f"{key}.running_var"]
+    return mean, variance, weights[f"{key}.weight"], weights[f"{key}.bias"]
 
 
 def batch_norm(values: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
@@ -25,7 +64,7 @@ def stored_norm(
 
 def full_norm(
     own: Tensor,
-    norm: str | None,
+    norm: str,
     statistics: Statistics,
     scale: Tensor | None,
     shift: Tensor | None,
@@ -35,7 +74,6 @@ def full_norm(
 
     These are read from `statistics`, or with `calibrate` computed and stored there.
     """
-    assert norm is not None
     if calibrate:
         statistics[norm] = _mean_and_variance(own)
     mean, variance = statistics[norm]

@@ -1,24 +1,13 @@
 """The blocks of a pre-activation residual network, and its sections of them (ResIST, section 3).
 
-A block is norm, ReLU, convolution, norm, ReLU, convolution, added to what came in. The first block
-of a section may halve the image and change the channels: then what came in passes a convolution of
-1 x 1, after the first norm and ReLU.
-
-Blocks stand for their own tensors here, whoever holds them: `weights` are those of one block, under
-the names of `BlockShape.shapes`.
+What a block computes is `plain.resnet.block`; here is what its tensors are, and what it costs. The
+first block of a section may halve the image and change the channels: then it has a shortcut.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-import torch.nn.functional as F
-from torch import Tensor
 
 from ist_hpc.exchange.placement import Axis
 from ist_hpc.models.layers import Layer
-
-Norm = Callable[[str, Tensor], Tensor]
-"""The norm of a name, such as `norm1`, applied to values [rows, channels, height, width]."""
 
 _KERNEL = 3
 _BESIDE = 5  # what came in after its norm, the branch, and both sides of a norm and a convolution
@@ -68,20 +57,6 @@ class BlockShape:
     def norms(name: str, channels: int) -> dict[str, tuple[int, ...]]:
         """The trained tensors of a norm."""
         return {f"{name}.weight": (channels,), f"{name}.bias": (channels,)}
-
-    def forward(
-        self, weights: Mapping[str, Tensor], norm: Norm, values: Tensor, scale: float = 1.0
-    ) -> Tensor:
-        """Through the block; its branch is multiplied by `scale` before it is added.
-
-        values  float32 [rows, inputs, size, size]; returns [rows, outputs, size_out, size_out]
-        """
-        entering = F.relu(norm("norm1", values))
-        branch = F.conv2d(entering, weights["conv1.weight"], stride=self.stride, padding=1)
-        branch = F.conv2d(F.relu(norm("norm2", branch)), weights["conv2.weight"], padding=1)
-        if self.has_shortcut:
-            values = F.conv2d(entering, weights["shortcut.weight"], stride=self.stride)
-        return values + (branch if scale == 1.0 else scale * branch)
 
     def layers(self, copies: Axis | None = None, calibrated: bool = False) -> tuple[Layer, ...]:
         """Its convolutions, from which costs are counted; see `Layer`."""

@@ -15,7 +15,8 @@ of dealt blocks and of what comes after them are computed with the full network 
 rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +26,7 @@ from torch import Tensor
 
 from ist_hpc.data.sparse_rows import Rows
 from ist_hpc.exchange.placement import Axis, TensorSpec
-from ist_hpc.models import resnet_source
 from ist_hpc.models.base import (
-    ExportEntry,
     Model,
     Peers,
     SharedSpec,
@@ -35,11 +34,19 @@ from ist_hpc.models.base import (
     StatisticSpec,
     Tensors,
 )
-from ist_hpc.models.convolutions import IMAGE
+from ist_hpc.models.export import Plain
 from ist_hpc.models.initial import initial_rows
 from ist_hpc.models.layers import IMAGES_AT_ONCE, Layer
-from ist_hpc.models.norms import NORM_EPSILON, NORM_MOMENTUM, batch_norm, full_norm, stored_norm
-from ist_hpc.models.residual import BlockShape, Norm, sections_of
+from ist_hpc.models.norms import (
+    Norm,
+    by_batch,
+    by_batch_keeping,
+    by_running,
+    full_norm,
+    stored_norm,
+)
+from ist_hpc.models.plain import resnet as plain
+from ist_hpc.models.residual import BlockShape, sections_of
 
 AXIS = "blocks"
 _DEALT_SECTION = 2  # of 0 to 3
@@ -58,7 +65,7 @@ class ResNet(Model):
 
     label_block = None
     differentiable = True
-    feature_shape = IMAGE
+    feature_shape = plain.IMAGE
     norms_outputs = False
 
     def __init__(
@@ -71,18 +78,20 @@ class ResNet(Model):
     ) -> None:
         assert len(sections) == len(channels) == 4
         self.outputs = outputs
-        blocks = sections_of(tuple(sections), tuple(channels), IMAGE[1])
-        self._stem = (channels[0], IMAGE[0], 3, 3)
+        blocks = sections_of(tuple(sections), tuple(channels), plain.IMAGE[1])
+        self._stem = (channels[0], plain.IMAGE[0], 3, 3)
         dealt = blocks[_DEALT_SECTION][1:]
         self._block, units = dealt[0], len(dealt)
         before = [*blocks[:_DEALT_SECTION], blocks[_DEALT_SECTION][:1]]
         self._front = _named(before, first=1)
         self._tail = _named(blocks[_DEALT_SECTION + 1 :], first=_DEALT_SECTION + 2)
+        self._before = [(name, block.stride) for name, block in self._front.items()]
+        self._after = [(name, block.stride) for name, block in self._tail.items()]
         self.relayed_numbers = self._block.inputs * self._block.size**2
         axis = Axis(units, least)
         self.axes = {AXIS: axis}
         self._scale = max(1 / subnets, min(least, units) / units) if subnets > 1 else 1.0
-        self._dealt_norms = {f"{AXIS}.{norm}" for norm in self._block.norm_sizes}
+        self._dealt_norms = tuple(f"{AXIS}.{norm}" for norm in self._block.norm_sizes)
         self.specs = tuple(
             TensorSpec(f"{AXIS}.{name}", (units, *shape), (AXIS, *[None] * len(shape)), least=least)
             for name, shape in self._block.shapes.items()
@@ -124,7 +133,7 @@ class ResNet(Model):
     @property
     def layers(self) -> tuple[Layer, ...]:
         """Convolutions and the output layer; the dealt blocks once, with how many there are."""
-        positions = IMAGE[1] ** 2
+        positions = plain.IMAGE[1] ** 2
         stem = Layer(self._stem[0], self._stem[1], False, False, 9, positions, positions)
         width = list(self._tail.values())[-1].outputs
         return (
@@ -155,31 +164,11 @@ class ResNet(Model):
     def loss(self, weights: Tensors, features: Tensor, labels: Tensor) -> Tensor:
         """Mean cross entropy of a batch of images [batch, 3 x 32 x 32]; see the base class."""
 
-        def running(name: str) -> Norm:
-            return lambda norm, values: F.batch_norm(
-                values,
-                weights[f"{name}.{norm}.running_mean"],
-                weights[f"{name}.{norm}.running_var"],
-                weights[f"{name}.{norm}.weight"],
-                weights[f"{name}.{norm}.bias"],
-                training=True,
-                momentum=NORM_MOMENTUM,
-                eps=NORM_EPSILON,
-            )
-
-        values = F.conv2d(features.view(-1, *IMAGE), weights["stem.weight"], padding=1)
-        for name, block in self._front.items():
-            values = block.forward(_of(weights, name), running(name), values)
-        # Unbound, so that the gradient of a stack is put together once and not block by block.
-        stacks = {key: weights[f"{AXIS}.{key}"].unbind() for key in self._block.shapes}
-        for unit in range(len(stacks["conv1.weight"])):
-            of_unit = {key: parts[unit] for key, parts in stacks.items()}
-            values = self._block.forward(of_unit, _by_batch(of_unit), values)
-        for name, block in self._tail.items():
-            of_block = _of(weights, name)
-            values = block.forward(of_block, _by_batch(of_block), values)
-        values = F.relu(batch_norm(values, weights["norm.weight"], weights["norm.bias"]))
-        logits = F.linear(values.mean(dim=(2, 3)), weights["out.weight"], weights["out.bias"])
+        values = plain.front(weights, by_batch_keeping(weights), features, self._before)
+        for own in plain.unstacked(weights):
+            values = plain.block(own, by_batch(own), AXIS, values)
+        values = plain.tail(weights, by_batch(weights), values, self._after)
+        logits = F.linear(values, weights["out.weight"], weights["out.bias"])
         return F.cross_entropy(logits.float(), labels)
 
     # The full network.
@@ -202,17 +191,22 @@ class ResNet(Model):
         values = peers.gather_rows(
             torch.cat(
                 [
-                    self._through_front(weights, part)
+                    plain.front(weights, by_running(weights), part, self._before)
                     for part in features[peers.share(rows)].split(IMAGES_AT_ONCE)
                 ]
             ),
             rows,
         )
         at_once = rows if calibrate else IMAGES_AT_ONCE
-        stage = _Stage(self._block, weights, statistics, self._scale, calibrate)
-        values = peers.relay(values, stage.through, at_once)
+        if calibrate:
+            for norm in self._dealt_norms:
+                like = weights[f"{norm}.weight"]
+                statistics[norm] = torch.empty_like(like), torch.empty_like(like)
+        stage = partial(self._through_dealt, weights, statistics, calibrate)
+        values = peers.relay(values, stage, at_once)
         if calibrate:  # each rank with all rows, for means and variances over them
-            return self._through_tail(weights, _calibrating(weights, statistics, peers), values)
+            calibrating = _calibrating(weights, statistics, peers)
+            return plain.tail(weights, calibrating, values, self._after)
         whole = {
             spec.key: _of_all_ranks(statistics[spec.key], spec.size, peers)
             for spec in self.statistics
@@ -224,30 +218,33 @@ class ResNet(Model):
             return stored_norm(values, *whole[key], scale, shift)
 
         own = [
-            self._through_tail(weights, stored, part)
+            plain.tail(weights, stored, part, self._after)
             for part in values[peers.share(rows)].split(IMAGES_AT_ONCE)
         ]
         return peers.gather_rows(torch.cat(own), rows)
 
-    def _through_front(self, weights: Tensors, rows: Tensor) -> Tensor:
-        """By the running statistics."""
+    def _through_dealt(
+        self, weights: Tensors, statistics: Statistics, calibrate: bool, values: Tensor
+    ) -> Tensor:
+        """Through the dealt blocks whose home is this rank, one after the other. Local.
 
-        def running(name: str) -> Norm:
-            kinds = (*_RUNNING, "weight", "bias")
-            return lambda norm, values: stored_norm(
-                values, *(weights[f"{name}.{norm}.{kind}"] for kind in kinds)
-            )
+        values  [rows, channels, height, width], as what is returned
+        """
+        for unit, own in enumerate(plain.unstacked(weights)):
 
-        values = F.conv2d(rows.view(-1, *IMAGE), weights["stem.weight"], padding=1)
-        for name, block in self._front.items():
-            values = block.forward(_of(weights, name), running(name), values)
+            def norm(key: str, values: Tensor, unit: int = unit, own: Tensors = own) -> Tensor:
+                found: Statistics = {}
+                means, variances = statistics[key]
+                if not calibrate:
+                    found[key] = means[unit], variances[unit]
+                scale, shift = own[f"{key}.weight"], own[f"{key}.bias"]
+                normed = full_norm(values, key, found, scale, shift, calibrate)
+                if calibrate:
+                    means[unit], variances[unit] = found[key]
+                return normed
+
+            values = plain.block(own, norm, AXIS, values, scale=self._scale)
         return values
-
-    def _through_tail(self, weights: Tensors, norm: Norm, values: Tensor) -> Tensor:
-        """From the dealt blocks on; `norm` takes whole keys. Local."""
-        for name, block in self._tail.items():
-            values = block.forward(_of(weights, name), _within(norm, name), values)
-        return F.relu(norm("norm", values)).mean(dim=(2, 3))
 
     def own_outputs(
         self,
@@ -262,74 +259,14 @@ class ResNet(Model):
         own = slice(home_start + outputs.start, home_start + outputs.stop)
         return F.linear(hidden, weights["out.weight"][own], weights["out.bias"][own])
 
-    def export_entries(self) -> tuple[ExportEntry, ...]:
-        """Of `module_source`: all tensors, named as in checkpoints with `_` for `.`, in stacks."""
-        entries = [("parameters", spec.key, spec.key, spec.shape) for spec in self.specs]
-        entries += [("parameters", spec.key, spec.key, spec.shape) for spec in self.shared]
-        entries += [
-            ("statistics", f"{spec.key}.{statistic}", f"{spec.key}.{running}", spec.shape)
-            for spec in self.statistics
-            for statistic, running in zip(("mean", "variance"), _RUNNING, strict=True)
-        ]
-        return tuple(
-            ExportEntry(name.replace(".", "_"), shape, (group, key))
-            for group, key, name, shape in entries
-        )
-
-    def module_source(self) -> str:
-        """A module for evaluation; see the base class."""
-        shapes = "".join(f"    {e.name!r}: {e.shape},\n" for e in self.export_entries())
-        blocks = [(name, block.stride) for name, block in self._front.items()]
-        after = [(name, block.stride) for name, block in self._tail.items()]
-        return resnet_source.SOURCE.format(
-            shapes=shapes,
-            before=[(name.replace(".", "_"), stride) for name, stride in blocks],
-            dealt=self.axes[AXIS].size,
-            scale=self._scale,
-            after=[(name.replace(".", "_"), stride) for name, stride in after],
-            epsilon=NORM_EPSILON,
-            image=IMAGE,
-        )
-
-
-class _Stage:
-    """The dealt blocks whose home is this rank, one after the other."""
-
-    def __init__(
-        self,
-        block: BlockShape,
-        weights: Tensors,
-        statistics: Statistics,
-        scale: float,
-        calibrate: bool,
-    ) -> None:
-        self._block, self._scale, self._calibrate = block, scale, calibrate
-        self._weights = {key: weights[f"{AXIS}.{key}"] for key in block.shapes}
-        self._statistics = statistics
-        if calibrate:
-            for norm in block.norm_sizes:
-                like = self._weights[f"{norm}.weight"]
-                statistics[f"{AXIS}.{norm}"] = torch.empty_like(like), torch.empty_like(like)
-
-    def through(self, values: Tensor) -> Tensor:
-        """Rows [rows, channels, height, width] through all of them. Local."""
-        for unit in range(len(self._weights["conv1.weight"])):
-            own = {key: stack[unit] for key, stack in self._weights.items()}
-
-            def norm(name: str, values: Tensor, unit: int = unit, own: Tensors = own) -> Tensor:
-                found: Statistics = {}
-                stacks = self._statistics[f"{AXIS}.{name}"]
-                if not self._calibrate:
-                    found[name] = stacks[0][unit], stacks[1][unit]
-                scale, shift = own[f"{name}.weight"], own[f"{name}.bias"]
-                normed = full_norm(values, name, found, scale, shift, self._calibrate)
-                if self._calibrate:
-                    for stack, value in zip(stacks, found[name], strict=True):
-                        stack[unit] = value
-                return normed
-
-            values = self._block.forward(own, norm, values, self._scale)
-        return values
+    def exported(self) -> Plain:
+        """A module for evaluation, with all tensors as buffers; see the base class."""
+        shapes = {spec.key: spec.shape for spec in self.specs}
+        shapes |= {spec.key: spec.shape for spec in self.shared}
+        for spec in self.statistics:
+            shapes |= {f"{spec.key}.{running}": spec.shape for running in _RUNNING}
+        sizes = {"shapes": shapes, "before": self._before, "after": self._after}
+        return Plain(plain.ResNet, {**sizes, "scale": self._scale})
 
 
 def _named(sections: Sequence[Sequence[BlockShape]], first: int) -> dict[str, BlockShape]:
@@ -338,25 +275,6 @@ def _named(sections: Sequence[Sequence[BlockShape]], first: int) -> dict[str, Bl
         for section, blocks in enumerate(sections, start=first)
         for index, block in enumerate(blocks)
     }
-
-
-def _of(weights: Tensors, name: str) -> Mapping[str, Tensor]:
-    """The tensors of a shared block, under the names of `BlockShape.shapes`."""
-    prefix = f"{name}."
-    return {
-        key.removeprefix(prefix): tensor
-        for key, tensor in weights.items()
-        if key.startswith(prefix)
-    }
-
-
-def _within(norm: Norm, name: str) -> Norm:
-    """The norms of a block, from those that take whole keys."""
-    return lambda key, values: norm(f"{name}.{key}", values)
-
-
-def _by_batch(own: Tensors) -> Norm:
-    return lambda norm, values: batch_norm(values, own[f"{norm}.weight"], own[f"{norm}.bias"])
 
 
 def _calibrating(weights: Tensors, statistics: Statistics, peers: Peers) -> Norm:

@@ -14,20 +14,21 @@ from ist_hpc.config.keys import VGG11_CHANNELS
 from ist_hpc.data.sparse_rows import Rows
 from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.models.base import (
-    ExportEntry,
+    Model,
     Peers,
-    SequentialModel,
     SharedSpec,
     Statistics,
     Tensors,
 )
-from ist_hpc.models.convolutions import IMAGE, Convolutions
+from ist_hpc.models.convolutions import Convolutions
+from ist_hpc.models.export import Plain
 from ist_hpc.models.initial import initial_rows
 from ist_hpc.models.layers import Layer
 from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.plain.vgg import IMAGE, vgg11
 
 
-class VGG11(SequentialModel):
+class VGG11(Model):
     """VGG11 of any width.
 
     hidden         widths of the fully connected hidden layers, the axes `hidden{i}`
@@ -106,10 +107,7 @@ class VGG11(SequentialModel):
         """Logits of classes that are at home here; see the base class."""
         return self._head.own_outputs(weights, statistics, hidden, outputs, home_start, calibrate)
 
-    def export_entries(self) -> tuple[ExportEntry, ...]:
-        """Of the body and of the fully connected layers; see the base class."""
-        return (*self._body.export_entries(), *self._head.export_entries())
-
-    def modules(self) -> list[tuple[str, str]]:
-        """Of the body and of the fully connected layers; see the base class."""
-        return [*self._body.modules(), *self._head.modules()]
+    def exported(self) -> Plain:
+        """The body, then the layers of the head; see the base class."""
+        channels = [layer.outputs for layer in self._body.layers]
+        return Plain(vgg11, {"channels": channels, "head": self._head.exported()})

@@ -97,7 +97,7 @@ def test_the_exported_module_ranks_labels_alike(ranked, tmp_path):
     exported = run_python(
         ["-m", "ist_hpc.show", "runs/a", "--export", tmp_path / "model.pt"], cwd=ranked.place
     ).stdout
-    source = exported[exported.index("from collections") :]
+    source = exported.partition("nothing but PyTorch:\n")[2]
     with Dataset.open(ranked.place / "data") as dataset:
         features, _ = dataset.read("test", 0, dataset.rows("test"))
     dense = np.zeros((len(features), features.columns), dtype=np.float32)
