@@ -47,7 +47,6 @@ class _Layer:
     inputs: int
     outputs: int
     norm: str | None
-    affine: bool
     bias: str | None
 
 
@@ -94,12 +93,12 @@ class MultiLayerPerceptron(Model):
                 TensorSpec(f"bn{i}.weight", (size,), (own,)),
                 TensorSpec(f"bn{i}.bias", (size,), (own,)),
             ]
-            layers.append(_Layer(f"fc{i}.weight", width, size, f"bn{i}", True, None))
+            layers.append(_Layer(f"fc{i}.weight", width, size, f"bn{i}", None))
             width, axis = size, own
         specs.append(TensorSpec("out.weight", (outputs, width), (None, axis), transposed=True))
         bias = "out.bias" if output_bias else None
         norm = "bn_out" if output_norm else None
-        layers.append(_Layer("out.weight", width, outputs, norm, False, bias))
+        layers.append(_Layer("out.weight", width, outputs, norm, bias))
         self.specs = tuple(specs)
         self.shared = (SharedSpec("out.bias", (outputs,)),) if output_bias else ()
         self.statistics = tuple(
