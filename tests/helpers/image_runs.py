@@ -24,6 +24,16 @@ SETTINGS = [
     *("train.local_steps=3", "optimizer.momentum=0.9", "optimizer.lr=0.05"),
     *("evaluate.every_epochs=0", "evaluate.calibration_rows=40", "checkpoint.every_rounds=2"),
 ]
+KINDS = {
+    "resnet": [
+        *(*SETTINGS, "model.kind=resnet", "model.hidden=[]", "model.channels=[4,5,6,7]"),
+        *("model.sections=[1,2,6,1]", "model.min_blocks=3"),
+    ],
+    "vgg11": [
+        *(*SETTINGS, "model.kind=vgg11", "model.channels=[4,4,6,5,6,5,6,7]", "model.hidden=[9,8]"),
+    ],
+}
+"""What is set of each kind of network."""
 
 
 def make_images(folder: Path, shape: tuple[int, ...] = (3, 32, 32)) -> None:

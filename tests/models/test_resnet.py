@@ -1,4 +1,4 @@
-"""Residual networks: their size and costs, what their configuration refuses, and runs on images."""
+"""Residual networks: their size and costs, and runs on images; test_image_networks has the rest."""
 
 import json
 
@@ -6,12 +6,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
 from ist_hpc.config.keys import RESNET_SECTIONS, subnets_of
-from ist_hpc.cost import counts, memory
+from ist_hpc.cost import memory
 from ist_hpc.cost.report import plan_report
 from ist_hpc.exchange.placement import elements
 from ist_hpc.models import networks
@@ -22,22 +20,14 @@ from tests.helpers import image_runs
 from tests.helpers.checkpoints import as_if_killed
 from tests.helpers.image_runs import (
     CLASSES,
+    KINDS,
     OneOf,
-    assert_bytes_are_those_planned,
-    assert_equal_runs,
     batch,
-    export_differs,
     job_of,
-    make_images,
     tensors,
-    thin_weights,
 )
 from tests.helpers.launching import ROOT, one_error_line, run_python
 from tests.helpers.live_bytes import LiveBytes
-
-SETTINGS = [*image_runs.SETTINGS, "model.kind=resnet", "model.hidden=[]"]
-SETTINGS += ["model.channels=[4,5,6,7]", "model.sections=[1,2,6,1]", "model.min_blocks=3"]
-
 
 # Its size and costs.
 
@@ -65,27 +55,6 @@ def test_the_paper_s_table_of_communication(ranks, blocks, resist_gb, local_sgd_
     assert counted["local_sgd"] == pytest.approx(local_sgd_gb, abs=0.0005)
     received = {name: n["all_ranks"] / 1e9 for name, n in report["bytes_a_round"].items()}
     assert received["ist"] < received["local_sgd"] < counted["local_sgd"]
-
-
-@pytest.mark.parametrize(("ranks", "least"), [(1, 1), (2, 1), (3, 4)])
-def test_operations_are_those_that_torch_counts(ranks, least):
-    model = ResNet([2, 1, 8, 2], [8, 9, 10, 11], CLASSES, least)
-    with FlopCounterMode(display=False) as counter:
-        model.loss_and_gradients(thin_weights(model, ranks), *batch(5), {})
-    assert counts.step_flops(model.layers, 5, ranks) == counter.get_total_flops()
-
-
-@pytest.mark.parametrize("ranks", [1, 4])
-def test_activations_of_a_step_are_about_those_that_are_held(ranks):
-    model = ResNet([2, 2, 12, 2], [16, 32, 64, 128], CLASSES)
-    job = job_of(model, ranks, batch_size=64)
-    weights = thin_weights(model, ranks)
-    with LiveBytes() as live:
-        model.loss_and_gradients(weights, *batch(64), {})
-    fixed = {spec.key for spec in model.shared if not spec.changes}
-    gradient = sum(4 * weight.numel() for key, weight in weights.items() if key not in fixed)
-    estimate = memory.step_activations(job, ranks) + gradient
-    assert 0.75 < live.most / estimate < 1.25
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
@@ -128,7 +97,7 @@ def test_a_rank_holds_its_blocks_and_no_others(ranks):
 )
 def test_the_full_network_is_scaled_by_the_part_that_a_rank_trains(algorithm, ranks, blocks, scale):
     """As the commands build it: max(1/S, the least over all), 1 where every rank trains all."""
-    values = [*SETTINGS, "model.sections=[1,1,23,1]", f"model.min_blocks={blocks}"]
+    values = [*KINDS["resnet"], "model.sections=[1,1,23,1]", f"model.min_blocks={blocks}"]
     values += [f"train.algorithm={algorithm}", "train.rounds=1"]
     found = loading.parse("", "nowhere", values)
     model = networks.build(found.model, 3 * 32 * 32, CLASSES, subnets=subnets_of(found, ranks))
@@ -137,63 +106,16 @@ def test_the_full_network_is_scaled_by_the_part_that_a_rank_trains(algorithm, ra
     assert f"    scale={scale},\n" in model.module_source()
 
 
-# The configuration.
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        (
-            ["model.kind=mlp", "model.hidden=[3]", "model.channels=[]"],
-            "`model.sections` is of `model.kind: resnet`",
-        ),
-        (["model.hidden=[3]"], "not of resnet; leave it out, or write `hidden: []`, got [3]"),
-        (["model.channels=[1,2,3]"], "those of 4 sections, or none, got [1, 2, 3]"),
-        (["model.sections=[1,2,3]"], "the blocks of four sections, two or more of the third"),
-        (["model.sections=[1,1,1,1]"], "two or more of the third, got [1, 1, 1, 1]"),
-        (["model.min_blocks=6"], "at most the 5 blocks that are dealt out, got 6"),
-        (["model.output_bias=false"], "or write `output_bias: true`"),
-        (["model.output_norm=batch"], "or write `output_norm: none`"),
-        (["model.loss=bce"], "or write `loss: auto`"),
-        (["optimizer.kind=rowwise_adagrad", "optimizer.momentum=0"], "take adagrad, sgd or adam"),
-        (["model.deal_channels=true"], "`model.deal_channels` is of `model.kind: vgg11`"),
-    ],
-)
-def test_keys_that_do_not_go_together(settings, said):
-    with pytest.raises(InputError) as error:
-        loading.parse("", "nowhere", [*SETTINGS, "train.rounds=1", *settings])
-    assert said in str(error.value)
-
-
 # Runs.
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Images whose class is the brightest corner, and a run on them by two ranks."""
-    folder = tmp_path_factory.mktemp("resnet")
-    make_images(folder / "images")
-    train(folder, "whole", 4)
-    return folder
+@pytest.fixture
+def place(runs_of):
+    return runs_of("resnet")
 
 
 def train(folder, name, rounds, *settings, **options):
-    return image_runs.train(folder, name, rounds, *SETTINGS, *settings, **options)
-
-
-def test_a_resumed_run_equals_an_uninterrupted_one(place):
-    as_if_killed(place / "runs/whole", place / "runs/parts", 2)
-    train(place, "parts", 4, resume=True)
-    assert_equal_runs(place, "whole", "parts", 4)
-
-
-def test_bytes_are_those_of_the_plan(place):
-    """Those that settle shared blocks among them."""
-    assert_bytes_are_those_planned(place, "whole", 4, *SETTINGS)
-
-
-def test_the_exported_module_gives_the_logits_of_evaluate(place, tmp_path):
-    assert export_differs(place, place / "runs/whole", tmp_path, ranks=3) < 2e-5
+    return image_runs.train(folder, name, rounds, *KINDS["resnet"], *settings, **options)
 
 
 def test_show_names_the_blocks(place):

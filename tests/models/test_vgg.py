@@ -1,4 +1,4 @@
-"""VGG11: its costs, what its configuration refuses, and runs on images, shared and dealt out."""
+"""VGG11: its costs, and runs on images, shared and dealt out; test_image_networks has the rest."""
 
 import json
 
@@ -6,60 +6,20 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from ist_hpc.common.errors import InputError
-from ist_hpc.config import loading
-from ist_hpc.cost import counts, memory
+from ist_hpc.cost import memory
 from ist_hpc.models.vgg import VGG11
 from tests.helpers import image_runs
-from tests.helpers.checkpoints import as_if_killed
 from tests.helpers.image_runs import (
     CLASSES,
+    KINDS,
     OneOf,
-    assert_bytes_are_those_planned,
-    assert_equal_runs,
-    batch,
-    export_differs,
     job_of,
     make_images,
     tensors,
-    thin_weights,
 )
 from tests.helpers.launching import one_error_line, run_python
 from tests.helpers.live_bytes import LiveBytes
-
-CHANNELS = "[4,4,6,5,6,5,6,7]"
-SETTINGS = [*image_runs.SETTINGS, "model.kind=vgg11"]
-SETTINGS += [f"model.channels={CHANNELS}", "model.hidden=[9,8]"]
-
-
-# Costs.
-
-
-BODIES = [{}, {"deal_channels": True}, {"freeze_body": True}]
-
-
-@pytest.mark.parametrize("ranks", [1, 3])
-@pytest.mark.parametrize("options", BODIES)
-def test_operations_are_those_that_torch_counts(ranks, options):
-    model = VGG11([40, 30], CLASSES, [8, 9, 10, 11, 12, 13, 14, 15], **options)
-    with FlopCounterMode(display=False) as counter:
-        model.loss_and_gradients(thin_weights(model, ranks), *batch(5), {})
-    assert counts.step_flops(model.layers, 5, ranks) == counter.get_total_flops()
-
-
-@pytest.mark.parametrize("options", BODIES)
-def test_activations_of_a_step_are_about_those_that_are_held(options):
-    model = VGG11([256, 256], CLASSES, **options)
-    job = job_of(model, 2, batch_size=64)
-    weights = thin_weights(model, 2)
-    with LiveBytes() as live:
-        model.loss_and_gradients(weights, *batch(64), {})
-    fixed = {spec.key for spec in model.shared if not spec.changes}
-    gradient = sum(4 * weight.numel() for key, weight in weights.items() if key not in fixed)
-    estimate = memory.step_activations(job, 2) + gradient
-    assert 0.75 < live.most / estimate < 1.25
 
 
 def test_activations_of_a_shared_body_are_those_of_all_its_channels():
@@ -72,65 +32,22 @@ def test_activations_of_a_shared_body_are_those_of_all_its_channels():
     assert 0.9 < live.most / memory.full_activations(job) < 1.1
 
 
-# The configuration.
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        (["model.kind=mlp"], "`model.channels` is of `model.kind: vgg11 or resnet`, not of mlp"),
-        (["model.kind=mlp", "model.channels=[]", "model.deal_channels=true"], "deal_channels"),
-        (["model.channels=[1,2,3]"], "8 convolutions, or none, got [1, 2, 3]"),
-        (
-            ["model.loss=bce", "model.output_norm=none"],
-            "is of `model.kind: mlp`, not of vgg11",
-        ),
-        (["model.deal_channels=true", "model.body_from=a.h5"], "`model.body_from` is of conv"),
-        (["model.deal_channels=true", "model.freeze_body=true"], "`model.freeze_body` is of conv"),
-    ],
-)
-def test_keys_that_do_not_go_together(settings, said):
-    with pytest.raises(InputError) as error:
-        loading.parse("", "nowhere", [*SETTINGS, "train.rounds=1", *settings])
-    assert said in str(error.value)
-
-
 # Runs.
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Images whose class is the brightest corner, and a run on them by two ranks."""
-    folder = tmp_path_factory.mktemp("vgg")
-    make_images(folder / "images")
-    train(folder, "shared", 4)
-    return folder
+@pytest.fixture
+def place(runs_of):
+    return runs_of("vgg11")
 
 
 def train(folder, name, rounds, *settings, **options):
-    return image_runs.train(folder, name, rounds, *SETTINGS, *settings, **options)
-
-
-def test_a_resumed_run_equals_an_uninterrupted_one(place):
-    """With augmented images, averaged running statistics and momentum."""
-    as_if_killed(place / "runs/shared", place / "runs/parts", 2)
-    train(place, "parts", 4, resume=True)
-    assert_equal_runs(place, "shared", "parts", 4)
-
-
-def test_bytes_are_those_of_the_plan(place):
-    assert_bytes_are_those_planned(place, "shared", 4, *SETTINGS)
-
-
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_the_exported_module_gives_the_logits_of_evaluate(place, tmp_path, ranks):
-    assert export_differs(place, place / "runs/shared", tmp_path, ranks) < 2e-5
+    return image_runs.train(folder, name, rounds, *KINDS["vgg11"], *settings, **options)
 
 
 @pytest.mark.parametrize("source", ["run", "file"])
 def test_convolutions_can_be_loaded_and_frozen(place, tmp_path, source):
-    start = place / "runs/shared"
-    body = {k: v for k, v in tensors(place, "shared", 4).items() if k.startswith("conv")}
+    start = place / "runs/whole"
+    body = {k: v for k, v in tensors(place, "whole", 4).items() if k.startswith("conv")}
     if source == "file":
         start = tmp_path / "body.h5"
         with h5py.File(start, "w") as file:
@@ -187,5 +104,5 @@ def test_bad_input_is_one_line(place, settings, said):
     assert said in one_error_line(done)
     assert not (place / "runs/bad").exists()
     if "16 x 64" in said:
-        evaluate = ["-m", "ist_hpc.evaluate", "runs/shared", "--data", "small"]
+        evaluate = ["-m", "ist_hpc.evaluate", "runs/whole", "--data", "small"]
         assert said in one_error_line(run_python(evaluate, place, check=False))

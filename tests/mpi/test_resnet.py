@@ -1,4 +1,4 @@
-"""Residual networks over the ranks: the oracle, with and without shared blocks; evaluation."""
+"""Residual networks over the ranks: the full network; test_image_networks has the oracle."""
 
 import pytest
 import torch
@@ -13,36 +13,10 @@ from ist_hpc.models.resnet import ResNet
 from ist_hpc.runtime.devices import CPU
 from ist_hpc.training.algorithms.ist import IndependentSubnets
 from ist_hpc.training.full_network import HomeNetwork
-from tests.helpers.oracle import Oracle
 from tests.helpers.pretended_gpu import GPU, PretendedGpu
-from tests.mpi.against_oracle import RULES, SEED, assert_equal, follow_averages, rounds
+from tests.mpi.against_oracle import RULES, SEED
 from tests.mpi.helpers import build, full
-from tests.mpi.test_vgg import CLASSES, images
-
-SECTIONS, CHANNELS = (1, 2, 6, 1), (4, 5, 6, 7)
-
-
-def network(least: int, subnets: int = 1) -> ResNet:
-    return ResNet(SECTIONS, CHANNELS, CLASSES, least, subnets)
-
-
-@pytest.mark.parametrize(
-    ("least", "rule"),
-    [(3, rule) for rule in RULES] + [(least, "momentum, carried") for least in (1, 5)],
-    ids=[f"some blocks shared, {rule}" for rule in RULES] + ["each block once", "all shared"],
-)
-def test_ranks_equal_one_process_that_trains_the_subnets_in_turn(world, averages, least, rule):
-    model, config = network(least), RULES[rule]
-    algorithm = build(world, model, config, SEED, averages=averages)
-    oracle = Oracle(model, world.Get_size(), SEED, config)
-    for index in rounds(world, algorithm, oracle, config.lr, 4, images):
-        follow_averages(algorithm, oracle)
-        own = algorithm.state["blocks.conv1.weight"].place("subnet")
-        assert len(own) == max(least, len(algorithm.placement.deals["blocks"].units(world.rank)))
-        if index in (1, 3):  # visits home in between must not matter
-            whole = full(world, algorithm, (*model.specs, *algorithm.slot_specs))
-    assert_equal(whole, oracle, algorithm)
-    assert set(map(len, whole.values())) == {SECTIONS[2] - 1}
+from tests.mpi.image_networks import SECTIONS, images, resnet
 
 
 def plain(model: ResNet, weights: dict[str, Tensor], rows: Tensor, scale: float, means=None):
@@ -92,7 +66,7 @@ def test_the_full_network_is_evaluated_as_anybody_would(world, averages, rows):
 
     Three of the five dealt blocks a rank are more than half: the full network has 3/5 of a branch.
     """
-    model = network(least=3, subnets=2)
+    model = resnet(least=3, subnets=2)
     algorithm = build(world, model, RULES["momentum, carried"], SEED, averages=averages)
     for index in range(2):
         algorithm.begin_round(index)
@@ -125,7 +99,7 @@ def test_on_a_gpu_it_trains_and_is_evaluated_as_on_the_cpu(world, averages):
     config, sample = RULES["momentum, carried"], images(0, 78, rows=5)[0]
 
     def found(staging: Staging) -> Tensor:
-        device, model = staging.device, network(least=3, subnets=2)
+        device, model = staging.device, resnet(least=3, subnets=2)
         algorithm = IndependentSubnets(
             world,
             model,

@@ -1,54 +1,22 @@
-"""VGG11 over the ranks: the oracle, with the body shared and dealt out, and the full network."""
+"""VGG11 over the ranks: a frozen body, the full network; test_image_networks has the oracle."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ist_hpc.models.vgg import VGG11
 from ist_hpc.training.full_network import HomeNetwork
-from tests.helpers.oracle import Oracle
-from tests.mpi.against_oracle import RULES, SEED, assert_equal, follow_averages, rounds
+from tests.mpi.against_oracle import RULES, SEED
 from tests.mpi.helpers import build, full
+from tests.mpi.image_networks import BODIES, images, vgg11
 
-CHANNELS, HIDDEN, CLASSES = [5, 4, 6, 4, 7, 5, 4, 6], [9, 7], 5
-BODIES = {"shared": {}, "dealt out": {"deal_channels": True}}
 NARROW = {"deal_channels": True, "channels": [2, 1, 3, 2, 2, 1, 2, 2]}  # ranks without a channel
 
 
-def images(rank: int, step: int, rows: int = 6) -> tuple[Tensor, Tensor]:
-    """A batch that is a function of rank and step."""
-    generator = torch.Generator().manual_seed(1000 * rank + step)
-    features = torch.rand(rows, 3 * 32 * 32, generator=generator)
-    return features, torch.randint(CLASSES, (rows,), generator=generator)
-
-
-def network(**options) -> VGG11:
-    return VGG11(HIDDEN, CLASSES, **{"channels": CHANNELS, **options})
-
-
-@pytest.mark.parametrize("options", BODIES.values(), ids=BODIES.keys())
-@pytest.mark.parametrize("config", RULES.values(), ids=RULES.keys())
-def test_ranks_equal_one_process_that_trains_the_subnets_in_turn(world, averages, options, config):
-    model = network(**options)
-    algorithm = build(world, model, config, SEED, averages=averages)
-    oracle = Oracle(model, world.Get_size(), SEED, config)
-    for index in rounds(world, algorithm, oracle, config.lr, 4, images):
-        follow_averages(algorithm, oracle)
-        if index in (1, 3):  # visits home in between must not matter
-            whole = full(world, algorithm, (*model.specs, *algorithm.slot_specs))
-    assert_equal(whole, oracle, algorithm)
-    start = {spec.key: model.initial_shared(spec, SEED) for spec in model.shared}
-    unchanged = [k for k, v in algorithm.shared.items() if np.array_equal(v.numpy(), start[k])]
-    assert not unchanged
-    for tensor in algorithm.shared.values():
-        assert len(set(world.allgather(tensor.numpy().tobytes()))) == 1
-
-
 def test_a_frozen_body_stays_as_it_is_and_the_rest_learns(world, averages):
-    config, model = RULES["momentum, carried"], network(freeze_body=True)
+    config, model = RULES["momentum, carried"], vgg11(freeze_body=True)
     algorithm = build(world, model, config, SEED, averages=averages)
     before = {key: tensor.clone() for key, tensor in algorithm.shared.items()}
     start = full(world, algorithm, model.specs)
@@ -67,7 +35,7 @@ def test_a_frozen_body_stays_as_it_is_and_the_rest_learns(world, averages):
 @pytest.mark.parametrize("rows", [70, 3], ids=["more rows than go at once", "few rows"])
 def test_the_full_network_is_the_exported_module(world, options, rows):
     """Calibrated layer by layer, as a module in training mode does; a shared body is not."""
-    model = network(**options)
+    model = vgg11(**options)
     weights, own = _random_weights(model), {}
     for spec in model.specs:
         first, last = spec.home_rows(world.Get_rank(), world.Get_size())
