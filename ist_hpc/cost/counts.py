@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from ist_hpc.common.sizes import ELEMENT_BYTES, allreduce_bytes
 from ist_hpc.exchange.placement import Axis, Placement, TensorSpec, at_round, elements, home
-from ist_hpc.exchange.plan import pair_counts, settling_counts
+from ist_hpc.exchange.plan import pair_counts
+from ist_hpc.exchange.settling import settling_counts
 from ist_hpc.models.layers import Layer, layers_of, matrices
 
 

@@ -6,14 +6,15 @@ counted for data parallel training and local SGD, where every rank holds the who
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ist_hpc.common.blocks import block_bounds
 from ist_hpc.common.sizes import ELEMENT_BYTES
 from ist_hpc.cost.counts import Job
-from ist_hpc.exchange.placement import TensorSpec, home
-from ist_hpc.exchange.plan import Plan, pair_counts, plan_exchange, settling_buffers, with_slack
+from ist_hpc.exchange.held_bytes import exchange_buffers, held_bytes, subnet_bytes, visit_bytes
+from ist_hpc.exchange.placement import home
+from ist_hpc.exchange.plan import plan_exchange
 from ist_hpc.models.layers import (
     HOME_ENTRIES_AT_ONCE,
     IMAGES_AT_ONCE,
@@ -88,19 +89,21 @@ def subnet_memory(job: Job) -> Memory:
 
     Activations are an estimate; everything else is counted as the code allocates it.
     """
-    weights, slots = _round_bytes(job.weights, job), _slot_bytes(job)
+    here, there, at_home = job.placement(0), job.placement(1), home(job.ranks)
+    weights, slots = held_bytes(job.weights, here), _slot_bytes(job)
     shared, frozen = (n * ELEMENT_BYTES for n in (job.shared_elements, job.frozen_elements))
-    next_round = _exchange_scratch(job, job.exchanged, to_home=False)
-    visit = _exchange_scratch(job, job.weights, to_home=True)
-    saving = _exchange_scratch(job, job.exchanged, to_home=True)
+    next_round = plan_exchange(job.exchanged, here, there, 0, job.buffer_bytes)
+    moves = [(job.exchanged, there), (job.weights, at_home), (job.exchanged, at_home)]
     kept = {
         "weights": weights + shared,
-        "buffers": max(next_round.buffers, visit.buffers, saving.buffers),
+        "buffers": max(
+            exchange_buffers(specs, here, target, job.buffer_bytes) for specs, target in moves
+        ),
         **_rows_kept(job),
     }
     widths = full_activations(job)
-    weight_copies = _home_copies(job.weights, job.ranks)
-    slot_copies = _home_copies(job.slots, job.ranks) if job.carry else 0
+    weight_copies = visit_bytes(job.weights, here)
+    slot_copies = visit_bytes(job.slots, here) if job.carry else 0
     phases = {
         "training": {
             "slots": slots,
@@ -110,7 +113,7 @@ def subnet_memory(job: Job) -> Memory:
             **_casts(job, job.ranks),
             "activations": step_activations(job, job.ranks),
         },
-        "exchange": {"slots": slots if job.carry else 0, "doubled": next_round.doubled},
+        "exchange": {"slots": slots if job.carry else 0, "doubled": next_round.doubled_bytes},
         "evaluation": {
             "slots": slots,
             "home_copies": weight_copies,
@@ -165,7 +168,7 @@ def _casts(job: Job, ranks: int) -> dict[str, int]:
 
 def _gradient_bytes(job: Job, ranks: int) -> int:
     """Of a step: whole tensors, and of the first matrix under sparse rows what occurs."""
-    dense = _subnet_bytes(job.dense_weights, ranks)
+    dense = subnet_bytes(job.dense_weights, ranks)
     if job.row_entries is None:
         return dense
     units = job.layers[0].own_outputs(ranks)
@@ -277,78 +280,9 @@ def _layer_bytes(layer: Layer, rows: int, ranks: int) -> int:
     return max(norming, gathering if ranks > 1 else 0)
 
 
-@dataclass(frozen=True)
-class _Scratch:
-    """Bytes that one kind of exchange needs beside the state itself."""
-
-    buffers: int
-    doubled: int
-
-
-def _exchange_scratch(job: Job, specs: Sequence[TensorSpec], to_home: bool) -> _Scratch:
-    """Of the exchange from round 0 to round 1, or from round 0 home, which stand for all others."""
-    source = job.placement(0)
-    target = home(job.ranks) if to_home else job.placement(1)
-    plan = plan_exchange(specs, source, target, 0, job.buffer_bytes)
-    counts = pair_counts(specs, source, target)
-    buffers = 0
-    if plan.chunks:
-        of_either_kind = min(2, len(plan.chunks))
-        for axis in (0, 1):
-            most = -(-int(counts.sum(axis=axis).max()) // len(plan.chunks))
-            buffers += of_either_kind * with_slack(most) * ELEMENT_BYTES
-    if not to_home:
-        settled = settling_buffers(specs, target, job.buffer_bytes)
-        buffers = max(buffers, sum(with_slack(most) for most in settled) * ELEMENT_BYTES)
-    doubled = 0 if to_home else _doubled_bytes(plan)
-    return _Scratch(buffers, doubled)
-
-
-def _doubled_bytes(plan: Plan) -> int:
-    """The most that an exchange to another round holds twice: old and new of what a chunk touches.
-
-    A tensor is doubled from the first chunk that writes it to the last that touches it.
-    """
-    opened: dict[str, int] = {}
-    closed: dict[str, int] = {}
-    for index, chunk in enumerate(plan.chunks):
-        for piece in chunk.recv_pieces:
-            if piece.place == "subnet":
-                opened.setdefault(piece.spec.key, index)
-        for piece in (*chunk.send_pieces, *chunk.recv_pieces):
-            closed[piece.spec.key] = index
-    size = {
-        spec.key: math.prod(spec.subnet_shape(plan.rank, plan.target.ranks)) for spec in plan.specs
-    }
-    moved = {source.spec.key for source, _ in plan.local_moves} | closed.keys()
-    peak = max((size[key] for key in moved), default=0)  # those without a chunk: one at a time
-    for index in range(len(plan.chunks)):
-        at_once = sum(size[key] for key, first in opened.items() if first <= index <= closed[key])
-        peak = max(peak, at_once)
-    return peak * ELEMENT_BYTES
-
-
-def _subnet_bytes(specs: Iterable[TensorSpec], ranks: int) -> int:
-    return sum(math.prod(spec.subnet_shape(0, ranks)) for spec in specs) * ELEMENT_BYTES
-
-
-def _home_bytes(specs: Iterable[TensorSpec], ranks: int) -> int:
-    return sum(math.prod(spec.home_shape(0, ranks)) for spec in specs) * ELEMENT_BYTES
-
-
-def _round_bytes(specs: Sequence[TensorSpec], job: Job) -> int:
-    """What a rank holds in a round: subnets, and the home blocks of tensors with two dealt axes."""
-    middle = [spec for spec in specs if spec.has_two_axes]
-    return _subnet_bytes(specs, job.ranks) + _home_bytes(middle, job.ranks)
-
-
-def _home_copies(specs: Iterable[TensorSpec], ranks: int) -> int:
-    """What a visit adds: the home blocks of tensors with one dealt axis."""
-    return _home_bytes([spec for spec in specs if not spec.has_two_axes], ranks)
-
-
 def _slot_bytes(job: Job) -> int:
-    own = _round_bytes(job.slots, job) if job.carry else _subnet_bytes(job.slots, job.ranks)
+    held = held_bytes(job.slots, job.placement(0))
+    own = held if job.carry else subnet_bytes(job.slots, job.ranks)
     return own + job.shared_slot_elements * ELEMENT_BYTES
 
 

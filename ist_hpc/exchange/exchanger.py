@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ist_hpc.common.sizes import ELEMENT_BYTES
 from ist_hpc.exchange.placement import Placement, TensorSpec
-from ist_hpc.exchange.plan import Chunk, Piece, Plan, plan_exchange, plan_settling
+from ist_hpc.exchange.plan import SLOTS, Chunk, Piece, Plan, plan_exchange
+from ist_hpc.exchange.settling import plan_settling
 from ist_hpc.exchange.staging import MpiBuffer, Staging, staging_of
 from ist_hpc.exchange.tensors import Held, State, add, divide, gather, move, scatter
 from ist_hpc.runtime.devices import CPU, synchronise
@@ -115,12 +116,12 @@ class Exchanger:
     ) -> MpiBuffer:
         """Fill the send buffer of a chunk, while the one before it is on its way."""
         begin = time.perf_counter()
-        packed = self.staging.packing(index % 2, int(chunk.send_counts.sum()))
+        packed = self.staging.packing(index % SLOTS, int(chunk.send_counts.sum()))
         for piece, part in _parts(chunk.send_pieces, packed):
             gather(state[piece.spec.key].place(piece.place), piece, part)
             if in_flight is not None:
                 in_flight.progress()
-        send = self.staging.outgoing(index % 2, packed)
+        send = self.staging.outgoing(index % SLOTS, packed)
         report.pack_s += time.perf_counter() - begin
         return send
 
@@ -129,7 +130,7 @@ class Exchanger:
     ) -> "_Flight":
         elements = int(chunk.recv_counts.sum())
         begin = time.perf_counter()
-        receive = self.staging.receiving(index % 2, elements)
+        receive = self.staging.receiving(index % SLOTS, elements)
         going = [send, (chunk.send_counts, chunk.send_displacements)]
         coming = [receive, (chunk.recv_counts, chunk.recv_displacements)]
         request: MPI.Request | None = None
@@ -151,7 +152,7 @@ class Exchanger:
     ) -> None:
         """Empty the receive buffer of a chunk, while the next one is on its way."""
         begin = time.perf_counter()
-        received = self.staging.arrived(arrived.index % 2, arrived.elements)
+        received = self.staging.arrived(arrived.index % SLOTS, arrived.elements)
         for piece, part in _parts(arrived.chunk.recv_pieces, received):
             scatter(landing.tensor(piece), piece, part)
             if in_flight is not None:
@@ -198,7 +199,8 @@ class _Landing:
     """The tensors that receive, and when the ones that sent can go.
 
     A tensor is doubled only from the first chunk that writes it to the last chunk that touches it,
-    so an exchange in many chunks holds old and new of few tensors at a time.
+    so an exchange in many chunks holds old and new of few tensors at a time
+    (`Plan.doubled_bytes`).
     """
 
     def __init__(self, plan: Plan, state: State, keep_source: bool, device: torch.device) -> None:
@@ -208,13 +210,8 @@ class _Landing:
         for source, target in plan.local_moves:
             self.local[source.spec.key].append((source, target))
         self.specs = {spec.key: spec for spec in plan.specs}
-        last_chunk = {
-            piece.spec.key: index
-            for index, chunk in enumerate(plan.chunks)
-            for piece in (*chunk.send_pieces, *chunk.recv_pieces)
-        }
         self.done_at: dict[int, list[str]] = {}
-        for key, index in last_chunk.items():
+        for key, index in plan.last_chunks.items():
             self.done_at.setdefault(index, []).append(key)
 
     def tensor(self, piece: Piece) -> Tensor:

@@ -5,13 +5,14 @@ every pair agree on order and counts without a message. A limit on the buffers c
 chunks; their number is computed from the counts of all pairs, so that all ranks agree on it too.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.common.blocks import Units
 from ist_hpc.common.sizes import ELEMENT_BYTES
 from ist_hpc.exchange.geometry import (
     Place,
@@ -21,11 +22,14 @@ from ist_hpc.exchange.geometry import (
     compact,
     selection_size,
 )
-from ist_hpc.exchange.placement import Deal, Placement, TensorSpec
+from ist_hpc.exchange.placement import Placement, TensorSpec
 
 MOST_ELEMENTS = 2**28
 """In a buffer, 1 GiB: counts and displacements are C ints before MPI 4, and some libraries count
 bytes in them too. A larger exchange goes in chunks, whatever the buffer limit."""
+
+SLOTS = 2
+"""Send buffers, and as many to receive: a chunk is packed while the one before it is on its way."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +97,39 @@ class Plan:
         """Bytes this rank receives."""
         return sum(int(c.recv_counts.sum()) for c in self.chunks) * ELEMENT_BYTES
 
+    @cached_property
+    def last_chunks(self) -> dict[str, int]:
+        """Of each tensor that chunks touch, by key, the last that does: then the old one can go."""
+        return {
+            piece.spec.key: index
+            for index, chunk in enumerate(self.chunks)
+            for piece in (*chunk.send_pieces, *chunk.recv_pieces)
+        }
+
+    @property
+    def doubled_bytes(self) -> int:
+        """The most that is held twice at a time on the way to another round: old and new tensors.
+
+        A tensor is doubled from the first chunk that writes it to the last that touches it, and one
+        that no chunk touches by itself.
+        """
+        size = {
+            spec.key: math.prod(spec.subnet_shape(self.rank, self.target.ranks))
+            for spec in self.specs
+        }
+        first_chunks: dict[str, int] = {}
+        for index, chunk in enumerate(self.chunks):
+            for piece in chunk.recv_pieces:
+                if piece.place == "subnet":
+                    first_chunks.setdefault(piece.spec.key, index)
+        last_chunks = self.last_chunks
+        moved = {source.spec.key for source, _ in self.local_moves} | last_chunks.keys()
+        peak = max((size[key] for key in moved), default=0)
+        for index in range(len(self.chunks)):
+            doubled = (k for k, first in first_chunks.items() if first <= index <= last_chunks[k])
+            peak = max(peak, sum(size[key] for key in doubled))
+        return peak * ELEMENT_BYTES
+
 
 _Alike = tuple[TensorGeometry, list[TensorSpec]]
 """Tensors that move alike, and how."""
@@ -126,7 +163,7 @@ def plan_exchange(
     the slack of buffers that are kept).
     """
     geometries = _by_geometry(specs, source, target)
-    chunk_count = _chunk_count(_pair_counts(geometries, source.ranks), buffer_bytes)
+    count = chunk_count(_pair_counts(geometries, source.ranks), buffer_bytes)
     sends: list[list[Piece]] = [[] for _ in range(source.ranks)]
     receives: list[list[Piece]] = [[] for _ in range(source.ranks)]
     local_moves: list[tuple[Piece, Piece]] = []
@@ -147,122 +184,8 @@ def plan_exchange(
         for peer, rectangle in received:
             if peer != rank:
                 receives[peer].append(_localise(spec, rectangle, rectangle.target, target, rank))
-    chunks = _chunks(sends, receives, chunk_count)
+    chunks = chunks_of(sends, receives, count)
     return Plan(rank, source, target, tuple(specs), tuple(local_moves), chunks)
-
-
-@dataclass(frozen=True, eq=False)
-class Settling:
-    """What brings the copies of shared units together: one Alltoallv for all of some tensors.
-
-    chunk   copies of other ranks to the holder of each unit; pieces of the same peer one behind
-            the other, peers ascending
-    copies  of each tensor by key, for each of this rank's units how many ranks trained it, if it
-            holds the unit, else 1; int64 [local units]
-    """
-
-    chunk: Chunk
-    copies: dict[str, npt.NDArray[np.int64]]
-
-
-def plan_settling(
-    specs: Sequence[TensorSpec], placement: Placement, rank: int, buffer_bytes: int
-) -> list[Settling]:
-    """Plan the means of what several ranks trained in a round, for `rank`; the same number on all.
-
-    Each call moves what fits into `buffer_bytes`, or the copies of one unit of one tensor. All
-    copies of a unit are in one call, so that they are added in the order of the ranks.
-    """
-    lots = _settling_lots(specs, placement, buffer_bytes)
-    return [_settling(lot, placement, rank) for lot, _ in lots]
-
-
-def settling_buffers(
-    specs: Sequence[TensorSpec], placement: Placement, buffer_bytes: int
-) -> tuple[int, int]:
-    """(sent, received): the most elements of any rank in one call of `plan_settling`."""
-    sent, received = 0, 0
-    for _, counts in _settling_lots(specs, placement, buffer_bytes):
-        sent = max(sent, int(counts.sum(axis=1).max()))
-        received = max(received, int(counts.sum(axis=0).max()))
-    return sent, received
-
-
-def settling_counts(specs: Sequence[TensorSpec], placement: Placement) -> npt.NDArray[np.int64]:
-    """Elements that go from s to q to settle a round's shared units; int64, [ranks, ranks]."""
-    total = np.zeros((placement.ranks, placement.ranks), dtype=np.int64)
-    return sum((_copied(spec, placement, _shared_units(spec, placement)) for spec in specs), total)
-
-
-_Lot = dict[str, tuple[TensorSpec, list[Units]]]
-"""By key: a tensor, and which of its shared units are brought together."""
-
-
-def _settling_lots(
-    specs: Sequence[TensorSpec], placement: Placement, buffer_bytes: int
-) -> list[tuple[_Lot, npt.NDArray[np.int64]]]:
-    """What each call brings together, and its elements from s to q; int64 [ranks, ranks]."""
-    lots: list[tuple[_Lot, npt.NDArray[np.int64]]] = []
-    for spec in specs:
-        shared = _shared_units(spec, placement)
-        if not len(shared):
-            continue
-        fits = _chunk_count(_copied(spec, placement, shared), buffer_bytes) == 1
-        for units in [shared] if fits else np.split(shared, len(shared)):
-            counts = _copied(spec, placement, units)
-            if not lots or _chunk_count(lots[-1][1] + counts, buffer_bytes) > 1:
-                lots.append(({}, np.zeros_like(counts)))
-            lot, filled = lots[-1]
-            lot.setdefault(spec.key, (spec, []))[1].append(units)
-            filled += counts
-    return lots
-
-
-def _shared_units(spec: TensorSpec, placement: Placement) -> Units:
-    """The units of a tensor that several ranks train, ascending; int64 [units]."""
-    if spec.row_axis is None or spec.column_axis is not None:  # such units are never shared
-        return np.empty(0, dtype=np.int64)
-    return np.unique(placement.deals[spec.row_axis].copies[0])
-
-
-def _copies_of(dealt: Deal, units: Units) -> tuple[Units, Units]:
-    """(units, ranks) of the copies of some units."""
-    chosen = np.isin(dealt.copies[0], units)
-    return dealt.copies[0][chosen], dealt.copies[1][chosen]
-
-
-def _copied(spec: TensorSpec, placement: Placement, units: Units) -> npt.NDArray[np.int64]:
-    """Elements that go from s to q as copies of units that q holds; int64 [ranks, ranks]."""
-    ranks = placement.ranks
-    if not len(units):
-        return np.zeros((ranks, ranks), dtype=np.int64)
-    dealt = placement.deals[spec.row_axis or ""]
-    copied, takers = _copies_of(dealt, units)
-    pairs = np.bincount(takers * ranks + dealt.holder[copied], minlength=ranks * ranks)
-    across = spec.columns * spec.element_width
-    return pairs.reshape(ranks, ranks).astype(np.int64) * across
-
-
-def _settling(lot: _Lot, placement: Placement, rank: int) -> Settling:
-    ranks = placement.ranks
-    sends: list[list[Piece]] = [[] for _ in range(ranks)]
-    receives: list[list[Piece]] = [[] for _ in range(ranks)]
-    copies: dict[str, npt.NDArray[np.int64]] = {}
-    for key, (spec, parts) in lot.items():
-        dealt = placement.deals[spec.row_axis or ""]
-        units, takers = _copies_of(dealt, np.concatenate(parts))
-        holders, own = dealt.holder[units], dealt.units(rank)
-        copies[key] = np.where(
-            dealt.holder[own] == rank, 1 + np.bincount(units, minlength=len(dealt.holder))[own], 1
-        )
-        for peer in range(ranks):
-            for mine, theirs, pieces in ((takers, holders, sends), (holders, takers, receives)):
-                moved = units[(mine == rank) & (theirs == peer)]
-                if len(moved):
-                    rows = compact(dealt.positions(rank, moved))
-                    pieces[peer].append(Piece(spec, "subnet", rows, slice(0, spec.columns)))
-    (chunk,) = _chunks(sends, receives, 1)
-    return Settling(chunk, copies)
 
 
 def _by_geometry(specs: Sequence[TensorSpec], source: Placement, target: Placement) -> list[_Alike]:
@@ -301,7 +224,7 @@ def _positions(
     return compact(placement.deals[axis].positions(rank, selection))
 
 
-def _chunk_count(counts: npt.NDArray[np.int64], buffer_bytes: int) -> int:
+def chunk_count(counts: npt.NDArray[np.int64], buffer_bytes: int) -> int:
     """Chunks of the exchange with these counts between all pairs; the same on all ranks.
 
     One, with a send and a receive buffer, if these fit in `buffer_bytes`; else as many as two
@@ -309,7 +232,7 @@ def _chunk_count(counts: npt.NDArray[np.int64], buffer_bytes: int) -> int:
     """
     busiest = int(max(counts.sum(axis=0).max(), counts.sum(axis=1).max()))
     alone = buffer_bytes // (2 * ELEMENT_BYTES)
-    limit = alone if busiest <= alone else buffer_bytes // (4 * ELEMENT_BYTES)
+    limit = alone if busiest <= alone else buffer_bytes // (2 * SLOTS * ELEMENT_BYTES)
     return -(-busiest // max(1, min(limit, MOST_ELEMENTS)))
 
 
@@ -318,15 +241,16 @@ def with_slack(elements: int) -> int:
     return elements + elements // 64
 
 
-def _chunks(
-    sends: list[list[Piece]], receives: list[list[Piece]], chunk_count: int
+def chunks_of(
+    sends: list[list[Piece]], receives: list[list[Piece]], count: int
 ) -> tuple[Chunk, ...]:
-    if chunk_count == 0:
+    """What goes to each peer and comes from it, in so many chunks."""
+    if count == 0:
         return ()
-    cut_sends = [_cut(pieces, chunk_count) for pieces in sends]
-    cut_receives = [_cut(pieces, chunk_count) for pieces in receives]
+    cut_sends = [_cut(pieces, count) for pieces in sends]
+    cut_receives = [_cut(pieces, count) for pieces in receives]
     chunks = []
-    for index in range(chunk_count):
+    for index in range(count):
         going = [parts[index] for parts in cut_sends]
         coming = [parts[index] for parts in cut_receives]
         chunks.append(

@@ -25,6 +25,7 @@ class Staging(ABC):
     A chunk is packed while the one before it is on its way, so what MPI holds is there twice: its
     slot is 0 or 1, by turns. The order is that of the exchange: `packing` and `outgoing` of a slot,
     then `receiving`; when MPI is done with it, `arrived`, which comes before the slot's next turn.
+    `held_bytes.exchange_buffers` says beforehand how large all of them will be.
 
     device    where weights are packed and unpacked
     buffers   those that are kept, by name

@@ -15,7 +15,8 @@ from ist_hpc.exchange import plan as transfer
 from ist_hpc.exchange import tensors
 from ist_hpc.exchange.exchanger import Exchanger, allocate_home
 from ist_hpc.exchange.placement import Axis, Placement, TensorSpec, at_round, home
-from ist_hpc.exchange.plan import pair_counts, plan_exchange, plan_settling, settling_buffers
+from ist_hpc.exchange.plan import pair_counts, plan_exchange
+from ist_hpc.exchange.settling import plan_settling, settling_buffers
 from ist_hpc.exchange.tensors import Held
 from tests.helpers.threads import ThreadRanks
 
