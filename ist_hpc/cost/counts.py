@@ -7,8 +7,10 @@ ring allreduce. What a rank holds is counted in memory.py.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,29 +19,22 @@ from ist_hpc.common.sizes import ELEMENT_BYTES, allreduce_bytes
 from ist_hpc.exchange.placement import Axis, Placement, TensorSpec, at_round, elements, home
 from ist_hpc.exchange.plan import pair_counts
 from ist_hpc.exchange.settling import settling_counts
-from ist_hpc.models.layers import Layer, layers_of, matrices
+from ist_hpc.models.layers import Layer
+
+if TYPE_CHECKING:
+    from ist_hpc.models.base import Model
+    from ist_hpc.models.optimizer import Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What is trained, on how many ranks, as far as its cost depends on it.
 
-    weights, slots   partitioned weights, in the order of the forward pass, and their slots
-    layers           first to last; by default the matrices among the weights
+    model, rule      the network and the optimiser, which say what they need themselves
     carry            whether slots travel with their weights, else they are begun anew each round
     keeps_rounds     whether a round's weights and carried slots are kept, so as to give it up
-    axes             by name
-    shared_elements, shared_slot_elements
-                     elements of the weights without an axis, and of their slots
-    untrained_elements, frozen_elements
-                     of the shared weights those without a gradient, and of these those that do not
-                     change
-    replica_slot_elements
-                     of all slots where weights are not dealt out: data parallel and local SGD
-    scratch          see `memory.UPDATE_SCRATCH`
     batch_size       rows a rank trains on in one step
     row_entries      non-zeros of a sparse row, on average; None for dense rows
-    label_block      labels computed at a time; None: all
     calibration_rows, evaluation_rows
                      rows through the full network at a time, on every rank
     window_bytes     bound of the rows that are kept for shuffling
@@ -47,23 +42,14 @@ class Job:
     product_bytes    of a number that enters a product and comes out of it: 2 under bf16
     """
 
-    weights: tuple[TensorSpec, ...]
-    slots: tuple[TensorSpec, ...]
-    layers: tuple[Layer, ...] = ()
-    axes: Mapping[str, Axis]
+    model: "Model"
+    rule: "Optimizer"
     ranks: int
     seed: int = 0
     carry: bool = True
     keeps_rounds: bool = False
-    shared_elements: int = 0
-    shared_slot_elements: int = 0
-    untrained_elements: int = 0
-    frozen_elements: int = 0
-    replica_slot_elements: int = 0
-    scratch: tuple[int, int] = (0, 0)
     batch_size: int = 128
     row_entries: float | None = None
-    label_block: int | None = None
     local_steps: int = 20
     calibration_rows: int = 2048
     evaluation_rows: int = 1024
@@ -71,9 +57,20 @@ class Job:
     buffer_bytes: int = 256 << 20
     product_bytes: int = ELEMENT_BYTES
 
-    def __post_init__(self) -> None:
-        if not self.layers:
-            object.__setattr__(self, "layers", layers_of(self.weights))
+    @property
+    def weights(self) -> tuple[TensorSpec, ...]:
+        """The partitioned weights, in the order of the forward pass."""
+        return self.model.specs
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """First to last."""
+        return self.model.layers
+
+    @cached_property
+    def slots(self) -> tuple[TensorSpec, ...]:
+        """The slots of the partitioned weights."""
+        return self.rule.slot_specs(self.model.specs)
 
     @property
     def exchanged(self) -> tuple[TensorSpec, ...]:
@@ -81,17 +78,36 @@ class Job:
         return (*self.weights, *(self.slots if self.carry else ()))
 
     @property
-    def dense_weights(self) -> tuple[TensorSpec, ...]:
-        """Those whose gradient is a whole tensor: all but the first matrix under sparse rows."""
-        if self.row_entries is None:
-            return self.weights
-        first = matrices(self.weights)[0]
-        return tuple(spec for spec in self.weights if spec is not first)
+    def shared_elements(self) -> int:
+        """Elements of the weights without an axis."""
+        return sum(spec.elements for spec in self.model.shared)
 
-    def occurring(self, rows: int) -> int:
-        """Inputs that occur in so many sparse rows, at most; all of them for dense rows."""
-        inputs = self.layers[0].inputs
-        return inputs if self.row_entries is None else min(inputs, round(rows * self.row_entries))
+    @property
+    def untrained_elements(self) -> int:
+        """Of the shared weights those without a gradient."""
+        return sum(spec.elements for spec in self.model.shared if not spec.trained)
+
+    @property
+    def frozen_elements(self) -> int:
+        """Of the shared weights those that do not change."""
+        return sum(spec.elements for spec in self.model.shared if not spec.changes)
+
+    @property
+    def shared_slot_elements(self) -> int:
+        """Elements of the slots of shared weights."""
+        return sum(spec.elements for spec in self.rule.shared_slot_specs(self.model.shared))
+
+    @property
+    def replica_slot_elements(self) -> int:
+        """Elements of the other slots where weights are not dealt out.
+
+        Under data parallel training and local SGD no element has a count of updates of its own.
+        """
+        return sum(
+            elements(self.rule.slot_spec(slot, spec))
+            for spec in self.weights
+            for slot in self.rule.slot_names(has_two_axes=False)
+        )
 
     @property
     def weight_elements(self) -> int:
@@ -100,7 +116,7 @@ class Job:
 
     def placement(self, round_index: int) -> Placement:
         """The placement of a round; raises `InputError` if there are more ranks than units."""
-        return at_round(self.axes, self.ranks, self.seed, round_index)
+        return at_round(self.model.axes, self.ranks, self.seed, round_index)
 
 
 # Bytes.

@@ -1,6 +1,5 @@
 """What a configured run costs: its `counts.Job`, and whether the nodes have the memory for it."""
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,19 +13,15 @@ from ist_hpc.cost import memory as cost_memory
 from ist_hpc.cost.grants import Grant, granted_bytes
 from ist_hpc.cost.limits import refusal
 from ist_hpc.data.shard_meta import Meta
+from ist_hpc.exchange.held_bytes import home_bytes
 from ist_hpc.exchange.placement import elements
 from ist_hpc.models import optimizer
 from ist_hpc.models.base import Model
 from ist_hpc.runtime.devices import free_gpu_bytes
-from ist_hpc.runtime.horovod_start import fusion_bytes
+from ist_hpc.runtime.precision import product_bytes
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-_ENTRY_BYTES = 8  # of a sparse row on disk; those of its labels have 5
-_POINTER_BYTES = 16  # of a sparse row beside its entries
-
-_BF16_BYTES = 2
 
 
 def job_of(config: Config, model: Model, ranks: int, meta: Meta | None) -> counts.Job:
@@ -34,43 +29,29 @@ def job_of(config: Config, model: Model, ranks: int, meta: Meta | None) -> count
 
     meta  describes the data; without it the configured window and `data.row_entries` stand for them
     """
-    rule, evaluation_rows = optimizer.build(config.optimizer), config.evaluate.batch_rows
+    evaluation_rows = config.evaluate.batch_rows
     if meta is not None and meta.shards.get("test"):
         evaluation_rows = min(evaluation_rows, sum(shard.rows for shard in meta.shards["test"]))
-    shared_slots = rule.shared_slot_specs(model.shared)
     calibration_rows, window_bytes = config.evaluate.calibration_rows, config.data.window_mib << 20
     if meta is not None and meta.shards.get("train"):
         rows = sum(shard.rows for shard in meta.shards["train"])
         calibration_rows = min(calibration_rows, rows)
-        window_bytes = min(window_bytes, -(-rows // ranks) * meta.row_bytes("train"))
+        window_bytes = meta.window_bytes(ranks, window_bytes)
     return counts.Job(
-        weights=model.specs,
-        layers=model.layers,
-        slots=rule.slot_specs(model.specs),
-        axes=model.axes,
+        model=model,
+        rule=optimizer.build(config.optimizer),
         ranks=ranks,
         seed=config.seed,
         carry=config.optimizer.state == "carry",
         keeps_rounds=config.train.on_nan == "skip_round",
-        shared_elements=sum(math.prod(spec.shape) for spec in model.shared),
-        untrained_elements=sum(math.prod(spec.shape) for spec in model.shared if not spec.trained),
-        frozen_elements=sum(math.prod(spec.shape) for spec in model.shared if not spec.changes),
-        shared_slot_elements=sum(math.prod(spec.shape) for spec in shared_slots),
-        replica_slot_elements=sum(
-            elements(rule.slot_spec(slot, spec))
-            for spec in model.specs
-            for slot in rule.slot_names(has_two_axes=False)
-        ),
-        scratch=cost_memory.UPDATE_SCRATCH[config.optimizer.kind],
         batch_size=config.data.batch_size,
         row_entries=_row_entries(config, meta),
-        label_block=model.label_block,
         local_steps=config.train.local_steps,
         calibration_rows=calibration_rows,
         evaluation_rows=evaluation_rows,
         window_bytes=window_bytes,
         buffer_bytes=config.exchange.buffer_mib << 20,
-        product_bytes=_BF16_BYTES if config.train.precision == "bf16" else ELEMENT_BYTES,
+        product_bytes=product_bytes(config.train.precision),
     )
 
 
@@ -80,12 +61,12 @@ def is_sparse(config: Config, meta: Meta | None) -> bool:
 
 
 def _row_entries(config: Config, meta: Meta | None) -> float | None:
-    """Non-zeros of a row, on average; of data from their size, labels included (somewhat more)."""
+    """Non-zeros of a row, on average; of data from their size."""
     if not is_sparse(config, meta):
         return None
     if meta is None or not meta.shards.get("train"):
         return config.data.row_entries or 1.0
-    return max(1.0, (meta.row_bytes("train") - _POINTER_BYTES) / _ENTRY_BYTES)
+    return meta.row_entries("train")
 
 
 def grants_of_node(comm: "MPI.Comm") -> list[Grant]:
@@ -111,10 +92,9 @@ def memory_of(config: Config, job: counts.Job) -> cost_memory.Memory:
     step = dict(cost_memory.replica_memory(job, averages_gradient=averages).phases["training"])
     held = {name: step[name] for name in ("weights", "slots", "window", "calibration")}
     turned = [spec for spec in job.weights if spec.transposed]
-    copies = sum(math.prod(spec.home_shape(0, job.ranks)) for spec in turned)
     evaluation = {
         **held,
-        "home_copies": copies * ELEMENT_BYTES,
+        "home_copies": home_bytes(turned, job.ranks),
         "activations": cost_memory.full_activations(job),
     }
     phases = {"training": step, "evaluation": evaluation}
@@ -122,9 +102,9 @@ def memory_of(config: Config, job: counts.Job) -> cost_memory.Memory:
         step["buffers"] = max(elements(spec) for spec in job.weights) * ELEMENT_BYTES
     elif job.ranks > 1 and averages:
         half = job.weight_elements * ELEMENT_BYTES // 2 if train.compression == "fp16" else 0
-        step["buffers"] = fusion_bytes() + half
+        step["buffers"] = cost_memory.fusion_bytes() + half
     elif job.ranks > 1:
-        phases["average"] = {**held, "buffers": fusion_bytes()}
+        phases["average"] = {**held, "buffers": cost_memory.fusion_bytes()}
     return cost_memory.Memory(phases)
 
 

@@ -17,6 +17,8 @@ FORMAT_VERSION = 1
 KINDS = ("dense", "sparse")
 FEATURE_DTYPES = {"dense": ("float32", "uint8"), "sparse": ("float32",)}
 _ITEM_BYTES = {"float32": 4, "uint8": 1}
+_ENTRY_BYTES = 8  # of a sparse row on disk; those of its labels have 5
+_POINTER_BYTES = 16  # of a sparse row beside its entries
 MOST_COLUMNS = 2**31 - 1  # of a sparse row, and unnamed labels: indices are int32
 SPLITS = ("train", "test")
 
@@ -115,6 +117,18 @@ class Meta(Schema):
             return _ITEM_BYTES[self.feature_dtype] * self.features + 8
         shards = self.shards[split]
         return -(-sum(shard.bytes for shard in shards) // sum(shard.rows for shard in shards))
+
+    def window_bytes(self, ranks: int, most_bytes: int) -> int:
+        """At most what the training rows of a rank's window take: all that it has, if they fit."""
+        rows = sum(shard.rows for shard in self.shards["train"])
+        return min(most_bytes, -(-rows // ranks) * self.row_bytes("train"))
+
+    def row_entries(self, split: str) -> float:
+        """Non-zeros of a sparse row of `split`, on average, from what it takes on disk.
+
+        Somewhat more, since what its labels take is counted as if it were features'.
+        """
+        return max(1.0, (self.row_bytes(split) - _POINTER_BYTES) / _ENTRY_BYTES)
 
     def to_json(self) -> str:
         """The text of `meta.json`. Raises TypeError where `made_by` is not JSON."""

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ist_hpc.data.csr import Csr
 
+_VALUE_BYTES, _COLUMN_BYTES = 4, 8  # float32 and int64
+
 
 @dataclass(frozen=True, eq=False)
 class SparseRows:
@@ -67,6 +69,16 @@ Rows = Tensor | SparseRows
 
 Batch = tuple[Rows, Rows]
 """(features, labels)."""
+
+
+def rows_bytes(rows: int, width: int, entries: float | None) -> int:
+    """About the bytes of so many rows of features, before there are any.
+
+    width    numbers of a dense row
+    entries  of a sparse row, on average: a column and a value each; None for dense rows
+    """
+    of_row = width * _VALUE_BYTES if entries is None else entries * (_COLUMN_BYTES + _VALUE_BYTES)
+    return round(rows * of_row)
 
 
 def to_device(rows: Rows, device: torch.device) -> Rows:

@@ -14,9 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ist_hpc.common.sizes import ELEMENT_BYTES
 from ist_hpc.data.sparse_rows import SparseRows
 from ist_hpc.models.base import ColumnGradient
 from ist_hpc.runtime.precision import low_type
+
+_BLOCKS_OF_RANKED = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,19 @@ def binary(
         if bias_gradient is not None:
             torch.sum(residual, 0, out=bias_gradient[part.columns])
     return LabelLoss(total / rows, hidden_gradient, ColumnGradient(blocks), bias_gradient)
+
+
+def step_numbers(labels: int, block: int) -> int:
+    """About the numbers that either loss holds a row: two blocks, and sums of every block."""
+    return 2 * min(block, labels) + 5 * -(-labels // block)
+
+
+def ranked_bytes(rows: int, labels: int, block: int) -> int:
+    """About the bytes in which the best of a rank's labels are found, a block of logits at a time.
+
+    The block, and what finding the largest makes of it.
+    """
+    return _BLOCKS_OF_RANKED * rows * min(block, labels) * ELEMENT_BYTES
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,6 +35,7 @@ from ist_hpc.models.base import (
     Tensors,
 )
 from ist_hpc.models.export import Plain
+from ist_hpc.models.layers import kept_numbers, matrices
 from ist_hpc.models.norms import Norm, batch_norm, by_all_units, by_batch, full_norm
 from ist_hpc.models.plain.mlp import perceptron
 
@@ -81,7 +82,7 @@ class MultiLayerPerceptron(Model):
         self.label_block = label_block if loss != "cross_entropy" else None
         self.norms_outputs = output_norm
         self.differentiable = loss == "cross_entropy" and not sparse
-        self._loss = loss
+        self._loss, self._sparse = loss, sparse
         self.axes = {f"hidden{i}": Axis(size) for i, size in enumerate(hidden, start=1)}
         specs: list[TensorSpec] = []
         layers: list[_Layer] = []
@@ -105,6 +106,51 @@ class MultiLayerPerceptron(Model):
             StatisticSpec(layer.norm, layer.outputs) for layer in layers if layer.norm
         )
         self._layers = tuple(layers)
+
+    # Bytes, before there are any.
+
+    @property
+    def dense_specs(self) -> tuple[TensorSpec, ...]:
+        """All but the first matrix, if rows are sparse; see the base class."""
+        return self.specs[1:] if self._sparse else self.specs
+
+    def row_gradient_elements(self, rows: int, ranks: int, entries: float | None) -> int:
+        """Of the first matrix what occurs in sparse rows; see the base class."""
+        if entries is None:
+            return 0
+        first = self.layers[0]
+        return sparse_input.occurring(rows, entries, first.inputs) * first.own_outputs(ranks)
+
+    def _cast_specs(self) -> list[TensorSpec]:
+        """Of labels in blocks there is a copy of one block at a time."""
+        cast = matrices(self.dense_specs)
+        return cast if self.label_block is None else cast[:-1]
+
+    def _entering_numbers(self, entries: float | None, share: float) -> float:
+        if entries is None:
+            return super()._entering_numbers(entries, share)
+        return sparse_input.STEP_NUMBERS * entries
+
+    def _trained_numbers(self, ranks: int, share: float) -> float:
+        if self.label_block is None:
+            return super()._trained_numbers(ranks, share)
+        hidden = share * kept_numbers(self.layers[:-1], ranks)
+        return hidden + many_labels.step_numbers(self.outputs, self.label_block)
+
+    def _full_layer_bytes(
+        self, index: int, rows: int, ranks: int, entries: float | None, calibrate: bool
+    ) -> int:
+        if entries is None:
+            return super()._full_layer_bytes(index, rows, ranks, entries, calibrate)
+        layer = self.layers[index]
+        own = layer.home_outputs(ranks)
+        if index == len(self.layers) - 1:  # of sets of labels only the best logits are kept
+            assert self.label_block is not None
+            return 0 if calibrate else many_labels.ranked_bytes(rows, own, self.label_block)
+        held = layer.full_bytes(rows, ranks)
+        if index == 0:
+            held += sparse_input.home_bytes(rows, entries, (own, layer.inputs))
+        return held
 
     def initial_rows(
         self, spec: TensorSpec, seed: int, rows: tuple[int, int]

@@ -11,6 +11,7 @@ Where a step uses few rows of a weight (sparse input), only these and their slot
 count is still the weight's.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,10 +19,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ist_hpc.common.sizes import ELEMENT_BYTES
 from ist_hpc.config.keys import OptimizerConfig
 from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.models.base import ColumnGradient, RowGradient, SharedSpec
-from ist_hpc.models.layers import UPDATE_SLAB_ELEMENTS
+
+_SLAB_ELEMENTS = 1 << 20  # of a weight that is updated at a time, at least a row
 
 Slots = dict[str, Tensor]
 """The slots of one weight on this rank, by slot name, in a shape that broadcasts to the weight."""
@@ -33,6 +36,10 @@ class Optimizer(ABC):
     A step count `trained` is the number of steps of the run before this one (of the round under
     `optimizer.state: reset`): the count of every element but those of middle layers.
     """
+
+    scratch_bytes: tuple[int, int]
+    """Temporaries of `update`, bytes an element: where one count of updates serves the tensor, and
+    where every element has its own."""
 
     def __init__(self, config: OptimizerConfig) -> None:
         self.config = config
@@ -89,6 +96,24 @@ class Optimizer(ABC):
             of_columns = {name: slot[:, columns] for name, slot in slots.items()}
             self.update(weight[:, columns], values, of_columns, lr, trained)
 
+    def update_bytes(self, spec: TensorSpec, ranks: int) -> int:
+        """Temporaries of `step` of rank 0 of `ranks` with the whole gradient of a weight.
+
+        One rank alone, as one that has the whole model, needs no counts of each element.
+        """
+        shape = spec.subnet_shape(0, ranks)
+        slab = min(math.prod(shape), max(_SLAB_ELEMENTS, math.prod(shape[1:])))
+        return slab * self.scratch_bytes[spec.has_two_axes and ranks > 1]
+
+    def row_update_bytes(self, spec: TensorSpec, elements: int) -> int:
+        """Temporaries of `step` with a `RowGradient` of so many elements, all of them at once.
+
+        The rows of the weight and of its slots are gathered, too.
+        """
+        slots = [self.slot_spec(slot, spec) for slot in self.slot_names(spec.has_two_axes)]
+        gathered = 1 + sum(slot.shape == spec.shape for slot in slots)
+        return elements * (gathered * ELEMENT_BYTES + self.scratch_bytes[0])
+
     def slot_specs(self, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
         """The slots of all weights as partitioned tensors."""
         return tuple(
@@ -126,8 +151,8 @@ def as_broadcast(slot: Tensor, slot_spec: TensorSpec, spec: TensorSpec) -> Tenso
 
 
 def _slabs(weight: Tensor) -> Iterator[slice]:
-    """Rows of a weight in runs of about `UPDATE_SLAB_ELEMENTS`, at least one row."""
-    rows = max(1, UPDATE_SLAB_ELEMENTS * len(weight) // max(1, weight.numel()))
+    """Rows of a weight in runs of about `_SLAB_ELEMENTS`, at least one row."""
+    rows = max(1, _SLAB_ELEMENTS * len(weight) // max(1, weight.numel()))
     if rows >= len(weight):
         yield slice(None)
         return
@@ -137,6 +162,8 @@ def _slabs(weight: Tensor) -> Iterator[slice]:
 
 class SGD(Optimizer):
     """Stochastic gradient descent, plain or with momentum, as `torch.optim.SGD` has it."""
+
+    scratch_bytes = (0, 0)
 
     def slot_names(self, has_two_axes: bool) -> tuple[str, ...]:
         """One slot, `momentum`, if there is momentum."""
@@ -156,6 +183,9 @@ class SGD(Optimizer):
 
 class Adam(Optimizer):
     """Adam as `torch.optim.Adam` has it, with the bias correction of each element's own count."""
+
+    # A root and a quotient; with own counts also an index (int64), and the factor looked up by it.
+    scratch_bytes = (8, 20)
 
     def slot_names(self, has_two_axes: bool) -> tuple[str, ...]:
         """First and second moments; for middle layers the count of updates, too."""
@@ -198,6 +228,8 @@ class Adam(Optimizer):
 class Adagrad(Optimizer):
     """Adagrad as `torch.optim.Adagrad` has it: one sum of squares an element."""
 
+    scratch_bytes = (4, 4)
+
     def slot_names(self, has_two_axes: bool) -> tuple[str, ...]:
         """One slot, `squares`."""
         return ("squares",)
@@ -216,6 +248,8 @@ class RowwiseAdagrad(Optimizer):
     The mean is over the elements that a step updates: with sparse input, the features that occur.
     Of a middle layer the unit is the row. Vectors have a number an element, as in Adagrad.
     """
+
+    scratch_bytes = (0, 0)  # of a matrix, and vectors are small
 
     def slot_names(self, has_two_axes: bool) -> tuple[str, ...]:
         """One slot, `squares`."""

@@ -12,9 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ist_hpc.common.sizes import ELEMENT_BYTES
 from ist_hpc.data.sparse_rows import SparseRows
 from ist_hpc.models.base import RowGradient
-from ist_hpc.models.layers import HOME_ENTRIES_AT_ONCE
+
+HOME_ENTRIES_AT_ONCE = 1 << 15
+"""Entries of sparse rows that enter a home block at a time: its columns are gathered for them."""
+
+STEP_NUMBERS = 14
+"""Numbers of 4 bytes that a step holds an entry: the batch, its order by feature, and indices on
+the way; an estimate."""
 
 
 def product(features: SparseRows, weight: Tensor) -> Tensor:
@@ -49,7 +56,23 @@ def product_at_home(features: SparseRows, weight: Tensor) -> Tensor:
         values = None if features.values is None else features.values[first:last]
         offsets = features.offsets[start : stop + 1] - first
         result[start:stop] = _bags(places, occurring, offsets, values)
+        del occurring  # before the next ones are gathered
     return result
+
+
+def occurring(rows: int, entries: float, inputs: int) -> int:
+    """Features that occur in rows of so many entries on average, at most: rows of `gradient`."""
+    return min(inputs, round(rows * entries))
+
+
+def home_bytes(rows: int, entries: float, weight_shape: tuple[int, int]) -> int:
+    """Bytes of the columns that `product_at_home` gathers of a weight [units, inputs], and turns.
+
+    entries  of a row, on average
+    """
+    units, inputs = weight_shape
+    columns = min(occurring(rows, entries, inputs), HOME_ENTRIES_AT_ONCE)
+    return 2 * columns * units * ELEMENT_BYTES
 
 
 def _runs(offsets: Tensor, most_entries: int) -> Iterator[tuple[int, int]]:

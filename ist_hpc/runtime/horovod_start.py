@@ -6,14 +6,12 @@ import socket
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ist_hpc.common.decimals import whole_from
 from ist_hpc.common.errors import InputError
 from ist_hpc.runtime.launch import check_on_all
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_FUSION_BYTES = 128 << 20  # Horovod's default
 _MOST = 2**31 - 1  # of what Horovod keeps as an int
 _WORDS = {
     "HOROVOD_CONTROLLER": ("mpi",),
@@ -40,15 +38,6 @@ _NUMBERS = {
 def is_installed() -> bool:
     """Whether there is a Horovod to import, without importing it."""
     return importlib.util.find_spec("horovod") is not None
-
-
-def fusion_bytes() -> int:
-    """Size of the buffer in which small tensors are put together before they are averaged."""
-    given = os.environ.get("HOROVOD_FUSION_THRESHOLD", "")
-    try:
-        return whole_from(0, given)
-    except ValueError:
-        return _FUSION_BYTES
 
 
 def start_horovod(comm: "MPI.Comm", silence_s: float) -> ModuleType:

@@ -30,6 +30,11 @@ def prepare(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = precision == TF32  # PyTorch's own default is yes
 
 
+def product_bytes(precision: str) -> int:
+    """Bytes of a number that enters a product in a local step, and comes out of it. Local."""
+    return (torch.bfloat16 if precision == BF16 else torch.float32).itemsize
+
+
 def low_type(device: torch.device) -> torch.dtype | None:
     """The type of products where autocast is on; None where they are what tensors are. Local.
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ist_hpc.runtime.horovod_start import fusion_bytes, is_installed, start_horovod
+from ist_hpc.cost.memory import fusion_bytes
+from ist_hpc.runtime.horovod_start import is_installed, start_horovod
 from ist_hpc.runtime.launch import AgreedInputError
 
 if TYPE_CHECKING:

@@ -22,13 +22,12 @@ from ist_hpc.data.rows import CommonRows
 from ist_hpc.data.shards import Dataset
 from ist_hpc.data.sparse_rows import Rows, SparseRows, to_device
 from ist_hpc.models.base import Model, Statistics
+from ist_hpc.models.layers import GATHER_BYTES
 from ist_hpc.training.metrics import ClassificationMetrics
 from ist_hpc.training.ranking import RankingMetrics, TopLabels, inverse_propensities, merge_top
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-_GATHER_BYTES = 1 << 23
 
 Metrics = ClassificationMetrics | RankingMetrics
 
@@ -238,7 +237,7 @@ class _Peers:
         numbers = math.prod(own.shape[2:])  # of a unit: one, or a whole plane of an image
         widths = np.diff(block_bounds(units, ranks)) * numbers
         whole = torch.empty(len(own), units * numbers)
-        rows_at_once = max(1, _GATHER_BYTES // (whole.element_size() * units * numbers))
+        rows_at_once = max(1, GATHER_BYTES // (whole.element_size() * units * numbers))
         gathered = torch.empty(min(rows_at_once, len(own)) * units * numbers)
         for part, target in zip(own.split(rows_at_once), whole.split(rows_at_once), strict=True):
             counts, received = widths * len(part), gathered[: target.numel()]

@@ -14,12 +14,12 @@ from ist_hpc.cost import counts
 from ist_hpc.cost import memory as cost_memory
 from ist_hpc.exchange import exchanger as exchange
 from ist_hpc.exchange.exchanger import Exchanger
-from ist_hpc.exchange.placement import elements, home
+from ist_hpc.exchange.placement import home
 from ist_hpc.exchange.plan import pair_counts, plan_exchange
 from ist_hpc.exchange.tensors import state_bytes, zeros_at
-from ist_hpc.models import optimizer
+from ist_hpc.models import layers, optimizer
 from ist_hpc.models.mlp import MultiLayerPerceptron
-from ist_hpc.training import full_network
+from tests.helpers.alone import Alone
 
 ODD = (7, (13, 11), 5)
 DEEP = (9, (17, 12, 23), 6)
@@ -30,39 +30,7 @@ def make_job(widths=ODD, ranks=3, kind="sgd", momentum=0.9, bias=False, **option
     inputs, hidden, outputs = widths
     model = MultiLayerPerceptron(inputs, hidden, outputs, not bias, bias)
     rule = optimizer.build(OptimizerConfig(kind=kind, momentum=momentum if kind == "sgd" else 0.0))
-    return counts.Job(
-        weights=model.specs,
-        slots=rule.slot_specs(model.specs),
-        axes=model.axes,
-        ranks=ranks,
-        replica_slot_elements=sum(
-            elements(rule.slot_spec(slot, spec))
-            for spec in model.specs
-            for slot in rule.slot_names(has_two_axes=False)
-        ),
-        scratch=cost_memory.UPDATE_SCRATCH[kind],
-        shared_elements=sum(int(np.prod(spec.shape)) for spec in model.shared),
-        **options,
-    )
-
-
-class Alone:
-    """One rank of a communicator whose other ranks never come: what it receives is arbitrary."""
-
-    def __init__(self, rank=0):
-        self.rank = rank
-
-    def Get_rank(self):  # noqa: N802
-        return self.rank
-
-    def Ialltoallv(self, send, receive):  # noqa: N802
-        return self
-
-    def Test(self):  # noqa: N802
-        return True
-
-    def Wait(self):  # noqa: N802
-        pass
+    return counts.Job(model=model, rule=rule, ranks=ranks, **options)
 
 
 # Bytes.
@@ -150,7 +118,8 @@ def test_baselines_send_the_whole_model():
 
 
 def test_shared_weights_are_averaged():
-    job = make_job(ONE, ranks=4, bias=True, shared_slot_elements=3)
+    job = make_job(ONE, ranks=4, bias=True)
+    assert job.shared_slot_elements == 3
     assert counts.averaging_bytes(job) == allreduce_bytes(6, 4)
     assert counts.averaging_bytes(replace(job, carry=False)) == allreduce_bytes(3, 4)
 
@@ -235,16 +204,12 @@ def test_memory_is_the_phase_that_holds_most():
 @pytest.mark.parametrize("averages", [False, True])
 def test_whole_models_have_gradient_and_slots_of_what_is_shared(averages):
     """All weights have: those with axes and those without; what is frozen has no gradient."""
-    job = make_job(ONE, bias=True, shared_slot_elements=3)
+    job = make_job(ONE, bias=True)
     step = cost_memory.replica_memory(job, averages).phases["training"]
     assert step["slots"] == step["gradient"] == step["weights"] == 4 * job.weight_elements
-    frozen = replace(job, shared_slot_elements=0, frozen_elements=3)
-    step = cost_memory.replica_memory(frozen, averages).phases["training"]
+    job.model.shared = (replace(job.model.shared[0], trained=False, changes=False),)
+    step = cost_memory.replica_memory(job, averages).phases["training"]
     assert step["slots"] == step["gradient"] == step["weights"] - 4 * 3
-
-
-def test_every_optimiser_has_its_scratch():
-    assert set(cost_memory.UPDATE_SCRATCH) == set(optimizer._KINDS)
 
 
 def test_activations_are_no_less_than_what_autograd_keeps():
@@ -262,8 +227,7 @@ def test_activations_are_no_less_than_what_autograd_keeps():
     features, labels = torch.rand(32, 64), torch.zeros(32, dtype=torch.int64)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model.loss_and_gradients(weights, features, labels, {})
-    job = make_job((64, (96, 80), 10), ranks=1, batch_size=32)
-    estimate = cost_memory.step_activations(job, 1)
+    estimate = model.step_activations(32, 1, None)
     assert sum(kept.values()) <= estimate <= 2.5 * sum(kept.values())
 
 
@@ -271,7 +235,7 @@ def test_activations_are_no_less_than_what_autograd_keeps():
 @pytest.mark.parametrize("widths", [(300, (1000, 400), 9), (300, (1000,), 9)])
 def test_activations_of_the_full_network_are_what_is_held(monkeypatch, widths, rows):
     """While a layer's outputs are gathered: what came in, its own outputs and those of all."""
-    monkeypatch.setattr(cost_memory, "_GATHER_BYTES", 1 << 20)
+    monkeypatch.setattr(layers, "GATHER_BYTES", 1 << 20)
     job = make_job(widths, ranks=4, calibration_rows=rows, evaluation_rows=1)
     gathered = min(4 * rows * 1000, 1 << 20)
     first = 4 * rows * (250 + 1000) + gathered
@@ -279,10 +243,6 @@ def test_activations_of_the_full_network_are_what_is_held(monkeypatch, widths, r
     assert cost_memory.full_activations(job) == (
         first if len(widths[1]) == 1 else max(first, later)
     )
-
-
-def test_activations_are_gathered_as_many_at_a_time_as_is_counted():
-    assert cost_memory._GATHER_BYTES == full_network._GATHER_BYTES
 
 
 # Size.

@@ -6,6 +6,7 @@ from ist_hpc.exchange.exchanger import Exchanger, drop_home_copies
 from ist_hpc.exchange.held_bytes import exchange_buffers, held_bytes, visit_bytes
 from ist_hpc.exchange.placement import Axis, TensorSpec, at_round, home
 from ist_hpc.exchange.tensors import state_bytes, zeros_at
+from tests.helpers.alone import Alone
 
 AXES = {"a": Axis(23), "b": Axis(17), "blocks": Axis(7, least=3)}
 SPECS = (
@@ -15,25 +16,6 @@ SPECS = (
     TensorSpec("out", (6, 17), (None, "b"), transposed=True),
     TensorSpec("stack", (7, 5, 4), ("blocks", None, None), least=3),
 )
-
-
-class Alone:
-    """One rank of a communicator whose other ranks never come: what it receives is arbitrary."""
-
-    def __init__(self, rank):
-        self.rank = rank
-
-    def Get_rank(self):  # noqa: N802
-        return self.rank
-
-    def Ialltoallv(self, send, receive):  # noqa: N802
-        return self
-
-    def Test(self):  # noqa: N802
-        return True
-
-    def Wait(self):  # noqa: N802
-        pass
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ist_hpc.config.keys import OptimizerConfig
 from ist_hpc.cost import counts
 from ist_hpc.data.shards import DatasetWriter
+from ist_hpc.models import optimizer
 from ist_hpc.models.base import Model
 from tests.helpers import checkpoints
 from tests.helpers.launching import run_python, run_ranks
@@ -134,9 +136,8 @@ def batch(rows: int) -> tuple[Tensor, Tensor]:
 
 def job_of(model: Model, ranks: int, **values: Any) -> counts.Job:
     """A job of a network, as far as activations depend on it."""
-    return counts.Job(
-        weights=model.specs, slots=(), layers=model.layers, axes=model.axes, ranks=ranks, **values
-    )
+    rule = optimizer.build(OptimizerConfig(kind="sgd"))
+    return counts.Job(model=model, rule=rule, ranks=ranks, **values)
 
 
 class OneOf:

@@ -5,7 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
-from ist_hpc.cost import counts, memory
+from ist_hpc.cost import counts
 from ist_hpc.models.resnet import ResNet
 from ist_hpc.models.vgg import VGG11
 from tests.helpers.checkpoints import as_if_killed
@@ -16,7 +16,6 @@ from tests.helpers.image_runs import (
     assert_equal_runs,
     batch,
     export_differs,
-    job_of,
     thin_weights,
     train,
 )
@@ -61,13 +60,12 @@ def test_operations_are_those_that_torch_counts(model, ranks):
     ids=["resnet, 1 rank", "resnet, 4 ranks", *(f"vgg11, {name}" for name in BODIES)],
 )
 def test_activations_of_a_step_are_about_those_that_are_held(model, ranks):
-    job = job_of(model, ranks, batch_size=64)
     weights = thin_weights(model, ranks)
     with LiveBytes() as live:
         model.loss_and_gradients(weights, *batch(64), {})
     fixed = {spec.key for spec in model.shared if not spec.changes}
     gradient = sum(4 * weight.numel() for key, weight in weights.items() if key not in fixed)
-    estimate = memory.step_activations(job, ranks) + gradient
+    estimate = model.step_activations(64, ranks, None) + gradient
     assert 0.75 < live.most / estimate < 1.25
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ist_hpc.data.sparse_rows import SparseRows
 from ist_hpc.models.base import ColumnGradient
-from ist_hpc.models.many_labels import LabelLoss, binary, softmax
+from ist_hpc.models.many_labels import LabelLoss, binary, softmax, step_numbers
 from tests.helpers.live_bytes import LiveBytes
 
 LABELS = 23
@@ -114,3 +114,5 @@ def test_a_step_holds_one_block_beside_the_weights_and_their_gradient(kind: str)
     gradient, one_block = weight.nbytes, 4 * rows * block
     # Beside them: sums of each block, and softplus makes a block of its own.
     assert gradient + one_block <= made < gradient + 2.5 * one_block
+    said = 4 * rows * step_numbers(labels, block)
+    assert 0.5 * said < made - gradient < 1.1 * said

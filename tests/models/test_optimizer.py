@@ -6,7 +6,8 @@ import torch
 from ist_hpc.config.keys import OptimizerConfig
 from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.models.base import RowGradient
-from ist_hpc.models.optimizer import build, learning_rate
+from ist_hpc.models.optimizer import Optimizer, build, learning_rate
+from tests.helpers.live_bytes import LiveBytes
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_a_large_weight_is_updated_slab_by_slab_to_the_same_bits(monkeypatch):
     gradient = torch.randn(7, 5, generator=torch.Generator().manual_seed(3))
     results = []
     for slab in (1, 11, 1 << 20):
-        monkeypatch.setattr("ist_hpc.models.optimizer.UPDATE_SLAB_ELEMENTS", slab)
+        monkeypatch.setattr("ist_hpc.models.optimizer._SLAB_ELEMENTS", slab)
         rule, weight = build(OptimizerConfig(kind="adam")), torch.ones(7, 5)
         slots = {name: torch.zeros_like(weight) for name in rule.slot_names(True)}
         slots["updates"][3:] = 4.0
@@ -107,3 +108,51 @@ def test_a_large_weight_is_updated_slab_by_slab_to_the_same_bits(monkeypatch):
         results.append(weight)
     assert torch.equal(results[0], results[2])
     assert torch.equal(results[1], results[2])
+
+
+KINDS = ["sgd", "adam", "adagrad", "rowwise_adagrad"]
+
+
+def made_bytes(rule: Optimizer, weight, gradient, slots) -> int:
+    """Of temporaries of a step: views of what is held count as what they are views of."""
+    given = [weight, *slots.values()]
+    parts = [gradient] if isinstance(gradient, torch.Tensor) else [gradient.rows, gradient.values]
+    with LiveBytes() as live:
+        for tensor in (*given, *parts):
+            tensor.detach()
+        before = live.most
+        rule.step(weight, gradient, slots, 0.1, 3)
+    return live.most - before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("slab", [40 * 70, 1 << 20])
+def test_an_update_takes_the_memory_that_is_said(monkeypatch, kind, ranks, slab):
+    """But for numbers that are one a row, of which rowwise Adagrad has some."""
+    monkeypatch.setattr("ist_hpc.models.optimizer._SLAB_ELEMENTS", slab)
+    rule, spec = build(OptimizerConfig(kind=kind)), TensorSpec("w", (300, 70), ("b", "a"))
+    weight = torch.ones(spec.subnet_shape(0, ranks))
+    names = rule.slot_names(has_two_axes=ranks > 1)
+    slots = {name: torch.zeros_like(weight) for name in names}
+    if kind == "rowwise_adagrad":
+        slots = {"squares": torch.zeros(len(weight), 1)}
+    if "updates" in slots:
+        slots["updates"][::2] = 4.0
+    made = made_bytes(rule, weight, torch.ones_like(weight), slots)
+    said = rule.update_bytes(spec, ranks)
+    assert said <= made + 4 * 2 * 70 * (said > 0)
+    assert made <= said + 4 * 4 * len(weight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_update_of_some_rows_takes_the_memory_that_is_said(kind):
+    rule = build(OptimizerConfig(kind=kind, momentum=0.9 if kind == "sgd" else 0.0))
+    spec = TensorSpec("w", (50, 900), ("a", None), transposed=True)
+    weight = torch.ones(spec.subnet_shape(0, 1))
+    slots = {name: torch.zeros_like(weight) for name in rule.slot_names(has_two_axes=False)}
+    if kind == "rowwise_adagrad":
+        slots = {"squares": torch.zeros(1, 50)}
+    gradient = RowGradient(torch.arange(0, 900, 3), torch.ones(300, 50))
+    made = made_bytes(rule, weight, gradient, slots)
+    assert made == pytest.approx(rule.row_update_bytes(spec, 300 * 50), rel=0.02)

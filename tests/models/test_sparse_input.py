@@ -105,3 +105,36 @@ def test_a_step_takes_memory_for_the_features_that_occur(kind: str) -> None:
     assert live.most < held + 100_000  # views of what is held count, too
     changed = (weights["fc1.weight"] != before).any(1).nonzero().view(-1)
     assert set(changed.tolist()) == set(columns.view(-1).tolist())
+
+
+def some_rows(rows: int, entries: int, inputs: int) -> SparseRows:
+    columns = torch.stack([torch.randperm(inputs)[:entries].sort().values for _ in range(rows)])
+    offsets = torch.arange(0, rows * entries + 1, entries)
+    return SparseRows(offsets, columns.view(-1), torch.ones(rows * entries), inputs)
+
+
+def test_a_step_takes_the_memory_an_entry_that_is_said() -> None:
+    """Of one unit, where nothing but the entries matters. The gradient, counted apart, is in it."""
+    features = some_rows(64, 300, 50_000)
+    weight = torch.rand(50_000, 1)
+    with LiveBytes() as live:
+        for tensor in (features.offsets, features.columns, features.values, weight):
+            assert tensor is not None
+            tensor.detach()
+        product = sparse_input.product(features, weight)
+        sparse_input.gradient(features, product)
+    said = 4 * sparse_input.STEP_NUMBERS * 64 * 300
+    assert said < live.most - weight.nbytes < 1.5 * said
+
+
+@pytest.mark.parametrize("most", [1 << 15, 500])
+def test_a_home_block_takes_the_memory_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(sparse_input, "HOME_ENTRIES_AT_ONCE", most)
+    features, weight = some_rows(30, 50, 100_000), torch.rand(200, 100_000)
+    with LiveBytes() as live:
+        weight.detach()
+        result = sparse_input.product_at_home(features, weight)
+    said = sparse_input.home_bytes(30, 50.0, (200, 100_000))
+    assert 0.9 < (live.most - weight.nbytes - result.nbytes) / said < 1.1

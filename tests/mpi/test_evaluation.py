@@ -35,7 +35,7 @@ def model(request) -> MultiLayerPerceptron:
 
 @pytest.fixture(params=[1 << 23, 200], ids=["gathered at once", "gathered in pieces"])
 def piece_bytes(request, monkeypatch):
-    monkeypatch.setattr(full_network, "_GATHER_BYTES", request.param)
+    monkeypatch.setattr(full_network, "GATHER_BYTES", request.param)
 
 
 def random(*shape: int, seed: int) -> Tensor:

@@ -1,7 +1,6 @@
 """Local steps in bfloat16: near those in float32, with float32 weights, gradients and files."""
 
 import json
-import math
 from pathlib import Path
 
 import h5py
@@ -11,14 +10,13 @@ from torch import Tensor
 
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
-from ist_hpc.cost import memory
 from ist_hpc.models.base import ColumnGradient, RowGradient
 from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.models.resnet import ResNet
 from ist_hpc.models.vgg import VGG11
 from ist_hpc.runtime import precision
 from tests.helpers.checkpoints import as_if_killed, same_tensors
-from tests.helpers.image_runs import batch, job_of, thin_weights
+from tests.helpers.image_runs import batch, thin_weights
 from tests.helpers.launching import run_ranks
 from tests.helpers.live_bytes import LiveBytes
 from tests.helpers.small_runs import SMALL, command
@@ -107,20 +105,13 @@ def test_many_labels_are_summed_in_float32(loss, bias):
     ids=["mlp", "vgg11"],
 )
 def test_memory_of_a_step_is_about_what_the_plan_says(model, rows):
-    job = job_of(
-        model,
-        2,
-        batch_size=64,
-        product_bytes=2,
-        shared_elements=sum(math.prod(spec.shape) for spec in model.shared if spec.trained),
-    )
     weights = thin_weights(model, 2)
     with LiveBytes() as live, precision.computing("bf16", CPU):
         model.loss_and_gradients(weights, *rows, {})
     fixed = {spec.key for spec in model.shared if not spec.trained}
     gradient = sum(4 * weight.numel() for key, weight in weights.items() if key not in fixed)
-    casts = memory._casts(job, 2)["casts"]
-    estimate = memory.step_activations(job, 2) + gradient + casts
+    casts = model.cast_bytes(2, 2)
+    estimate = model.step_activations(64, 2, None, 2) + gradient + casts
     assert 0.7 < live.most / estimate < 1.3
 
 

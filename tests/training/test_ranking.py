@@ -14,6 +14,7 @@ from sklearn.metrics import ndcg_score
 from ist_hpc.common.errors import InputError
 from ist_hpc.data.csr import Csr
 from ist_hpc.data.sparse_rows import SparseRows
+from ist_hpc.models.many_labels import ranked_bytes
 from ist_hpc.training import ranking
 from ist_hpc.training.ranking import (
     RankingMetrics,
@@ -21,6 +22,7 @@ from ist_hpc.training.ranking import (
     inverse_propensities,
     merge_top,
 )
+from tests.helpers.live_bytes import LiveBytes
 
 INF, NAN = math.inf, math.nan
 
@@ -157,6 +159,18 @@ def test_ndcg_is_that_of_scikit_learn():
     result = metrics.result()
     for k in (1, 3, 5):
         assert result[f"ndcg_at_{k}"] == pytest.approx(ndcg_score(has, scores, k=k), rel=1e-12)
+
+
+@pytest.mark.parametrize("width", [2048, 4096])
+def test_finding_the_best_takes_the_memory_that_is_said(width):
+    """The logits of a block among it. Of narrower blocks than the usual it takes more of them."""
+    rows, labels = 200, 10_000
+    with LiveBytes() as live:
+        best = TopLabels(rows, 5)
+        for start in range(0, labels, width):
+            best.add(torch.rand(rows, min(width, labels - start)), start)
+    said = ranked_bytes(rows, labels, width)
+    assert 0.5 * said < live.most < 1.1 * said
 
 
 def test_the_main_metric_is_the_first():
