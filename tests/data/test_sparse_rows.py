@@ -2,15 +2,16 @@
 
 import numpy as np
 import torch
-from ist_hpc.data.windows import as_features
 
 from ist_hpc.data.csr import Csr
+from ist_hpc.data.dense import DenseStore
 from ist_hpc.data.sparse_rows import SparseRows, rows_bytes
 
 
 def test_bytes_of_dense_rows_are_those_of_their_features():
     for dtype in (np.float32, np.uint8):
-        assert rows_bytes(7, 12, None) == as_features(np.ones((7, 3, 4), dtype=dtype)).nbytes
+        stored = np.ones((7, 3, 4), dtype=dtype), np.zeros(7, dtype=np.int64)
+        assert rows_bytes(7, 12, None) == DenseStore.batch([stored])[0].nbytes
 
 
 def test_bytes_of_sparse_rows_are_those_of_their_entries():
