@@ -22,6 +22,10 @@ from ist_hpc.studies import figure2
 from ist_hpc.studies.plots import pictures
 
 _PROGRAM = "python -m ist_hpc.plan"
+_DESCRIPTION = """\
+Say what a run will need: memory of a rank, bytes of a round, operations of a step. Starts no MPI
+and reads no data (of a data set only its meta.json).
+"""
 _EPILOG = f"""\
 examples:
   {_PROGRAM} --config configs/speech2.yaml --ranks 8
@@ -44,8 +48,7 @@ _ROUNDS = 10
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=_PROGRAM,
-        description="Say what a run will need: memory of a rank, bytes of a round, operations of a "
-        "step. Starts no MPI and reads no data (of a data set only its meta.json).",
+        description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

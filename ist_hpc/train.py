@@ -11,12 +11,18 @@ from ist_hpc.common.commandline import Parser, add_configuration, add_version, g
 from ist_hpc.common.errors import EXIT_GO_ON, InputError
 from ist_hpc.common.names import quoted
 from ist_hpc.config import loading
+from ist_hpc.config.key_help import describe_keys
 from ist_hpc.config.keys import Config, is_folder_name
 from ist_hpc.config.loading import QUICKSTART
 from ist_hpc.runtime.ending import run
 from ist_hpc.runtime.launch import Runtime, launch, on_root, say
 from ist_hpc.runtime.stopping import StopRequest, name_of
 
+_DESCRIPTION = """\
+Train a network by independent subnets, on as many ranks as the launcher starts; or, to compare, by
+data parallel training or local SGD (train.algorithm). Without a configuration: a quickstart on
+scikit-learn's handwritten digits.
+"""
 _EXAMPLES = """\
 examples:
   python -m ist_hpc.train                                   the quickstart, on one rank
@@ -40,10 +46,8 @@ class _PrintSchema(argparse.Action):
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m ist_hpc.train",
-        description="Train a network by independent subnets (or, for comparison, by data parallel "
-        "training or local SGD: train.algorithm), on as many ranks as the launcher starts. With "
-        "no configuration: a quickstart on scikit-learn's handwritten digits.",
-        epilog=_EXAMPLES + loading.describe_keys(),
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES + describe_keys(),
     )
     add_configuration(parser)
     parser.add_argument("--name", help="the run folder's name; by default NAME-TIME of the config")

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ist_hpc.common.errors import InputError, describe, show
-from ist_hpc.config.filling import Where, default_of, fill, help_of, kind_of_section, sections_in
+from ist_hpc.common.errors import InputError, show
+from ist_hpc.config.filling import Where, fill
 from ist_hpc.config.foreign import drop_foreign
 from ist_hpc.config.keys import Config
 from ist_hpc.config.rules import check_together
@@ -104,30 +104,6 @@ def dump(config: Config) -> str:
     plain["optimizer"]["betas"] = list(config.optimizer.betas)
     plain["evaluate"]["propensity"] = list(config.evaluate.propensity)
     return write_yaml(plain)
-
-
-def describe_keys() -> str:
-    """Every key with its type, default and meaning, for --help."""
-    lines: list[str] = []
-
-    def walk(section: type, prefix: str) -> None:
-        for field in dataclasses.fields(section):
-            dotted = prefix + field.name
-            kinds = sections_in(field.type)
-            if len(kinds) > 1:
-                lines.append(f"  {dotted}: the keys depend on its kind")
-            for kind in kinds:
-                if len(kinds) > 1:
-                    lines.append(f"  {dotted}, {kind_of_section(kind)}:")
-                walk(kind, dotted + ".")
-            if not kinds:
-                default = default_of(field)
-                said = "required" if default is dataclasses.MISSING else f"default {default}"
-                lines.append(f"  {dotted:28} {describe(field.type)}; {said}")
-                lines.append(f"      {help_of(field)}")
-
-    walk(Config, "")
-    return "\n".join(lines)
 
 
 def schema() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ist_hpc.config import loading
 from ist_hpc.config.filling import FilePath, choices_of, help_of, sections_in
+from ist_hpc.config.key_help import describe_keys
 from ist_hpc.config.keys import (
     CheckpointConfig,
     Config,
@@ -366,7 +367,8 @@ def test_the_quickstart_is_the_packaged_one():
 
 
 def test_every_key_is_described():
-    described = loading.describe_keys()
+    described = describe_keys()
+    words = " ".join(described.split())
 
     def check(kind: type, prefix: str) -> None:
         for field in dataclasses.fields(kind):
@@ -378,11 +380,25 @@ def test_every_key_is_described():
                 assert found
                 assert all("; default " in line or "; required" in line for line in found)
                 assert help_of(field)
-                assert help_of(field) in described
+                assert help_of(field) in words
 
     check(Config, "")
     assert re.search(r"data\.path +a text; required", described)
-    assert re.search(r"optimizer\.betas +a list of 2 numbers; default \(0\.9, 0\.999\)", described)
+    assert max(map(len, described.splitlines())) <= 120
+
+
+def test_a_key_of_several_kinds_is_described_once():
+    described = describe_keys()
+    assert len(re.findall(r"^  model\.kind .*one of mlp, vgg11, resnet", described, re.M)) == 1
+    assert re.search(r"^  model\.hidden .*; required \(mlp, vgg11\)$", described, re.M)
+    assert len(re.findall(r"^  model\.inputs .*; default null$", described, re.M)) == 1
+    assert len(re.findall(r"^  model\.channels ", described, re.M)) == 2
+
+
+def test_defaults_are_described_as_one_writes_them():
+    described = describe_keys()
+    assert re.search(r"data\.verify +true or false; default true$", described, re.M)
+    assert re.search(r"optimizer\.betas +a list of 2 numbers; default \[0\.9, 0\.999\]", described)
 
 
 @pytest.mark.parametrize(
