@@ -9,6 +9,7 @@ ITEMS = {
     "kept_round": "the round's copy (skip_round)",
     "gradient": "gradient",
     "update": "temporaries of the update",
+    "casts": "bfloat16 copies of weights",
     "activations": "activations (estimate)",
     "doubled": "exchange: new beside old",
     "buffers": "exchange: buffers (kept)",

@@ -84,8 +84,9 @@ def test_json_has_the_numbers_of_all_algorithms(capsys):
     assert carried * bytes_of["data_parallel"] == 5 * bytes_of["local_sgd"]
 
 
-def test_totals_are_the_sums_of_their_items(capsys):
-    memory = report(capsys, "--ranks", "2")["memory"]
+@pytest.mark.parametrize("setting", ["train.precision=bf16", "train.on_nan=skip_round"])
+def test_totals_are_the_sums_of_their_items_and_the_table_has_each(capsys, setting):
+    memory = report(capsys, "--ranks", "2", "--set", setting)["memory"]
     for algorithm in memory.values():
         for phase in algorithm["phases"].values():
             total = phase.pop("total")
