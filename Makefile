@@ -18,7 +18,7 @@ FILES ?= 10000
 SEED ?= 0
 MPI2 ?= mpich
 # seconds, after which a hanging run is stopped, and killed if it does not stop
-SERIAL_TIMEOUT ?= 1500
+SERIAL_TIMEOUT ?= 1800
 MPI_TIMEOUT ?= 600
 CHECK_TIMEOUT ?= 450
 
