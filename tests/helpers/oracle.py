@@ -113,15 +113,19 @@ class Oracle:
                 trained = [(rank, thin[key]) for rank, thin in others]
                 _bring_together(whole, deals[whole.axes[0] or ""], trained)
 
-    def parts(self) -> list[Tensor]:
-        """All that rounds change."""
+    def numbers(self) -> Tensor:
+        """All that rounds change, in one float32 tensor."""
+        return torch.cat([part.flatten() for part in self._parts()])
+
+    def take_over(self, numbers: Tensor) -> None:
+        """Be as the oracle with these numbers is."""
+        parts = self._parts()
+        for part, new in zip(parts, numbers.split([part.numel() for part in parts]), strict=True):
+            part.copy_(new.view(part.shape))
+
+    def _parts(self) -> list[Tensor]:
         copies = itertools.chain(self.whole.values(), *self.shared.values())
         return [part for whole in copies for part in whole.parts()]
-
-    def take_over(self, parts: list[Tensor]) -> None:
-        """Be as the oracle of these parts is."""
-        for own, new in zip(self.parts(), parts, strict=True):
-            own.copy_(new)
 
     @staticmethod
     def _shares(whole: Whole, deals: dict[str, Deal]) -> bool:

@@ -1,5 +1,6 @@
 """Training on the ranks and in the oracle, round by round, and comparing the two."""
 
+import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -40,15 +41,25 @@ def rounds(
             [draw(rank, STEPS * index + i) for i in range(steps)]
             for rank in range(world.Get_size())
         ]
-        if world.Get_rank() == 0:  # first: the other ranks train meanwhile
+        if world.Get_rank() == 0:
             oracle.round(index, everyone, lr)
+        _wait_asleep(world)
         algorithm.begin_round(index)
         for features, labels in everyone[world.Get_rank()]:
             algorithm.step(features, labels, lr, trained)
             trained += 1
         algorithm.end_round()
-        oracle.take_over(world.bcast(oracle.parts()))
+        known = oracle.numbers()
+        world.Bcast(known.numpy())
+        oracle.take_over(known)
         yield index
+
+
+def _wait_asleep(world) -> None:
+    """Wait for all ranks; MPI's own waiting takes the cores from the rank that computes."""
+    arrived = world.Ibarrier()
+    while not arrived.Test():
+        time.sleep(0.002)
 
 
 def assert_equal(whole: dict[str, Tensor], oracle: Oracle, algorithm: IndependentSubnets) -> None:
