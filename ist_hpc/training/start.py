@@ -176,7 +176,9 @@ def _enter_on_all(
     that was made for this start is removed then.
     """
     comm = runtime.comm
-    entered = on_root(comm, lambda: _enter(runtime, config, folder, resume, progress, algorithm))
+    entered = on_root(
+        comm, lambda: _enter(config, folder, resume, progress, _facts(runtime, algorithm))
+    )
     if runtime.rank:
         folder.move_to(entered.path)
     folder.start = entered.start
@@ -209,22 +211,21 @@ class _Entered:
     made: bool
 
 
+def _facts(runtime: Runtime, algorithm: Algorithm) -> dict[str, Any]:
+    """What the run folder notes of this start."""
+    from mpi4py import MPI
+
+    facts = facts_of_start(runtime.ranks, runtime.threads, MPI.Get_library_version())
+    return facts | {"averaged_by": algorithm.averaged_by}
+
+
 def _enter(
-    runtime: Runtime,
-    config: Config,
-    folder: RunFolder,
-    resume: bool,
-    progress: Progress,
-    algorithm: Algorithm,
+    config: Config, folder: RunFolder, resume: bool, progress: Progress, facts: dict[str, Any]
 ) -> _Entered:
     """Make or enter the folder, which from now on is this start's.
 
     Raises `InputError` where it cannot be written; one that was made for it is removed then.
     """
-    from mpi4py import MPI
-
-    facts = facts_of_start(runtime.ranks, runtime.threads, MPI.Get_library_version())
-    facts |= {"averaged_by": algorithm.averaged_by}
     made = folder.create(resume)
     try:
         _record(config, folder, progress, facts)

@@ -200,3 +200,8 @@ def test_it_learns(place):
     train(place, "wide", 10, *wide, "train.local_steps=10", "data.augment=none")
     summary = json.loads((place / "runs/wide/summary.json").read_text())
     assert summary["test"]["accuracy"] > 3 / CLASSES
+
+
+def test_what_goes_from_rank_to_rank_is_what_enters_the_dealt_blocks():
+    """The third section's channels, on images that were halved twice."""
+    assert ResNet([1, 2, 6, 1], [4, 5, 6, 7], CLASSES).relayed_numbers == 6 * 8 * 8

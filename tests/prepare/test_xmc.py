@@ -136,6 +136,9 @@ print(peak)
         printed = capsys.readouterr().out
         assert "labels never seen" in printed
         assert f"{TRAIN} train and {TEST} test rows of {FEATURES} features" in printed
+        lines = [*lines_of(TRAIN, 1), *lines_of(TEST, 2, first=TRAIN)]
+        unlabelled = sum(line.startswith(" ") for line in lines)
+        assert f"\n{unlabelled} rows without labels, 0 without features" in printed
         plain = rows_in(made, "train")
         for (labels, indices, values), row in zip(
             plain, rows_in(tmp_path / "x", "train"), strict=True
