@@ -1,6 +1,6 @@
 """Do the tests see a mistake in the package? Random ones, one at a time, in a copy of the checkout.
 
-    python tests/helpers/mutants.py [--count 50] [--seed 0] [--jobs 2] [--only FOLDER ...]
+    python tests/helpers/mutants.py [--count 50] [--after 0] [--seed 0] [--jobs 2] [--only FOLDERS]
 
 A mutant changes one operator, constant or condition of one module. It is killed if a test fails: of
 the module's own folder (but for the `long` ones), of what else imports the module, or of
@@ -167,7 +167,8 @@ def kill(mutant: Mutant) -> str:
 def main() -> int:
     """Draw mutants and try to kill them; the exit code is 0 whatever comes out."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--count", type=int, default=50, help="of the draw; default 50")
+    parser.add_argument("--after", type=int, default=0, help="pass over the first ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", nargs="+", default=["."], help="folders of the package")
@@ -181,7 +182,7 @@ def main() -> int:
             if path.name != "__init__.py"
         }
     )
-    drawn = [draw(rng, modules) for _ in range(arguments.count)]
+    drawn = [draw(rng, modules) for _ in range(arguments.count)][arguments.after :]
 
     def tried(mutant: Mutant) -> tuple[Mutant, str, float]:
         begin_s = time.monotonic()
