@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ist_hpc.checkpoint.folder import MANIFEST, newest_first
+from ist_hpc.common.disk.names import spoken
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.names import spoken
 from ist_hpc.config import loading
 from ist_hpc.config.keys import Config
 from ist_hpc.runtime.meters import KINDS

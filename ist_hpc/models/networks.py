@@ -1,4 +1,4 @@
-"""Which networks there are. A new one is one file beside this one, and one entry in `build`."""
+"""Which networks there are. A new one is a file of its family's folder, and an entry in `build`."""
 
 import math
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from pathlib import Path
 from ist_hpc.common.errors import InputError
 from ist_hpc.config.keys import MlpConfig, ModelConfig, ResnetConfig, channels_of, sections_of
 from ist_hpc.models.base import Model
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.convolutional.resnet import ResNet
+from ist_hpc.models.convolutional.vgg import VGG11
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.models.plain.vgg import IMAGE
-from ist_hpc.models.resnet import ResNet
-from ist_hpc.models.vgg import VGG11
 
 
 def build(

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from ist_hpc import __version__
+from ist_hpc.common.disk.files import json_text, open_text, partial_names, put_in_place, write_text
+from ist_hpc.common.disk.locks import FileLock, owner_facts, owner_of
+from ist_hpc.common.disk.names import command_line
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.files import json_text, open_text, partial_names, put_in_place, write_text
-from ist_hpc.common.locks import FileLock, owner_facts, owner_of
-from ist_hpc.common.names import command_line
 from ist_hpc.config import loading
 from ist_hpc.config.keys import Config
 from ist_hpc.runtime.meters import KINDS

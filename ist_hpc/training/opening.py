@@ -12,9 +12,9 @@ from ist_hpc.data.rows import refuse_uncountable
 from ist_hpc.data.shards import Dataset
 from ist_hpc.models import networks
 from ist_hpc.models.base import Model
-from ist_hpc.models.convolutions import BODY_PREFIX
+from ist_hpc.models.convolutional.convolutions import BODY_PREFIX
 from ist_hpc.training import algorithms
-from ist_hpc.training.full_network import metrics_for
+from ist_hpc.training.evaluation.full_network import metrics_for
 
 
 def open_data_and_model(config: Config, ranks: int) -> tuple[Dataset, Model]:

@@ -23,7 +23,7 @@ from ist_hpc.runtime.run_folder import UNSAID_END, RunFolder, facts_of_start
 from ist_hpc.runtime.stopping import StopRequest
 from ist_hpc.training import algorithms
 from ist_hpc.training.algorithms.base import Algorithm
-from ist_hpc.training.full_network import main_metric
+from ist_hpc.training.evaluation.full_network import main_metric
 from ist_hpc.training.opening import (
     build_model,
     check_shards,

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
+from ist_hpc.common.disk.files import hidden_beside, json_text, refuse_target, replacing, write_text
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.files import hidden_beside, json_text, refuse_target, replacing, write_text
 from ist_hpc.config import loading
 from ist_hpc.runtime.run_folder import RunFolder, facts_of_start
 from tests.helpers.launching import ROOT, run_python
@@ -280,7 +280,8 @@ class TestFoldersThatAreNotOnesOwn:
         drop = tmp_path / "drop"
         drop.mkdir(mode=0o300)
         code = (
-            "import pathlib, ist_hpc.common.files as f; f.write_text(pathlib.Path('drop/a'), 'x')"
+            "import pathlib; from ist_hpc.common.disk.files import write_text; "
+            "write_text(pathlib.Path('drop/a'), 'x')"
         )
         done = self.run(["-c", code], tmp_path)
         assert done.returncode == 0, done.stderr

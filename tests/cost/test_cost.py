@@ -18,7 +18,7 @@ from ist_hpc.exchange.placement import home
 from ist_hpc.exchange.plan import pair_counts, plan_exchange
 from ist_hpc.exchange.tensors import state_bytes, zeros_at
 from ist_hpc.models import layers, optimizer
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from tests.helpers.alone import Alone
 
 ODD = (7, (13, 11), 5)

@@ -16,7 +16,7 @@ from ist_hpc.config.keys import OptimizerConfig
 from ist_hpc.data.sparse_rows import Rows, SparseRows
 from ist_hpc.exchange.placement import Deal, deal
 from ist_hpc.models.base import Model
-from ist_hpc.models.many_labels import softmax
+from ist_hpc.models.perceptrons.many_labels import softmax
 
 Gradient = Tensor | tuple[Tensor, Tensor]
 """Of a whole weight, or (rows, values) of the rows that a sparse batch uses."""

@@ -6,8 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
 from ist_hpc.cost import counts
-from ist_hpc.models.resnet import ResNet
-from ist_hpc.models.vgg import VGG11
+from ist_hpc.models.convolutional.resnet import ResNet
+from ist_hpc.models.convolutional.vgg import VGG11
 from tests.helpers.checkpoints import as_if_killed
 from tests.helpers.image_runs import (
     CLASSES,

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from ist_hpc.config.keys import OptimizerConfig
 from ist_hpc.data.sparse_rows import SparseRows
-from ist_hpc.models import optimizer, sparse_input
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models import optimizer
+from ist_hpc.models.perceptrons import sparse_input
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from tests.helpers.live_bytes import LiveBytes
 
 INPUTS, UNITS = 11, 3

@@ -20,13 +20,13 @@ from ist_hpc.data.sparse_rows import to_device
 from ist_hpc.exchange.exchanger import Exchanger
 from ist_hpc.exchange.staging import InPlace, Staging, ThroughHost
 from ist_hpc.models import networks, optimizer
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.runtime import devices
 from ist_hpc.runtime.devices import CPU
 from ist_hpc.runtime.run_folder import RunFolder
 from ist_hpc.training import algorithms
 from ist_hpc.training.algorithms.ist import IndependentSubnets
-from ist_hpc.training.full_network import HomeNetwork
+from ist_hpc.training.evaluation.full_network import HomeNetwork
 from ist_hpc.training.trainer import Setup, Trainer
 from tests.helpers.data_sets import write
 from tests.helpers.pretended_gpu import GPU, PretendedGpu

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from tests.helpers.oracle import Oracle
 from tests.mpi.against_oracle import RULES, SEED, STEPS, assert_equal, follow_averages, rounds
 from tests.mpi.helpers import INPUTS, OUTPUTS, batch, build, full, rule, sparse_batch

@@ -9,10 +9,10 @@ from ist_hpc.data.sparse_rows import to_device
 from ist_hpc.exchange.exchanger import Exchanger
 from ist_hpc.exchange.staging import InPlace, Staging, ThroughHost
 from ist_hpc.models import optimizer
-from ist_hpc.models.resnet import ResNet
+from ist_hpc.models.convolutional.resnet import ResNet
 from ist_hpc.runtime.devices import CPU
 from ist_hpc.training.algorithms.ist import IndependentSubnets
-from ist_hpc.training.full_network import HomeNetwork
+from ist_hpc.training.evaluation.full_network import HomeNetwork
 from tests.helpers.pretended_gpu import GPU, PretendedGpu
 from tests.mpi.against_oracle import RULES, SEED
 from tests.mpi.helpers import build, full

@@ -26,8 +26,8 @@ from ist_hpc.exchange.tensors import (
     piece_shape,
     scatter,
 )
-from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.models.optimizer import build
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.runtime import devices
 from ist_hpc.runtime.meters import Meter
 from ist_hpc.training.algorithms.ist import IndependentSubnets

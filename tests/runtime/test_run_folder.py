@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ist_hpc.checkpoint.read import Progress
-from ist_hpc.common import files
+from ist_hpc.common.disk import files
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
 from ist_hpc.runtime import run_folder
@@ -237,7 +237,7 @@ class TestGit:
         (repository / "ist_hpc/mine.py").write_text("")
         assert self.said(repository) == f"{commit}-dirty"
         (repository / "ist_hpc/mine.py").unlink()
-        with (repository / "ist_hpc/common/names.py").open("a") as file:
+        with (repository / "ist_hpc/common/disk/names.py").open("a") as file:
             file.write("# changed\n")
         assert self.said(repository) == f"{commit}-dirty"
 

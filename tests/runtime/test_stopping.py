@@ -45,7 +45,7 @@ class TestAskedToStop:
 
     SLOW_EVALUATION = """
 import sys, time
-from ist_hpc.training.full_network import HomeNetwork
+from ist_hpc.training.evaluation.full_network import HomeNetwork
 from ist_hpc.train import main
 whole = HomeNetwork.predict
 def predict(self, *args):

@@ -162,7 +162,7 @@ ending.end(code)
     SILENT = """
 import sys, time, types
 from ist_hpc import evaluate
-from ist_hpc.training.full_network import HomeNetwork
+from ist_hpc.training.evaluation.full_network import HomeNetwork
 whole = HomeNetwork.outputs
 def outputs(self, features):
     if self.comm.Get_rank() == 1:

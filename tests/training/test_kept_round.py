@@ -7,7 +7,7 @@ from ist_hpc.cost import counts
 from ist_hpc.cost.memory import subnet_memory
 from ist_hpc.exchange.exchanger import Exchanger
 from ist_hpc.models import optimizer
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.training.algorithms.ist import IndependentSubnets
 from ist_hpc.training.averaging import MpiAverages
 from tests.helpers.alone import Alone

@@ -11,9 +11,9 @@ from torch import Tensor
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
 from ist_hpc.models.base import ColumnGradient, RowGradient
-from ist_hpc.models.mlp import MultiLayerPerceptron
-from ist_hpc.models.resnet import ResNet
-from ist_hpc.models.vgg import VGG11
+from ist_hpc.models.convolutional.resnet import ResNet
+from ist_hpc.models.convolutional.vgg import VGG11
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.runtime import precision
 from tests.helpers.checkpoints import as_if_killed, same_tensors
 from tests.helpers.image_runs import batch, thin_weights

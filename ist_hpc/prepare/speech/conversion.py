@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from ist_hpc.common import caches
 from ist_hpc.common.commandline import given_path
+from ist_hpc.common.disk import caches
+from ist_hpc.common.disk.names import entries, is_text
 from ist_hpc.common.errors import InputError, printable
-from ist_hpc.common.names import entries, is_text
 from ist_hpc.common.streams import permutation
 from ist_hpc.data.shards import DatasetWriter
 from ist_hpc.prepare.common import (

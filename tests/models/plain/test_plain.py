@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ist_hpc.models import plain
 from ist_hpc.models.base import Model
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.convolutional.resnet import ResNet
+from ist_hpc.models.convolutional.vgg import VGG11
 from ist_hpc.models.norms import NORM_EPSILON, NORM_MOMENTUM
-from ist_hpc.models.resnet import ResNet
-from ist_hpc.models.vgg import VGG11
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from tests.helpers.image_runs import CLASSES, thin_weights
 
 CHANNELS = [4, 4, 6, 5, 6, 5, 6, 7]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ist_hpc.data.sparse_rows import Rows, SparseRows
 from ist_hpc.exchange.placement import Axis, TensorSpec
-from ist_hpc.models import initial, many_labels, sparse_input
+from ist_hpc.models import initial
 from ist_hpc.models.base import (
     GradientBuffers,
     Gradients,
@@ -37,6 +37,7 @@ from ist_hpc.models.base import (
 from ist_hpc.models.export import Plain
 from ist_hpc.models.layers import kept_numbers, matrices
 from ist_hpc.models.norms import Norm, batch_norm, by_all_units, by_batch, full_norm
+from ist_hpc.models.perceptrons import many_labels, sparse_input
 from ist_hpc.models.plain.mlp import perceptron
 
 

@@ -20,11 +20,11 @@ from ist_hpc.models.base import (
     Statistics,
     Tensors,
 )
-from ist_hpc.models.convolutions import Convolutions
+from ist_hpc.models.convolutional.convolutions import Convolutions
 from ist_hpc.models.export import Plain
 from ist_hpc.models.initial import initial_rows
 from ist_hpc.models.layers import Layer
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.models.plain.vgg import IMAGE, vgg11
 
 

@@ -34,6 +34,7 @@ from ist_hpc.models.base import (
     StatisticSpec,
     Tensors,
 )
+from ist_hpc.models.convolutional.residual import BlockShape, sections_of
 from ist_hpc.models.export import Plain
 from ist_hpc.models.initial import initial_rows
 from ist_hpc.models.layers import IMAGES_AT_ONCE, Layer
@@ -46,7 +47,6 @@ from ist_hpc.models.norms import (
     stored_norm,
 )
 from ist_hpc.models.plain import resnet as plain
-from ist_hpc.models.residual import BlockShape, sections_of
 
 AXIS = "blocks"
 _DEALT_SECTION = 2  # of 0 to 3
