@@ -94,7 +94,7 @@ def make_trainer(runtime: Runtime, config: Config, dataset: Dataset, folder: Pat
     model = networks.build(config.model, dataset.features, dataset.outputs, dataset.sparse)
     device = devices.choose(runtime.comm, config.device)
     algorithm = algorithms.build(runtime.comm, config, model, device)
-    algorithm.start_new(config.seed)
+    algorithm.start_new()
     segments = rank_segments(dataset, "train", "rows", runtime.rank, runtime.ranks)
     return Trainer(
         Setup(

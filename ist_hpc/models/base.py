@@ -8,7 +8,7 @@ the ranks with which activations are gathered are handed to them as `Peers`.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from ist_hpc.common.sizes import ELEMENT_BYTES
-from ist_hpc.data.sparse_rows import Rows, rows_bytes
+from ist_hpc.data.sparse_rows import Batch, Rows, rows_bytes
 from ist_hpc.exchange.held_bytes import subnet_bytes
 from ist_hpc.exchange.placement import Axis, TensorSpec
 from ist_hpc.models.export import ExportEntry, Plain
 from ist_hpc.models.layers import Layer, kept_numbers, layers_of, matrices, passing_numbers
+from ist_hpc.models.local_step import LocalStep
 
 Tensors = Mapping[str, Tensor]
 Statistics = dict[str, tuple[Tensor, Tensor]]
@@ -77,11 +78,6 @@ class ColumnGradient:
 
 Gradients = dict[str, Tensor | RowGradient | ColumnGradient]
 """Of every weight, partitioned or shared, by key."""
-
-
-GradientBuffers = dict[str, Tensor]
-"""Memory of large gradients, by key, that a model leaves for the next step: fresh pages cost more
-than what is computed into them."""
 
 
 @dataclass(frozen=True)
@@ -247,23 +243,36 @@ class Model(ABC):
     def initial_shared(self, spec: SharedSpec, seed: int) -> npt.NDArray[np.float32]:
         """Initial value of a shared weight."""
 
+    @property
+    def row_gradient_keys(self) -> tuple[str, ...]:
+        """The weights of which a step updates few rows, those of a `RowGradient`."""
+        return ()
+
+    def demanded_rows(
+        self, batches: Sequence[Batch], seed: int, trained: int
+    ) -> dict[str, npt.NDArray[np.int64]]:
+        """By name of a demand the rows that steps with these batches use: ascending, each once.
+
+        trained  steps of the run before them
+        """
+        return {}
+
     @abstractmethod
-    def loss(self, weights: Tensors, features: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, weights: Tensors, features: Tensor, labels: Tensor, step: LocalStep) -> Tensor:
         """Mean loss of a batch in training mode, with autograd's graph. If `differentiable`."""
 
     def loss_and_gradients(
-        self, weights: Tensors, features: Rows, labels: Rows, room: GradientBuffers
+        self, weights: Tensors, features: Rows, labels: Rows, step: LocalStep
     ) -> tuple[Tensor, Gradients]:
         """Mean loss of a batch in training mode, batch statistics included, and its gradients.
 
         Those of autograd, if `differentiable`; a model that is not computes its own.
         Running statistics among the shared weights are brought up to date.
-        Gradients may lie in `room`, and are good until the next call with it.
+        Gradients may lie in `step.room`, and are good until the next call with it.
 
         weights   partitioned ones as stored in subnets, and shared ones, by key
         features  float32 [batch, ...], or sparse
         labels    a class a row, int64 [batch], or sets of labels
-        room      empty at first; filled by a call for the next one
         """
         assert isinstance(features, Tensor), "rows are dense"
         assert isinstance(labels, Tensor), "one class a row"
@@ -273,7 +282,7 @@ class Model(ABC):
             for key, weight in weights.items()
             if key not in fixed
         }
-        loss = self.loss({**weights, **leaves}, features, labels)
+        loss = self.loss({**weights, **leaves}, features, labels, step)
         gradients = torch.autograd.grad(loss, list(leaves.values()))
         return loss.detach(), dict(zip(leaves, gradients, strict=True))
 

@@ -81,12 +81,12 @@ class Optimizer(ABC):
         self, weight: Tensor, gradient: RowGradient, slots: Slots, lr: float, trained: int
     ) -> None:
         rows = gradient.rows
-        whole = {name: slot for name, slot in slots.items() if slot.shape == weight.shape}
-        gathered = {name: slot.index_select(0, rows) for name, slot in whole.items()}
+        by_row = {name: slot for name, slot in slots.items() if len(slot) == len(weight)}
+        gathered = {name: slot.index_select(0, rows) for name, slot in by_row.items()}
         updated = weight.index_select(0, rows)
         self.update(updated, gradient.values, slots | gathered, lr, trained)
         weight.index_copy_(0, rows, updated)
-        for name, slot in whole.items():
+        for name, slot in by_row.items():
             slot.index_copy_(0, rows, gathered[name])
 
     def _step_columns(
@@ -246,7 +246,8 @@ class RowwiseAdagrad(Optimizer):
     """Adagrad with one number a dealt unit of a matrix: the sum of mean squares of its gradient.
 
     The mean is over the elements that a step updates: with sparse input, the features that occur.
-    Of a middle layer the unit is the row. Vectors have a number an element, as in Adagrad.
+    Of a middle layer the unit is the row. Of demanded rows, such as labels that are sampled, it is
+    one number a row. Vectors have a number an element, as in Adagrad.
     """
 
     scratch_bytes = (0, 0)  # of a matrix, and vectors are small
@@ -256,9 +257,12 @@ class RowwiseAdagrad(Optimizer):
         return ("squares",)
 
     def slot_spec(self, slot: str, spec: TensorSpec) -> TensorSpec:
-        """Of a matrix: a vector over its dealt axis."""
-        dealt = 0 if spec.row_axis is not None else 1
+        """Of a matrix: a vector over its dealt axis, or over its demanded rows."""
         key = slot_key(slot, spec.key)
+        if spec.demanded is not None:
+            rows = (spec.rows,), (None,)
+            return TensorSpec(key, *rows, demanded=spec.demanded, mean_over=spec.column_axis)
+        dealt = 0 if spec.row_axis is not None else 1
         return TensorSpec(key, (spec.shape[dealt],), (spec.axes[dealt],), least=spec.least)
 
     def update(

@@ -67,7 +67,7 @@ def start_run(
         check_on_all(comm, lambda: _check_saved(saved, config, dataset))
     algorithm = algorithms.build(comm, config, model, device)  # may start Horovod
     if saved is None:
-        algorithm.start_new(config.seed, given)
+        algorithm.start_new(given)
         progress, saved_model = Progress(ranks=ranks), model
     else:
         progress, saved_model = _start_from(saved, config, dataset, algorithm)

@@ -18,6 +18,7 @@ from ist_hpc.exchange.placement import home
 from ist_hpc.exchange.plan import pair_counts, plan_exchange
 from ist_hpc.exchange.tensors import state_bytes, zeros_at
 from ist_hpc.models import layers, optimizer
+from ist_hpc.models.local_step import LocalStep
 from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from tests.helpers.alone import Alone
 
@@ -137,7 +138,9 @@ def test_operations_are_those_that_torch_counts():
     model, batch = MultiLayerPerceptron(64, [32, 48], 12), 16
     weights = {spec.key: torch.ones(spec.subnet_shape(0, 4)) for spec in model.specs}
     with FlopCounterMode(display=False) as counter:
-        model.loss_and_gradients(weights, torch.rand(batch, 64), torch.zeros(batch).long(), {})
+        model.loss_and_gradients(
+            weights, torch.rand(batch, 64), torch.zeros(batch).long(), LocalStep()
+        )
     assert counts.step_flops(model.layers, batch, 4) == counter.get_total_flops()
 
 
@@ -226,7 +229,7 @@ def test_activations_are_no_less_than_what_autograd_keeps():
 
     features, labels = torch.rand(32, 64), torch.zeros(32, dtype=torch.int64)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.loss_and_gradients(weights, features, labels, {})
+        model.loss_and_gradients(weights, features, labels, LocalStep())
     estimate = model.step_activations(32, 1, None)
     assert sum(kept.values()) <= estimate <= 2.5 * sum(kept.values())
 

@@ -69,7 +69,7 @@ def rounds(world, case, staging: Staging, buffer_mib: float, averages=None):
         config.state == "carry",
         averages,
     )
-    algorithm.start_new(SEED)
+    algorithm.start_new()
     device, losses, reports = staging.device, [], []
     for index in range(ROUNDS):
         reports.append(algorithm.begin_round(index))
@@ -187,7 +187,7 @@ def trained(world, place, name: str, device: torch.device, kind: str) -> tuple[d
         model = networks.build(config.model, dataset.features, dataset.outputs, dataset.sparse)
         algorithm = algorithms.build(world, config, model, device)
         assert algorithm.device == device
-        algorithm.start_new(config.seed)
+        algorithm.start_new()
         segments = rank_segments(dataset, "train", "rows", world.Get_rank(), world.Get_size())
         folder = RunFolder(place / name)
         if world.Get_rank() == 0:

@@ -34,7 +34,7 @@ def built(world, model, config):
     exchanger = Exchanger(world, 1.0, staging_of(DEVICE, cuda_aware=False))
     parts = (world, model, optimizer.build(config), exchanger, SEED, config.state == "carry", None)
     algorithm = OnDevice(*parts)
-    algorithm.start_new(SEED)
+    algorithm.start_new()
     return algorithm
 
 

@@ -109,7 +109,7 @@ def test_on_a_gpu_it_trains_and_is_evaluated_as_on_the_cpu(world, averages):
             True,
             averages,
         )
-        algorithm.start_new(SEED)
+        algorithm.start_new()
         for index in range(2):
             algorithm.begin_round(index)
             rows = (to_device(part, device) for part in images(world.Get_rank(), index))

@@ -285,7 +285,7 @@ class TestOnAGpu:
         def body(comm):
             exchanger = Exchanger(comm, 1.0, staging_of(torch.device(name), cuda_aware=False))
             algorithm = IndependentSubnets(comm, model, build(rule()), exchanger, 1, True, None)
-            algorithm.start_new(1)
+            algorithm.start_new()
             algorithm.begin_round(0)
             losses = []
             for step in range(6):

@@ -34,7 +34,7 @@ PURE = {
     "common": {"hdf5_reading", "hdf5_writing"},
     "config": set(),
     "cost": {"prediction"},
-    "exchange": {"exchanger", "staging", "tensors"},
+    "exchange": {"exchanger", "landing", "staging", "tensors"},
 }
 """Folders without MPI, torch and HDF5, but for these modules of them."""
 

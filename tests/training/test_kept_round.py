@@ -20,7 +20,7 @@ def test_what_is_kept_of_a_round_is_what_is_said(carry):
     algorithm = IndependentSubnets(
         comm, model, rule, Exchanger(comm, 1.0), 0, carry, MpiAverages(comm)
     )
-    algorithm.start_new(0)
+    algorithm.start_new()
     algorithm.begin_round(0)
     algorithm.keep_round()
     job = counts.Job(model=model, rule=rule, ranks=3, carry=carry, keeps_rounds=True)

@@ -38,6 +38,7 @@ from ist_hpc.models.convolutional.residual import BlockShape, sections_of
 from ist_hpc.models.export import Plain
 from ist_hpc.models.initial import initial_rows
 from ist_hpc.models.layers import IMAGES_AT_ONCE, Layer
+from ist_hpc.models.local_step import LocalStep
 from ist_hpc.models.norms import (
     Norm,
     by_batch,
@@ -161,9 +162,8 @@ class ResNet(Model):
 
     # A step of a thin network, which at one rank is the full one.
 
-    def loss(self, weights: Tensors, features: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, weights: Tensors, features: Tensor, labels: Tensor, step: LocalStep) -> Tensor:
         """Mean cross entropy of a batch of images [batch, 3 x 32 x 32]; see the base class."""
-
         values = plain.front(weights, by_batch_keeping(weights), features, self._before)
         for own in plain.unstacked(weights):
             values = plain.block(own, by_batch(own), AXIS, values)

@@ -24,6 +24,7 @@ from ist_hpc.models.convolutional.convolutions import Convolutions
 from ist_hpc.models.export import Plain
 from ist_hpc.models.initial import initial_rows
 from ist_hpc.models.layers import Layer
+from ist_hpc.models.local_step import LocalStep
 from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.models.plain.vgg import IMAGE, vgg11
 
@@ -78,9 +79,9 @@ class VGG11(Model):
         """The values that a dealt body would have; running mean zero, variance one."""
         return initial_rows(spec.key, spec.shape, seed, (0, spec.shape[0]))
 
-    def loss(self, weights: Tensors, features: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, weights: Tensors, features: Tensor, labels: Tensor, step: LocalStep) -> Tensor:
         """Mean cross entropy of a batch of images [batch, 3 x 32 x 32]; see the base class."""
-        return self._head.loss(weights, self._body.train(weights, features), labels)
+        return self._head.loss(weights, self._body.train(weights, features), labels, step)
 
     def full_hidden(
         self,

@@ -10,6 +10,7 @@ Tensors (axis of each dimension in brackets, `-` for none):
     fc2.weight (hidden2, hidden1)    bn2.weight (hidden2)    bn2.bias (hidden2)
     ...
     out.weight (-, hiddenL), stored with hiddenL first       out.bias, shared, only if asked for
+        where labels are sampled stored with labels first, which are held by demand
 """
 
 from collections.abc import Sequence
@@ -21,11 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ist_hpc.data.sparse_rows import Rows, SparseRows
+from ist_hpc.data.sparse_rows import Batch, Rows, SparseRows
 from ist_hpc.exchange.placement import Axis, TensorSpec
 from ist_hpc.models import initial
 from ist_hpc.models.base import (
-    GradientBuffers,
     Gradients,
     Model,
     Peers,
@@ -36,9 +36,20 @@ from ist_hpc.models.base import (
 )
 from ist_hpc.models.export import Plain
 from ist_hpc.models.layers import kept_numbers, matrices
+from ist_hpc.models.local_step import GradientBuffers, LocalStep
 from ist_hpc.models.norms import Norm, batch_norm, by_all_units, by_batch, full_norm
 from ist_hpc.models.perceptrons import many_labels, sparse_input
+from ist_hpc.models.perceptrons.many_labels import LabelLoss
+from ist_hpc.models.perceptrons.sampled_labels import (
+    SampledLoss,
+    Sampling,
+    sampled_softmax,
+    trained_labels,
+)
 from ist_hpc.models.plain.mlp import perceptron
+
+_LABELS = "labels"
+"""The demand by which rows of the output weights are held where labels are sampled."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +70,11 @@ class MultiLayerPerceptron(Model):
     hidden           widths of the hidden layers; layer i is the axis `hidden{i}`
     output_norm      batch norm without scale and shift on the outputs, as the paper's authors did
     output_bias      a bias on the outputs, a shared parameter
-    loss             cross_entropy, softmax or bce, as `model.loss` of the configuration
-    label_block      labels computed at a time by the last two
+    loss             as `model.loss` of the configuration, but for auto
+    label_block      labels computed at a time, but by cross_entropy
+    sampling         of the labels of sampled_softmax
+    dropout          part of the hidden units that a step leaves out
+    zero_outputs     whether the output weights begin at zero
     sparse           whether rows are sparse
     input_axis       the axis of the inputs, where these are units that are dealt out
     """
@@ -76,14 +90,20 @@ class MultiLayerPerceptron(Model):
         label_block: int = 2048,
         sparse: bool = False,
         input_axis: str | None = None,
+        sampling: Sampling | None = None,
+        dropout: float = 0.0,
+        zero_outputs: bool = False,
     ) -> None:
         assert not (output_norm and output_bias), "batch norm would cancel the bias"
         assert loss == "cross_entropy" or not output_norm, "no batch norm over blocks of labels"
+        assert (loss == "sampled_softmax") == (sampling is not None)
+        assert not (sampling and output_bias), "its average would need every label"
         self.outputs = outputs
         self.label_block = label_block if loss != "cross_entropy" else None
         self.norms_outputs = output_norm
         self.differentiable = loss == "cross_entropy" and not sparse
-        self._loss, self._sparse = loss, sparse
+        self._loss, self._sparse, self._sampling = loss, sparse, sampling
+        self._dropout, self._zero_outputs = dropout, zero_outputs
         self.axes = {f"hidden{i}": Axis(size) for i, size in enumerate(hidden, start=1)}
         specs: list[TensorSpec] = []
         layers: list[_Layer] = []
@@ -97,7 +117,14 @@ class MultiLayerPerceptron(Model):
             ]
             layers.append(_Layer(f"fc{i}.weight", width, size, f"bn{i}", None))
             width, axis = size, own
-        specs.append(TensorSpec("out.weight", (outputs, width), (None, axis), transposed=True))
+        demanded = None if sampling is None else _LABELS
+        specs.append(
+            TensorSpec(
+                *("out.weight", (outputs, width), (None, axis)),
+                transposed=sampling is None,
+                demanded=demanded,
+            )
+        )
         bias = "out.bias" if output_bias else None
         norm = "bn_out" if output_norm else None
         layers.append(_Layer("out.weight", width, outputs, norm, bias))
@@ -157,20 +184,38 @@ class MultiLayerPerceptron(Model):
         self, spec: TensorSpec, seed: int, rows: tuple[int, int]
     ) -> npt.NDArray[np.float32]:
         """As in `initial.initial_rows`; see the base class."""
+        if self._zero_outputs and spec.key == self._layers[-1].weight:
+            return np.zeros((rows[1] - rows[0], *spec.shape[1:]), dtype=np.float32)
         return initial.initial_rows(spec.key, spec.shape, seed, rows)
 
     def initial_shared(self, spec: SharedSpec, seed: int) -> npt.NDArray[np.float32]:
         """Zero: the output bias."""
         return np.zeros(spec.shape, dtype=np.float32)
 
-    def loss(self, weights: Tensors, features: Tensor, labels: Tensor) -> Tensor:
+    @property
+    def row_gradient_keys(self) -> tuple[str, ...]:
+        """Of sparse features, and of sampled labels; see the base class."""
+        features = (self._layers[0].weight,) if self._sparse else ()
+        return features if self._sampling is None else (*features, self._layers[-1].weight)
+
+    def demanded_rows(
+        self, batches: Sequence[Batch], seed: int, trained: int
+    ) -> dict[str, npt.NDArray[np.int64]]:
+        """The labels that the steps train, where they are sampled; see the base class."""
+        if self._sampling is None:
+            return {}
+        drawn = [self._sampling.drawn(seed, trained + index) for index in range(len(batches))]
+        own = [self._sets_of(labels).columns.numpy() for _, labels in batches]
+        return {_LABELS: np.unique(np.concatenate([*drawn, *own]))}
+
+    def loss(self, weights: Tensors, features: Tensor, labels: Tensor, step: LocalStep) -> Tensor:
         """Mean cross entropy of a batch, with autograd's graph; see the base class."""
         entering = F.linear(features, weights[self._layers[0].weight])
-        hidden = self._hidden(weights, by_batch(weights), entering)
+        hidden = self._hidden(weights, by_batch(weights), entering, step=step)
         return self._cross_entropy(weights, hidden, labels)
 
     def loss_and_gradients(
-        self, weights: Tensors, features: Rows, labels: Rows, room: GradientBuffers
+        self, weights: Tensors, features: Rows, labels: Rows, step: LocalStep
     ) -> tuple[Tensor, Gradients]:
         """Loss of a batch and its gradients; see the base class."""
         first, last = self._layers[0], self._layers[-1]
@@ -188,17 +233,22 @@ class MultiLayerPerceptron(Model):
             leaves.append(entering.requires_grad_(True))
         else:
             entering = F.linear(features, inner[first.weight])
-        hidden = self._hidden(inner, by_batch(inner), entering)
+        hidden = self._hidden(inner, by_batch(inner), entering, step=step)
         gradients: Gradients = {}
         if self._loss == "cross_entropy":
             assert isinstance(labels, Tensor), "one class a row"
             loss = self._cross_entropy(inner, hidden, labels)
             found = list(torch.autograd.grad(loss, leaves))
         else:
-            of_labels = self._loss_of_labels(weights, hidden.detach().float(), labels, room)
+            leaving, sets = hidden.detach().float(), self._sets_of(labels)
+            of_labels: LabelLoss | SampledLoss
+            if self._sampling is None:
+                of_labels = self._loss_of_labels(weights, leaving, sets, step.room)
+                if last.bias and of_labels.bias_gradient is not None:
+                    gradients[last.bias] = of_labels.bias_gradient
+            else:
+                of_labels = self._loss_of_sampled(weights, leaving, sets, step)
             loss, gradients[last.weight] = of_labels.loss, of_labels.weight_gradient
-            if last.bias and of_labels.bias_gradient is not None:
-                gradients[last.bias] = of_labels.bias_gradient
             hidden_gradient = of_labels.hidden_gradient.to(hidden.dtype)  # it may be bfloat16
             found = list(torch.autograd.grad(hidden, leaves, hidden_gradient))
         if isinstance(features, SparseRows):
@@ -206,17 +256,27 @@ class MultiLayerPerceptron(Model):
         return loss.detach(), gradients | dict(zip(inner, found, strict=True))
 
     def _hidden(
-        self, weights: Tensors, norm: Norm, hidden: Tensor, peers: Peers | None = None
+        self,
+        weights: Tensors,
+        norm: Norm,
+        hidden: Tensor,
+        peers: Peers | None = None,
+        step: LocalStep | None = None,
     ) -> Tensor:
         """From the first layer's product to what enters the last layer.
 
         peers  the ranks that have the other units; then collective, else local
+        step   of training, in which units are left out under dropout
         """
         for index, layer in enumerate(self._layers[:-1]):
             if index:
                 hidden = F.linear(hidden, weights[layer.weight])
             assert layer.norm is not None
             hidden = F.relu(norm(layer.norm, hidden), inplace=True)
+            if step is not None and self._dropout:
+                shape = (len(hidden), hidden.shape[1])
+                kept = step.kept(f"dropout/{layer.norm}", shape, self._dropout)
+                hidden = hidden * kept.to(hidden.device, hidden.dtype)
             if peers is not None:
                 hidden = peers.gather(hidden, layer.outputs)
         return hidden
@@ -230,14 +290,31 @@ class MultiLayerPerceptron(Model):
             logits = batch_norm(logits, None, None)
         return F.cross_entropy(logits.float(), labels)
 
+    def _sets_of(self, labels: Rows) -> SparseRows:
+        """Labels as sets: a class is a set of one."""
+        if isinstance(labels, SparseRows):
+            return labels
+        return SparseRows.of_classes(labels, self.outputs)
+
+    @torch.no_grad()
+    def _loss_of_sampled(
+        self, weights: Tensors, hidden: Tensor, labels: SparseRows, step: LocalStep
+    ) -> SampledLoss:
+        assert self._sampling is not None
+        drawn = torch.from_numpy(self._sampling.drawn(step.seed, step.index)).to(hidden.device)
+        trained = trained_labels(labels, drawn)
+        held = step.held.get(_LABELS)
+        places = trained if held is None else torch.searchsorted(held, trained)
+        chances = self._sampling.log_chances(trained, len(hidden))
+        weight = weights[self._layers[-1].weight].detach()
+        return sampled_softmax(hidden, weight, labels, trained, places, chances)
+
     @torch.no_grad()
     def _loss_of_labels(
-        self, weights: Tensors, hidden: Tensor, labels: Rows, room: GradientBuffers
-    ) -> many_labels.LabelLoss:
+        self, weights: Tensors, hidden: Tensor, labels: SparseRows, room: GradientBuffers
+    ) -> LabelLoss:
         last = self._layers[-1]
         weight, bias = weights[last.weight].detach(), weights[last.bias] if last.bias else None
-        if isinstance(labels, Tensor):
-            labels = SparseRows.of_classes(labels, self.outputs)
         assert self.label_block is not None
         function = many_labels.softmax if self._loss == "softmax" else many_labels.binary
         if last.weight not in room:
