@@ -12,7 +12,7 @@ from ist_hpc.common.disk.files import exists_error, replacing
 from ist_hpc.common.errors import InputError
 from ist_hpc.config.keys import subnets_of
 from ist_hpc.models import networks
-from ist_hpc.models.base import ExportEntry
+from ist_hpc.models.export import ExportEntry
 
 _SCALED = """
 

@@ -1,7 +1,7 @@
 """What a rank holds before a run is started: its memory, phase by phase.
 
 Only what is held at the same time is said here. How many bytes each part takes is said beside what
-allocates it: by the network (`models.base.Model`), the optimiser, the exchange
+allocates it: by the network (`models.shapes.Shapes`), the optimiser, the exchange
 (`exchange/held_bytes.py`) and the rows. It is counted from shapes and deals, without temporaries of
 a few MiB and without Python, PyTorch, MPI and Horovod themselves. The same is counted for data
 parallel training and local SGD, where every rank holds the whole model.

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 
 from ist_hpc.common import streams
-
-GradientBuffers = dict[str, Tensor]
-"""Memory of large gradients, by key, that a model leaves for the next step: fresh pages cost more
-than what is computed into them."""
+from ist_hpc.models.gradients import GradientBuffers
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,8 @@ from torch import Tensor
 from ist_hpc.common.sizes import ELEMENT_BYTES
 from ist_hpc.config.keys import OptimizerConfig
 from ist_hpc.exchange.placement import TensorSpec
-from ist_hpc.models.base import ColumnGradient, RowGradient, SharedSpec
+from ist_hpc.models.gradients import ColumnGradient, RowGradient
+from ist_hpc.models.shapes import SharedSpec
 
 _SLAB_ELEMENTS = 1 << 20  # of a weight that is updated at a time, at least a row
 

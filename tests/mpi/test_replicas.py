@@ -8,11 +8,12 @@ from torch import Tensor
 from ist_hpc.common.sizes import allreduce_bytes
 from ist_hpc.exchange.tensors import Held
 from ist_hpc.models import optimizer
-from ist_hpc.models.base import RowGradient, SharedSpec
 from ist_hpc.models.convolutional.resnet import ResNet
 from ist_hpc.models.convolutional.vgg import VGG11
+from ist_hpc.models.gradients import RowGradient
 from ist_hpc.models.local_step import LocalStep
 from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
+from ist_hpc.models.shapes import SharedSpec
 from ist_hpc.runtime.devices import CPU
 from ist_hpc.runtime.meters import Meter
 from ist_hpc.training import averaging

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
-from ist_hpc.models.base import ColumnGradient, RowGradient
 from ist_hpc.models.convolutional.resnet import ResNet
 from ist_hpc.models.convolutional.vgg import VGG11
+from ist_hpc.models.gradients import ColumnGradient, RowGradient
 from ist_hpc.models.local_step import LocalStep
 from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.runtime import precision

@@ -26,14 +26,7 @@ from torch import Tensor
 
 from ist_hpc.data.sparse_rows import Rows
 from ist_hpc.exchange.placement import Axis, TensorSpec
-from ist_hpc.models.base import (
-    Model,
-    Peers,
-    SharedSpec,
-    Statistics,
-    StatisticSpec,
-    Tensors,
-)
+from ist_hpc.models.base import Model, Peers, Statistics, Tensors
 from ist_hpc.models.convolutional.residual import BlockShape, sections_of
 from ist_hpc.models.export import Plain
 from ist_hpc.models.initial import initial_rows
@@ -48,6 +41,7 @@ from ist_hpc.models.norms import (
     stored_norm,
 )
 from ist_hpc.models.plain import resnet as plain
+from ist_hpc.models.shapes import SharedSpec, StatisticSpec
 
 AXIS = "blocks"
 _DEALT_SECTION = 2  # of 0 to 3

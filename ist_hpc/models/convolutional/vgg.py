@@ -13,13 +13,7 @@ from torch import Tensor
 from ist_hpc.config.keys import VGG11_CHANNELS
 from ist_hpc.data.sparse_rows import Rows
 from ist_hpc.exchange.placement import TensorSpec
-from ist_hpc.models.base import (
-    Model,
-    Peers,
-    SharedSpec,
-    Statistics,
-    Tensors,
-)
+from ist_hpc.models.base import Model, Peers, Statistics, Tensors
 from ist_hpc.models.convolutional.convolutions import Convolutions
 from ist_hpc.models.export import Plain
 from ist_hpc.models.initial import initial_rows
@@ -27,6 +21,7 @@ from ist_hpc.models.layers import Layer
 from ist_hpc.models.local_step import LocalStep
 from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.models.plain.vgg import IMAGE, vgg11
+from ist_hpc.models.shapes import SharedSpec
 
 
 class VGG11(Model):

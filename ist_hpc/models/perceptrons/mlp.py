@@ -25,18 +25,11 @@ from torch import Tensor
 from ist_hpc.data.sparse_rows import Batch, Rows, SparseRows
 from ist_hpc.exchange.placement import Axis, TensorSpec
 from ist_hpc.models import initial
-from ist_hpc.models.base import (
-    Gradients,
-    Model,
-    Peers,
-    SharedSpec,
-    Statistics,
-    StatisticSpec,
-    Tensors,
-)
+from ist_hpc.models.base import Model, Peers, Statistics, Tensors
 from ist_hpc.models.export import Plain
+from ist_hpc.models.gradients import GradientBuffers, Gradients
 from ist_hpc.models.layers import kept_numbers, matrices
-from ist_hpc.models.local_step import GradientBuffers, LocalStep
+from ist_hpc.models.local_step import LocalStep
 from ist_hpc.models.norms import Norm, batch_norm, by_all_units, by_batch, full_norm
 from ist_hpc.models.perceptrons import many_labels, sparse_input
 from ist_hpc.models.perceptrons.many_labels import LabelLoss
@@ -47,6 +40,7 @@ from ist_hpc.models.perceptrons.sampled_labels import (
     trained_labels,
 )
 from ist_hpc.models.plain.mlp import perceptron
+from ist_hpc.models.shapes import SharedSpec, StatisticSpec
 
 _LABELS = "labels"
 """The demand by which rows of the output weights are held where labels are sampled."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ist_hpc.common import streams
 from ist_hpc.data.sparse_rows import SparseRows
-from ist_hpc.models.base import RowGradient
+from ist_hpc.models.gradients import RowGradient
 from ist_hpc.runtime.precision import low_type
 
 

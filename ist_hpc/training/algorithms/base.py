@@ -9,9 +9,11 @@ from torch import Tensor
 
 from ist_hpc.data.sparse_rows import Batch, Rows
 from ist_hpc.exchange.tensors import State, all_finite
-from ist_hpc.models.base import Gradients, Model, SharedSpec
-from ist_hpc.models.local_step import GradientBuffers, LocalStep
+from ist_hpc.models.base import Model
+from ist_hpc.models.gradients import GradientBuffers, Gradients
+from ist_hpc.models.local_step import LocalStep
 from ist_hpc.models.optimizer import Optimizer, Slots
+from ist_hpc.models.shapes import SharedSpec
 from ist_hpc.runtime.meters import ExchangeReport, Meter
 
 if TYPE_CHECKING:

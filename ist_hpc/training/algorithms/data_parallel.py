@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ist_hpc.data.sparse_rows import Rows
-from ist_hpc.models.base import ColumnGradient, Gradients, Model, RowGradient
-from ist_hpc.models.local_step import GradientBuffers
+from ist_hpc.models.base import Model
+from ist_hpc.models.gradients import ColumnGradient, GradientBuffers, Gradients, RowGradient
 from ist_hpc.models.optimizer import Optimizer
 from ist_hpc.training.algorithms.replicas import Replicas, gradients_of
 from ist_hpc.training.averaging import Averages, HorovodAverages, rows_of_all

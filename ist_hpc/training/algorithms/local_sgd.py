@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ist_hpc.data.sparse_rows import Batch, Rows
-from ist_hpc.models.base import Gradients, Model, RowGradient
+from ist_hpc.models.base import Model
+from ist_hpc.models.gradients import Gradients, RowGradient
 from ist_hpc.models.optimizer import Optimizer
 from ist_hpc.runtime.meters import ExchangeReport
 from ist_hpc.training.algorithms.data_parallel import DataParallel

@@ -14,8 +14,10 @@ from torch import Tensor
 from ist_hpc.data.sparse_rows import Batch, Rows
 from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.exchange.tensors import Held, State
-from ist_hpc.models.base import Gradients, Model, SharedSpec
+from ist_hpc.models.base import Model
+from ist_hpc.models.gradients import Gradients
 from ist_hpc.models.optimizer import Optimizer, as_broadcast, slot_key
+from ist_hpc.models.shapes import SharedSpec
 from ist_hpc.runtime.meters import ExchangeReport
 from ist_hpc.training.algorithms.base import Algorithm, initial_shared
 
