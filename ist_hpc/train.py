@@ -83,8 +83,8 @@ def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
     # After the configuration: to load torch takes seconds.
     from ist_hpc.common.disk.names import spoken
     from ist_hpc.runtime.meters import Meter
-    from ist_hpc.runtime.outcome import record_failure, record_silence, record_stop
-    from ist_hpc.runtime.run_folder import RunFolder
+    from ist_hpc.runtime.run_folder.folder import RunFolder
+    from ist_hpc.runtime.run_folder.outcome import record_failure, record_silence, record_stop
     from ist_hpc.runtime.watchdog import Watchdog
     from ist_hpc.training.start import start_run
 

@@ -19,7 +19,7 @@ from ist_hpc.data.shards import Dataset, DatasetWriter
 from ist_hpc.models import networks
 from ist_hpc.runtime import devices
 from ist_hpc.runtime.launch import Runtime, on_root
-from ist_hpc.runtime.run_folder import RunFolder
+from ist_hpc.runtime.run_folder.folder import RunFolder
 from ist_hpc.training import algorithms
 from ist_hpc.training.trainer import Setup, Trainer
 

@@ -19,7 +19,8 @@ from ist_hpc.models.base import Model
 from ist_hpc.runtime import devices, precision
 from ist_hpc.runtime.launch import AgreedInputError, Runtime, check_on_all, log, on_root
 from ist_hpc.runtime.meters import Meter
-from ist_hpc.runtime.run_folder import UNSAID_END, RunFolder, facts_of_start
+from ist_hpc.runtime.run_folder.folder import UNSAID_END, RunFolder
+from ist_hpc.runtime.run_folder.start_facts import facts_of_start
 from ist_hpc.runtime.stopping import StopRequest
 from ist_hpc.training import algorithms
 from ist_hpc.training.algorithms.base import Algorithm
@@ -242,7 +243,7 @@ def _record(config: Config, folder: RunFolder, progress: Progress, facts: dict[s
         folder.lock()
         _refuse_later(folder, progress)
         folder.forget_failure()
-        folder.rewind_metrics(progress.round)
+        folder.metrics.rewind(progress.round)
         before = UNSAID_END if folder.goes_on() else folder.status()
         if before.startswith(("failed", "ended")):
             log.info("the run before this one %s", before)

@@ -21,7 +21,7 @@ from ist_hpc.runtime.launch import log
 from ist_hpc.runtime.meters import Meter, Reading, has_diverged
 from ist_hpc.runtime.precision import computing
 from ist_hpc.runtime.progress import Narrator
-from ist_hpc.runtime.run_folder import RunFolder
+from ist_hpc.runtime.run_folder.folder import RunFolder
 from ist_hpc.runtime.stopping import StopRequest
 from ist_hpc.training.algorithms.base import Algorithm
 from ist_hpc.training.divergence import DivergencePolicy

@@ -12,7 +12,8 @@ import pytest
 from ist_hpc.common.disk.files import hidden_beside, json_text, refuse_target, replacing, write_text
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
-from ist_hpc.runtime.run_folder import RunFolder, facts_of_start
+from ist_hpc.runtime.run_folder.folder import RunFolder
+from ist_hpc.runtime.run_folder.start_facts import facts_of_start
 from tests.helpers.launching import ROOT, run_python
 from tests.helpers.small_runs import SMALL, command
 
@@ -139,7 +140,7 @@ class TestNames:
         start = json.loads((folder.path / "run.json").read_text())["starts"][0]
         assert "caf\\xe9" in start["command"]
         assert start["host"] == "caf\\xe9"
-        assert next(folder.rows())["note"] == "caf\\xe9"
+        assert next(folder.metrics.rows())["note"] == "caf\\xe9"
 
 
 @pytest.fixture(scope="module")

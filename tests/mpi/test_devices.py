@@ -23,7 +23,7 @@ from ist_hpc.models import networks, optimizer
 from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.runtime import devices
 from ist_hpc.runtime.devices import CPU
-from ist_hpc.runtime.run_folder import RunFolder
+from ist_hpc.runtime.run_folder.folder import RunFolder
 from ist_hpc.training import algorithms
 from ist_hpc.training.algorithms.ist import IndependentSubnets
 from ist_hpc.training.evaluation.full_network import HomeNetwork
