@@ -62,4 +62,6 @@ def demand_of(rank: int, size: int, rows: Sequence[Units]) -> Demand:
 def evenly(rank: int, size: int, ranks: int, rows: int) -> Demand:
     """A demand like those of a run in which each rank asks for so many rows, for costs. Local."""
     spread = np.linspace(0, size, min(max(rows, 0), size), endpoint=False).astype(np.int64)
-    return demand_of(rank, size, [spread] * ranks)
+    by_home = split_by_home(spread, size, ranks)
+    counts = np.array([[len(part) for part in by_home]] * ranks, dtype=np.int64)
+    return Demand(rank, size, spread, (by_home[rank],) * ranks, counts)

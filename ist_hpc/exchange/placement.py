@@ -248,11 +248,22 @@ class Placement:
         return self.is_home or spec.has_two_axes or spec.demanded is not None
 
     def subnet_shape(self, spec: TensorSpec, rank: int) -> tuple[int, ...]:
-        """Shape, as stored, of the subnet part of `rank`, which must be this one if demanded."""
+        """Shape, as stored, of the subnet part of `rank` in a round.
+
+        Of a demanded tensor it is that of the rank whose demand it is; one rank has none.
+        """
         shape = spec.subnet_shape(rank, self.ranks)
         if spec.demanded is None:
             return shape
-        return (len(self.demands[spec.demanded].rows), *shape[1:])
+        return (len(self.demands[spec.demanded].rows) if self.demands else 0, *shape[1:])
+
+    def trains_at_home(self, spec: TensorSpec) -> bool:
+        """Whether a round trains the tensor in the home block: one rank's, if it is demanded."""
+        return spec.demanded is not None and self.ranks == 1
+
+    def trained_shape(self, spec: TensorSpec, rank: int) -> tuple[int, ...]:
+        """Shape, as stored, of what `rank` trains of a tensor in a round."""
+        return spec.shape if self.trains_at_home(spec) else self.subnet_shape(spec, rank)
 
     def __str__(self) -> str:
         return "home" if self.is_home else f"round {self.round_index}"

@@ -87,9 +87,26 @@ class Shapes:
         """The weights of which a step updates few rows, those of a `RowGradient`."""
         return ()
 
-    def row_gradient_elements(self, rows: int, ranks: int, entries: float | None) -> int:
-        """Elements, at most, of the gradient of the weight that has a `RowGradient`; 0: none."""
-        return 0
+    def row_gradients(
+        self, rows: int, ranks: int, entries: float | None
+    ) -> list[tuple[TensorSpec, int]]:
+        """The weights that have a `RowGradient`, and how many elements it has, about."""
+        return []
+
+    def expected_demands(self, rows: int, steps: int) -> dict[str, tuple[int, float]]:
+        """(rows of all, rows that a rank asks for in so many steps), by name of a demand."""
+        return {}
+
+    def updated_part(self, spec: TensorSpec, rows: int, steps: int, entries: float | None) -> float:
+        """The part of a weight that so many steps update, each with `rows`, at most.
+
+        1 where no labels are sampled: then all of it is averaged.
+        """
+        return 1.0
+
+    def step_outputs(self, rows: int) -> float:
+        """Outputs that a step of a whole model computes, on average."""
+        return self.outputs
 
     def gradient_bytes(self, rows: int, ranks: int, entries: float | None) -> int:
         """Bytes of the gradients of a step with a batch of so many rows.
@@ -97,7 +114,7 @@ class Shapes:
         Running statistics, which have none but are few, are counted as if they had.
         """
         shared = sum(spec.elements for spec in self.shared if spec.changes)
-        of_rows = self.row_gradient_elements(rows, ranks, entries)
+        of_rows = sum(elements for _, elements in self.row_gradients(rows, ranks, entries))
         return subnet_bytes(self.dense_specs, ranks) + (of_rows + shared) * ELEMENT_BYTES
 
     def cast_bytes(self, ranks: int, product_bytes: int) -> int:

@@ -12,7 +12,7 @@ from ist_hpc.common.sizes import allreduce_bytes
 from ist_hpc.config.keys import OptimizerConfig
 from ist_hpc.cost import counts
 from ist_hpc.cost import memory as cost_memory
-from ist_hpc.exchange import exchanger as exchange
+from ist_hpc.exchange import landing
 from ist_hpc.exchange.exchanger import Exchanger
 from ist_hpc.exchange.placement import home
 from ist_hpc.exchange.plan import pair_counts, plan_exchange
@@ -168,13 +168,13 @@ def test_weights_slots_and_home_copies_are_what_is_held(widths, ranks):
 def test_an_exchange_holds_twice_what_is_predicted(monkeypatch, widths, buffer_bytes):
     job = make_job(widths, 3, "adam", buffer_bytes=buffer_bytes)
     held = []
-    finish_chunk = exchange._Landing.finish_chunk
+    finish_chunk = landing.Landing.finish_chunk
 
     def watched(landing, index):
         held.append(sum(tensor.numel() * 4 for tensor in landing.new.values()))
         finish_chunk(landing, index)
 
-    monkeypatch.setattr(exchange._Landing, "finish_chunk", watched)
+    monkeypatch.setattr(landing.Landing, "finish_chunk", watched)
     exchanger = Exchanger(Alone(), buffer_bytes / 2**20)
     state = zeros_at(job.exchanged, job.placement(0), 0)
     exchanger.exchange(job.exchanged, job.placement(0), job.placement(1), state)

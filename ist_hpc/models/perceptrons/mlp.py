@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ist_hpc.common.sizes import ELEMENT_BYTES
 from ist_hpc.data.sparse_rows import Batch, Rows, SparseRows
 from ist_hpc.exchange.placement import Axis, TensorSpec
 from ist_hpc.models import initial
@@ -31,7 +32,7 @@ from ist_hpc.models.gradients import GradientBuffers, Gradients
 from ist_hpc.models.layers import kept_numbers, matrices
 from ist_hpc.models.local_step import LocalStep
 from ist_hpc.models.norms import Norm, batch_norm, by_all_units, by_batch, full_norm
-from ist_hpc.models.perceptrons import many_labels, sparse_input
+from ist_hpc.models.perceptrons import many_labels, sampled_labels, sparse_input
 from ist_hpc.models.perceptrons.many_labels import LabelLoss
 from ist_hpc.models.perceptrons.sampled_labels import (
     SampledLoss,
@@ -133,20 +134,48 @@ class MultiLayerPerceptron(Model):
 
     @property
     def dense_specs(self) -> tuple[TensorSpec, ...]:
-        """All but the first matrix, if rows are sparse; see the base class."""
-        return self.specs[1:] if self._sparse else self.specs
+        """All but the first matrix, if rows are sparse, and the last, if labels are sampled."""
+        return tuple(spec for spec in self.specs if spec.key not in self.row_gradient_keys)
 
-    def row_gradient_elements(self, rows: int, ranks: int, entries: float | None) -> int:
-        """Of the first matrix what occurs in sparse rows; see the base class."""
-        if entries is None:
-            return 0
-        first = self.layers[0]
-        return sparse_input.occurring(rows, entries, first.inputs) * first.own_outputs(ranks)
+    def row_gradients(
+        self, rows: int, ranks: int, entries: float | None
+    ) -> list[tuple[TensorSpec, int]]:
+        """Of the first matrix what occurs in sparse rows, of the last the labels of a step."""
+        first, last = self.layers[0], self.layers[-1]
+        found = []
+        if entries is not None:
+            features = sparse_input.occurring(rows, entries, first.inputs)
+            found.append((self.specs[0], features * first.own_outputs(ranks)))
+        if self._sampling is not None:
+            labels = round(self.step_outputs(rows))
+            found.append((self.specs[-1], labels * last.own_inputs(ranks)))
+        return found
+
+    def expected_demands(self, rows: int, steps: int) -> dict[str, tuple[int, float]]:
+        """Of labels that are sampled; see the base class."""
+        if self._sampling is None:
+            return {}
+        return {_LABELS: (self.outputs, self._sampling.expected_labels(rows, steps))}
+
+    def updated_part(self, spec: TensorSpec, rows: int, steps: int, entries: float | None) -> float:
+        """Of the first and last matrix the rows that steps use; see the base class."""
+        if self._sampling is None or spec.key not in self.row_gradient_keys:
+            return 1.0
+        if spec.demanded is not None:
+            return self._sampling.expected_labels(rows, steps) / self.outputs
+        assert entries is not None
+        return sparse_input.occurring(rows * steps, entries, spec.columns) / spec.columns
+
+    def step_outputs(self, rows: int) -> float:
+        """All, or the labels of a step; see the base class."""
+        sampling = self._sampling
+        return self.outputs if sampling is None else sampling.expected_labels(rows, 1)
 
     def _cast_specs(self) -> list[TensorSpec]:
         """Of labels in blocks there is a copy of one block at a time."""
-        cast = matrices(self.dense_specs)
-        return cast if self.label_block is None else cast[:-1]
+        matrices_alone = matrices(self.dense_specs)
+        in_blocks = self.label_block is not None and self._sampling is None
+        return matrices_alone[:-1] if in_blocks else matrices_alone
 
     def _entering_numbers(self, entries: float | None, share: float) -> float:
         if entries is None:
@@ -157,7 +186,20 @@ class MultiLayerPerceptron(Model):
         if self.label_block is None:
             return super()._trained_numbers(ranks, share)
         hidden = share * kept_numbers(self.layers[:-1], ranks)
+        if self._sampling is not None:
+            return hidden
         return hidden + many_labels.step_numbers(self.outputs, self.label_block)
+
+    def step_activations(
+        self, rows: int, ranks: int, entries: float | None, product_bytes: int = ELEMENT_BYTES
+    ) -> int:
+        """With the labels of a step, if they are sampled; see the base class."""
+        held = super().step_activations(rows, ranks, entries, product_bytes)
+        if self._sampling is None:
+            return held
+        units = self.layers[-1].own_inputs(ranks)
+        numbers = sampled_labels.step_numbers(self.step_outputs(rows), rows, units)
+        return held + round(numbers * ELEMENT_BYTES)
 
     def _full_layer_bytes(
         self, index: int, rows: int, ranks: int, entries: float | None, calibrate: bool

@@ -5,6 +5,7 @@ always among them; another label is there with a chance that is known, and its p
 sum is divided by it, so that the sum is on average that of all labels. (docs/design.md derives it.)
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ from ist_hpc.common import streams
 from ist_hpc.data.sparse_rows import SparseRows
 from ist_hpc.models.gradients import RowGradient
 from ist_hpc.runtime.precision import low_type
+
+_ROW_LABELS = 5  # of data that are not known
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,23 @@ class Sampling:
         not_drawn = self.negatives * torch.log1p(torch.full_like(frequency, -1 / self.labels))
         absent = not_drawn + torch.special.xlog1py(others, -frequency)
         return torch.log(-torch.expm1(absent))
+
+    def expected_labels(self, rows: int, steps: int) -> float:
+        """How many labels so many steps train together, on average, each with a batch of `rows`.
+
+        Without frequencies as if rows had 5 labels, and all were equally frequent: then it is more.
+        """
+        frequency = self.frequencies
+        if frequency is None:
+            frequency = torch.tensor([min(1.0, _ROW_LABELS / self.labels)])
+        not_drawn = self.negatives * steps * math.log1p(-1 / self.labels) if self.labels > 1 else 0
+        absent = not_drawn + torch.special.xlog1py(float(rows * steps), -frequency.double())
+        return float(-torch.expm1(absent).mean()) * self.labels
+
+
+def step_numbers(labels: float, rows: int, units: int) -> float:
+    """About the numbers that the loss holds: logits, one more of them, and the labels' weights."""
+    return labels * (2 * rows + units)
 
 
 @dataclass(frozen=True, eq=False)

@@ -147,19 +147,15 @@ class IndependentSubnets(Algorithm):
         if self.carry:
             stored = self._trained(slot_spec)
         else:
-            stored = torch.zeros(self._trained_shape(slot_spec), device=self.device)
+            stored = torch.zeros(
+                self.placement.trained_shape(slot_spec, self.rank), device=self.device
+            )
         return as_broadcast(stored, slot_spec, spec)
 
     def _trained(self, spec: TensorSpec) -> Tensor:
         """What the round trains of a tensor: the subnet, or one rank's home block."""
-        return self.state[spec.key].place("home" if self._trains_at_home(spec) else "subnet")
-
-    def _trained_shape(self, spec: TensorSpec) -> tuple[int, ...]:
-        at_home = self._trains_at_home(spec)
-        return spec.shape if at_home else self.placement.subnet_shape(spec, self.rank)
-
-    def _trains_at_home(self, spec: TensorSpec) -> bool:
-        return spec.demanded is not None and self.ranks == 1
+        at_home = self.placement.trains_at_home(spec)
+        return self.state[spec.key].place("home" if at_home else "subnet")
 
     def step(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
         """One step of the thin network. Local."""
