@@ -1,5 +1,7 @@
 """Data parallel training, local SGD and DDP against plain loops of one process."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from ist_hpc.models.convolutional.vgg import VGG11
 from ist_hpc.models.gradients import RowGradient
 from ist_hpc.models.local_step import LocalStep
 from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
+from ist_hpc.models.perceptrons.sampled_labels import Sampling
 from ist_hpc.models.shapes import SharedSpec
 from ist_hpc.runtime.devices import CPU
 from ist_hpc.runtime.meters import Meter
@@ -126,12 +129,13 @@ class Plain:
                 leaves, self.config.lr, momentum=momentum, foreach=False
             )
 
-    def gradients(self, features, labels):
+    def gradients(self, features, labels, step=0):
         stored = {
             key: weight.detach().t().contiguous() if key in self.turned else weight.detach()
             for key, weight in self.weights.items()
         }
-        _, found = self.model.loss_and_gradients(stored, features, labels, LocalStep())
+        local_step = LocalStep(SEED, index=step)
+        _, found = self.model.loss_and_gradients(stored, features, labels, local_step)
         whole = {key: dense(gradient, stored[key]) for key, gradient in found.items()}
         return {key: one.t() if key in self.turned else one for key, one in whole.items()}
 
@@ -165,7 +169,7 @@ def on_mean_gradients(world, model, config, rounds, draw=batch):
         if config.state == "reset":
             plain.begin()
         for step in range(STEPS * index, STEPS * (index + 1)):
-            own = [plain.gradients(*draw(rank, step)) for rank in range(ranks)]
+            own = [plain.gradients(*draw(rank, step), step) for rank in range(ranks)]
             plain.step({key: sum(one[key] for one in own) / ranks for key in own[0]})
     return plain.weights
 
@@ -209,6 +213,51 @@ def test_data_parallel_on_sparse_rows_too(world, averages):
     found = everything(world, algorithm)
     for key, expected in on_mean_gradients(world, model, rule(), 2, sparse_batch).items():
         torch.testing.assert_close(found[key], expected.detach(), atol=1e-6, rtol=0)
+
+
+LABELS = 40
+SAMPLED = {"output_norm": False, "loss": "sampled_softmax", "sparse": True}
+few_labels = partial(sparse_batch, outputs=LABELS, density=0.02)
+
+
+def sampled_perceptron():
+    sampling = Sampling(LABELS, 2, torch.full((LABELS,), 0.02))
+    return MultiLayerPerceptron(INPUTS, [9], LABELS, sampling=sampling, **SAMPLED)
+
+
+def test_data_parallel_on_sampled_labels_averages_what_some_rank_trains(world, averages):
+    algorithm = started(world, averages, "data_parallel", sampled_perceptron(), rule())
+    train(world, algorithm, rule(), 2, few_labels)
+    found, ranks = everything(world, algorithm), world.Get_size()
+    expected = on_mean_gradients(world, algorithm.model, rule(), 2, few_labels)
+    for key, weight in expected.items():
+        torch.testing.assert_close(found[key], weight.detach(), atol=1e-6, rtol=0)
+    whole = 2 * STEPS * allreduce_bytes(sum(map(Tensor.numel, expected.values())), ranks) * ranks
+    assert algorithm.meter.read(world).bytes_averaged < 0.8 * whole or ranks == 1
+
+
+@pytest.mark.parametrize("config", [rule(momentum=0.9), rule(kind="rowwise_adagrad")], ids=str)
+def test_local_sgd_on_sampled_labels_averages_what_some_rank_trained(world, averages, config):
+    """Each rank's copy is trained here, too, by one rank alone; labels of no rank do not change."""
+    from mpi4py import MPI
+
+    ranks = world.Get_size()
+    algorithm = started(world, averages, "local_sgd", sampled_perceptron(), config)
+    before = everything(world, algorithm)
+    train(world, algorithm, config, 1, few_labels)
+    found = everything(world, algorithm)
+    copies = []
+    for rank in range(ranks):
+        alone = started(MPI.COMM_SELF, averages, "local_sgd", sampled_perceptron(), config)
+        alone.begin_round(0)
+        for step in range(STEPS):
+            alone.step(*few_labels(rank, step), config.lr, step)
+        copies.append(full(MPI.COMM_SELF, alone, (*alone.model.specs, *alone.slot_specs)))
+    for key, tensor in found.items():
+        mean = torch.stack([copy[key] for copy in copies]).mean(0)
+        torch.testing.assert_close(tensor, mean, atol=1e-6, rtol=0)
+    untouched = (before["out.weight"] == found["out.weight"]).all(dim=1)
+    assert 0 < untouched.sum() < LABELS
 
 
 @pytest.mark.parametrize("averages", ["Horovod"], indirect=True)
