@@ -1,8 +1,9 @@
 """Moving weights: the only place where partitioned tensors travel between ranks.
 
-`exchange` takes every element from its holder in one placement to its holder in another: the next
-round, evaluation, checkpoint and resume are all this one operation. One packed buffer a peer, one
-Alltoallv a chunk, no metadata and no handshake (paper, section 3.2, without its coordinator).
+`exchange` moves every element from its holder in one placement to its holder in another: the next
+round, evaluation, checkpoint and resume all use this operation. It needs one packed buffer per
+peer, one Alltoallv per chunk, no metadata and no handshake (paper, section 3.2, without its
+coordinator).
 """
 
 import time
@@ -27,11 +28,17 @@ if TYPE_CHECKING:
 
 
 class Exchanger:
-    """Exchanges between placements over one communicator, with buffers that it keeps.
+    """Moves weights between placements over one communicator, and keeps its buffers.
 
-    buffer_mib  bound of all send and receive buffers together; an exchange that needs more goes
-                in chunks, with two buffers of either kind. On a GPU there is one more, to pack in
-    staging     where the weights are, and how MPI gets at them; by default on the CPU
+    Parameters
+    ----------
+    comm
+        The ranks that hold the weights.
+    buffer_mib
+        Bound of all send and receive buffers together. An exchange that needs more goes in chunks,
+        with two buffers of each kind. On a GPU there is one more, to pack in.
+    staging
+        Where the weights are, and how MPI accesses them; by default on the CPU.
     """
 
     def __init__(self, comm: "MPI.Comm", buffer_mib: float, staging: Staging | None = None) -> None:
@@ -55,8 +62,8 @@ class Exchanger:
     ) -> ExchangeReport:
         """Move `specs` in `state` from `source` to `target`. Collective.
 
-        With `keep_source` what the source placement held stays beside the target's: a visit home,
-        after which the round can go on as if nothing had happened.
+        With `keep_source` the tensors of the source placement are kept beside those of the target:
+        after such a visit home the round can continue as if nothing had happened.
         """
         start = time.perf_counter()
         plan = self.plan(specs, source, target)
@@ -83,11 +90,12 @@ class Exchanger:
     def settle(
         self, specs: Sequence[TensorSpec], placement: Placement, state: State
     ) -> ExchangeReport:
-        """Give each unit that several ranks trained the mean of their copies, at its holder.
+        """Replace each unit that several ranks trained by the mean of its copies, at its holder.
 
-        The other copies are stale then. Sums begin with the holder's and go on by rank, so they
-        are the same in every run. Buffers are those of an exchange, but hold all copies of a unit
-        of one tensor in any case. Does nothing where no unit is shared. Collective.
+        The other copies are stale afterwards. Each sum begins with the holder's copy and continues
+        by rank, so it is the same in every run. The buffers are those of an exchange, but always
+        have room for all copies of a unit of one tensor. Does nothing if no unit is shared.
+        Collective.
         """
         begin = time.perf_counter()
         plans = plan_settling(specs, placement, self.rank, self.buffer_bytes)
@@ -114,7 +122,7 @@ class Exchanger:
         report: ExchangeReport,
         in_flight: "_Flight | None",
     ) -> MpiBuffer:
-        """Fill the send buffer of a chunk, while the one before it is on its way."""
+        """Fill the send buffer of a chunk while the previous chunk is on its way."""
         begin = time.perf_counter()
         packed = self.staging.packing(index % SLOTS, int(chunk.send_counts.sum()))
         for piece, part in _parts(chunk.send_pieces, packed):
@@ -150,7 +158,7 @@ class Exchanger:
         report: ExchangeReport,
         in_flight: "_Flight | None",
     ) -> None:
-        """Empty the receive buffer of a chunk, while the next one is on its way."""
+        """Empty the receive buffer of a chunk while the next chunk is on its way."""
         begin = time.perf_counter()
         received = self.staging.arrived(arrived.index % SLOTS, arrived.elements)
         for piece, part in _parts(arrived.chunk.recv_pieces, received):
@@ -163,9 +171,9 @@ class Exchanger:
 
 @dataclass
 class _Flight:
-    """A chunk on its way, or there already where the call blocked (`request` is None).
+    """A chunk on its way, or already complete if the call blocked (`request` is None).
 
-    elements  that the rank receives, float32
+    elements  how many float32 the rank receives
     """
 
     chunk: Chunk
@@ -174,12 +182,12 @@ class _Flight:
     request: "MPI.Request | None"
 
     def progress(self) -> None:
-        """Let MPI move what it can: without a thread of its own it does so only inside calls."""
+        """Let MPI move data: without a thread of its own MPI does so only inside calls."""
         if self.request is not None:
             self.request.Test()
 
     def wait(self, report: ExchangeReport) -> None:
-        """Wait for all that the chunk brings, and for all that it takes."""
+        """Wait until everything in the chunk is sent and received."""
         begin = time.perf_counter()
         if self.request is not None:
             self.request.Wait()
@@ -187,7 +195,7 @@ class _Flight:
 
 
 def _parts(pieces: Iterable[Piece], buffer: Tensor) -> Iterable[tuple[Piece, Tensor]]:
-    """Each piece with its part of the buffer; pieces lie one behind the other."""
+    """Yield each piece with its part of the buffer; the pieces follow one another."""
     offset = 0
     for piece in pieces:
         yield piece, buffer[offset : offset + piece.size]
@@ -196,10 +204,10 @@ def _parts(pieces: Iterable[Piece], buffer: Tensor) -> Iterable[tuple[Piece, Ten
 
 
 class _Landing:
-    """The tensors that receive, and when the ones that sent can go.
+    """The tensors that receive, and when the old ones can be freed.
 
-    A tensor is doubled only from the first chunk that writes it to the last chunk that touches it,
-    so an exchange in many chunks holds old and new of few tensors at a time
+    Old and new tensor exist together only from the first chunk that writes the new one to the last
+    chunk that touches either, so an exchange in many chunks doubles few tensors at a time
     (`Plan.doubled_bytes`).
     """
 
@@ -215,7 +223,7 @@ class _Landing:
             self.done_at.setdefault(index, []).append(key)
 
     def tensor(self, piece: Piece) -> Tensor:
-        """The tensor a received piece is written to."""
+        """The tensor that a received piece is written to."""
         self._open(piece.spec)
         if piece.place == "home":
             return self.state[piece.spec.key].place("home")
@@ -238,12 +246,12 @@ class _Landing:
             move(held.place(source.place), source, written, landing)
 
     def finish_chunk(self, index: int) -> None:
-        """Let go of what the chunk was the last to need."""
+        """Close the tensors that no later chunk touches."""
         for key in self.done_at.get(index, ()):
             self._close(self.specs.pop(key))
 
     def finish(self) -> None:
-        """The tensors of which nothing came from or went to another rank."""
+        """Close the tensors that moved only within this rank."""
         for spec in self.specs.values():
             if self.local[spec.key]:
                 self._close(spec)
@@ -261,7 +269,7 @@ class _Landing:
 
 
 def drop_home_copies(specs: Iterable[TensorSpec], placement: Placement, state: State) -> None:
-    """After a visit home: free the home blocks that `placement` does not use. Local."""
+    """Free the home blocks that `placement` does not use, after a visit home. Local."""
     for spec in specs:
         if not placement.keeps_home_block(spec):
             state[spec.key].home = None
@@ -270,7 +278,7 @@ def drop_home_copies(specs: Iterable[TensorSpec], placement: Placement, state: S
 def allocate_home(
     specs: Iterable[TensorSpec], rank: int, ranks: int, device: torch.device = CPU
 ) -> State:
-    """Uninitialised home blocks, to be filled by initial values or from a checkpoint. Local."""
+    """Uninitialised home blocks, to be filled with initial values or from a checkpoint. Local."""
     return {
         spec.key: Held(home=torch.empty(spec.home_shape(rank, ranks), device=device))
         for spec in specs

@@ -1,7 +1,7 @@
-"""Bytes that a rank holds of partitioned tensors, and to exchange them; from shapes, without torch.
+"""Bytes of a rank's partitioned tensors and exchange buffers; from shapes, without torch.
 
-What tensors.py, exchanger.py and staging.py make. What an exchange holds twice is
-`Plan.doubled_bytes`.
+They count what tensors.py, exchanger.py and staging.py allocate. `Plan.doubled_bytes` counts what
+an exchange holds twice.
 """
 
 import math
@@ -14,17 +14,17 @@ from ist_hpc.exchange.settling import settling_buffers
 
 
 def subnet_bytes(specs: Iterable[TensorSpec], ranks: int, rank: int = 0) -> int:
-    """Of the subnets of a rank, which are as large in every round."""
+    """Bytes of a rank's subnets, the same in every round."""
     return sum(math.prod(spec.subnet_shape(rank, ranks)) for spec in specs) * ELEMENT_BYTES
 
 
 def home_bytes(specs: Iterable[TensorSpec], ranks: int, rank: int = 0) -> int:
-    """Of the home blocks of a rank."""
+    """Bytes of a rank's home blocks."""
     return sum(math.prod(spec.home_shape(rank, ranks)) for spec in specs) * ELEMENT_BYTES
 
 
 def held_bytes(specs: Iterable[TensorSpec], placement: Placement, rank: int = 0) -> int:
-    """Of what a rank holds in a placement, as `tensors.zeros_at` makes it."""
+    """Bytes that a rank holds in a placement, as `tensors.zeros_at` allocates them."""
     specs = tuple(specs)
     at_home = [spec for spec in specs if placement.keeps_home_block(spec)]
     subnets = 0 if placement.is_home else subnet_bytes(specs, placement.ranks, rank)
@@ -32,7 +32,7 @@ def held_bytes(specs: Iterable[TensorSpec], placement: Placement, rank: int = 0)
 
 
 def visit_bytes(specs: Iterable[TensorSpec], placement: Placement, rank: int = 0) -> int:
-    """Of the home blocks that a visit home adds, as `exchanger.drop_home_copies` frees them."""
+    """Bytes of the home blocks that a visit home adds and `exchanger.drop_home_copies` frees."""
     added = [spec for spec in specs if not placement.keeps_home_block(spec)]
     return home_bytes(added, placement.ranks, rank)
 
@@ -40,11 +40,23 @@ def visit_bytes(specs: Iterable[TensorSpec], placement: Placement, rank: int = 0
 def exchange_buffers(
     specs: Sequence[TensorSpec], source: Placement, target: Placement, buffer_bytes: int
 ) -> int:
-    """Of all buffers on the busiest rank: for an exchange, and to settle the round it leads to.
+    """Bytes of all buffers on the busiest rank, to exchange and to settle the target's round.
 
-    As `Staging` keeps them; the two have the same ones.
+    `Staging` keeps these buffers; both operations use the same ones.
 
-    buffer_bytes  as of `plan_exchange` and `plan_settling`
+    Parameters
+    ----------
+    specs
+        The tensors that move.
+    source, target
+        The placements before and after.
+    buffer_bytes
+        The limit, as for `plan_exchange` and `plan_settling`.
+
+    Returns
+    -------
+    int
+        Bytes.
     """
     counts = pair_counts(specs, source, target)
     chunks = chunk_count(counts, buffer_bytes)
