@@ -1,9 +1,9 @@
-"""What the rest of the package needs to know of a network.
+"""What the rest of the package needs to know about a network.
 
-A model names its axes, its partitioned tensors and its shared ones, draws initial values, and
-computes: loss and gradients of a thin network (which at one rank is the full one), and the outputs
-of the full network from home blocks, of which each rank has its own. Models know nothing of MPI;
-the ranks with which activations are gathered are handed to them as `Peers`.
+A model names its axes, its partitioned and its shared tensors, draws initial values, and computes
+loss and gradients of a thin network (on one rank this is the full one), and the outputs of the full
+network from home blocks, of which each rank has its own. Models know nothing of MPI; they receive
+the ranks that gather activations together as `Peers`.
 """
 
 import math
@@ -35,7 +35,7 @@ class Peers(Protocol):
     def gather(self, own: Tensor, units: int) -> Tensor:
         """All units of a layer from this rank's: [rows, local_units, ...] to [rows, units, ...].
 
-        Which are a rank's is the balanced division of `units` (`blocks.block_bounds`).
+        A rank's units are its block of the balanced division of `units` (`blocks.block_bounds`).
         Collective.
         """
 
@@ -43,19 +43,19 @@ class Peers(Protocol):
         """[own rows, ...] of each rank, its `share` of them, to [rows, ...] on all. Collective."""
 
     def share(self, units: int) -> slice:
-        """This rank's part of so many units or rows. Local."""
+        """This rank's part of the given number of units or rows. Local."""
 
     def relay(self, values: Tensor, stage: Callable[[Tensor], Tensor], rows_at_once: int) -> Tensor:
-        """Rows through the ranks' stages, one after the other: [rows, ...], all on all ranks.
+        """Pass rows through the ranks' stages, one by one: [rows, ...], all rows on all ranks.
 
-        `stage` is this rank's and keeps the shape of [some rows, ...]; while it has some rows,
-        other ranks have others. Collective.
+        `stage` belongs to this rank and keeps the shape of [some rows, ...]; while it works on some
+        rows, other ranks work on others. Collective.
         """
 
 
 @dataclass(frozen=True, eq=False)
 class RowGradient:
-    """The gradient of a weight of which a step uses few rows, as stored; all others are zero.
+    """The gradient of a stored weight of which a step uses few rows; all other rows are zero.
 
     rows    ascending; int64 [n]
     values  [n, ...]
@@ -76,20 +76,20 @@ class ColumnGradient:
 
 
 Gradients = dict[str, Tensor | RowGradient | ColumnGradient]
-"""Of every weight, partitioned or shared, by key."""
+"""The gradient of every weight, partitioned or shared, by key."""
 
 
 GradientBuffers = dict[str, Tensor]
-"""Memory of large gradients, by key, that a model leaves for the next step: fresh pages cost more
-than what is computed into them."""
+"""Memory of large gradients, by key, that a model keeps for the next step: fresh pages cost more
+than computing the gradients."""
 
 
 @dataclass(frozen=True)
 class SharedSpec:
-    """A tensor without axes: on every rank, broadcast at the start, averaged each round.
+    """A tensor without axes: every rank has it; broadcast at the start, averaged each round.
 
     trained  whether it has a gradient; running statistics of a norm have none
-    changes  whether a step changes it; what is frozen needs no averaging
+    changes  whether a step changes it; a frozen tensor needs no averaging
     """
 
     key: str
@@ -107,9 +107,9 @@ class SharedSpec:
 class StatisticSpec:
     """Mean and variance of one normalisation layer of the full network, each of shape `shape`.
 
-    They are computed over calibration rows, in home blocks of `size`, and never in thin networks.
+    They are computed over calibration rows, in home blocks of `size`, never in thin networks.
 
-    size    units, or channels, or of a stack of norms how many
+    size    number of units or channels; for a stack of norms, of norms
     across  the other dimensions: channels of each norm of a stack
     """
 
@@ -119,7 +119,7 @@ class StatisticSpec:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Global."""
+        """The global shape."""
         return (self.size, *self.across)
 
 
@@ -127,7 +127,7 @@ class Model(ABC):
     """A network, thin or full: shapes and arithmetic, without any weights of its own."""
 
     axes: dict[str, Axis]
-    """What is dealt out, by name."""
+    """The axes that are dealt out, by name."""
     specs: tuple[TensorSpec, ...]
     """The partitioned weights."""
     shared: tuple[SharedSpec, ...]
@@ -137,13 +137,13 @@ class Model(ABC):
     outputs: int
     """Width of the output."""
     label_block: int | None
-    """Outputs that are computed at a time; None: all, since they are few or normed."""
+    """Outputs computed at a time; None: all, since they are few or normalised."""
     norms_outputs: bool
     """Whether `own_outputs` has statistics to calibrate."""
     feature_shape: tuple[int, ...] | None = None
-    """Shape of a row's features as stored, where it must be this one."""
+    """The shape that a row's stored features must have, if only one is allowed."""
     relayed_numbers: int = 0
-    """Numbers of a row that pass from rank to rank at a time, in an evaluation."""
+    """Numbers per row that pass from rank to rank at a time in an evaluation."""
     differentiable: bool
     """Whether there is a `loss` for autograd: not with sparse rows, nor with labels in blocks."""
 
@@ -152,8 +152,8 @@ class Model(ABC):
         """The linear maps and convolutions, first to last, from which costs are counted."""
         return layers_of(self.specs)
 
-    # Bytes on rank 0 of `ranks`, before there are any; `ranks` is 1 for the whole model. `entries`
-    # are those of a sparse row, on average, and None for dense rows.
+    # Bytes on rank 0 of `ranks`, before any are allocated; `ranks` is 1 for the whole model.
+    # `entries` is the average number in a sparse row, and None for dense rows.
 
     @property
     def dense_specs(self) -> tuple[TensorSpec, ...]:
@@ -161,13 +161,13 @@ class Model(ABC):
         return self.specs
 
     def row_gradient_elements(self, rows: int, ranks: int, entries: float | None) -> int:
-        """Elements, at most, of the gradient of the weight that has a `RowGradient`; 0: none."""
+        """Maximum of elements in the `RowGradient` of a weight; 0 if no weight has one."""
         return 0
 
     def gradient_bytes(self, rows: int, ranks: int, entries: float | None) -> int:
-        """Bytes of the gradients of a step with a batch of so many rows.
+        """Bytes of the gradients of a step with a batch of `rows` rows.
 
-        Running statistics, which have none but are few, are counted as if they had.
+        Running statistics have no gradient but are few, and are counted as if they had one.
         """
         shared = sum(spec.elements for spec in self.shared if spec.changes)
         of_rows = self.row_gradient_elements(rows, ranks, entries)
@@ -190,9 +190,9 @@ class Model(ABC):
     def step_activations(
         self, rows: int, ranks: int, entries: float | None, product_bytes: int = ELEMENT_BYTES
     ) -> int:
-        """Estimated bytes of the activations of a step with a batch of so many rows, and of these.
+        """Estimated bytes of the activations of a step, and of its batch of `rows` rows.
 
-        Under bf16 activations take half, and dense rows and the outputs are there in both types.
+        Under bf16 activations take half; dense rows and the outputs exist in both types.
         """
         share = product_bytes / ELEMENT_BYTES
         across = self._entering_numbers(entries, share) + self._trained_numbers(ranks, share)
@@ -205,17 +205,17 @@ class Model(ABC):
         return first.inputs * first.positions_in * (1.0 if share == 1 else 1 + share)
 
     def _trained_numbers(self, ranks: int, share: float) -> float:
-        """Numbers of a row in layers that are trained, with one more of the outputs: softmax."""
+        """Numbers per row in trained layers, and the outputs once more for the softmax."""
         outputs = self.layers[-1].step_width(ranks)
         return share * kept_numbers(self.layers, ranks) + outputs * (1 if share == 1 else 2)
 
     def full_activations(
         self, rows: int, ranks: int, entries: float | None, calibrate: bool
     ) -> int:
-        """Estimated bytes of the activations of the full network, for rows that all ranks give.
+        """Estimated bytes of the activations of the full network, for rows that all ranks have.
 
-        Layer by layer what came in and what a rank computes and gathers. The rows themselves are
-        counted in an evaluation only: those of a calibration are kept.
+        For each layer, its input and what a rank computes and gathers. The rows themselves are
+        counted only in an evaluation: those of a calibration are kept.
         """
         peak, given = 0, 0 if calibrate else self.rows_bytes(rows, entries)
         for index, layer in enumerate(self.layers):
@@ -230,7 +230,7 @@ class Model(ABC):
     def _full_layer_bytes(
         self, index: int, rows: int, ranks: int, entries: float | None, calibrate: bool
     ) -> int:
-        """Bytes of a layer of the full network for rows that are computed at a time."""
+        """Bytes of a layer of the full network for the rows computed at a time."""
         return self.layers[index].full_bytes(rows, ranks)
 
     @abstractmethod
@@ -239,8 +239,8 @@ class Model(ABC):
     ) -> npt.NDArray[np.float32]:
         """Initial values of the global rows [rows[0], rows[1]) of a weight, in logical order.
 
-        A function of the seed and the rows, so that the ranks' blocks make the same full tensor
-        whatever their number.
+        They depend only on the seed and the rows, so that any number of ranks draws the same full
+        tensor.
         """
 
     @abstractmethod
@@ -249,21 +249,21 @@ class Model(ABC):
 
     @abstractmethod
     def loss(self, weights: Tensors, features: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of a batch in training mode, with autograd's graph. If `differentiable`."""
+        """Mean loss of a batch in training mode, with autograd's graph; if `differentiable`."""
 
     def loss_and_gradients(
         self, weights: Tensors, features: Rows, labels: Rows, room: GradientBuffers
     ) -> tuple[Tensor, Gradients]:
         """Mean loss of a batch in training mode, batch statistics included, and its gradients.
 
-        Those of autograd, if `differentiable`; a model that is not computes its own.
-        Running statistics among the shared weights are brought up to date.
-        Gradients may lie in `room`, and are good until the next call with it.
+        Autograd computes the gradients if `differentiable`; any other model computes its own.
+        Running statistics among the shared weights are updated.
+        Gradients may lie in `room`, and are valid until the next call with it.
 
-        weights   partitioned ones as stored in subnets, and shared ones, by key
+        weights   partitioned weights as stored in subnets, and shared weights, by key
         features  float32 [batch, ...], or sparse
-        labels    a class a row, int64 [batch], or sets of labels
-        room      empty at first; filled by a call for the next one
+        labels    one class per row, int64 [batch], or sets of labels
+        room      empty at first; each call fills it for the next one
         """
         assert isinstance(features, Tensor), "rows are dense"
         assert isinstance(labels, Tensor), "one class a row"
@@ -286,7 +286,7 @@ class Model(ABC):
         peers: Peers,
         calibrate: bool,
     ) -> Tensor:
-        """What enters the output layer of the full network, for rows that all ranks give.
+        """The input of the full network's output layer, for rows that all ranks have.
 
         weights     home blocks and shared weights, by key
         statistics  (mean, variance) of the units of this rank's home blocks, by key; with
@@ -306,8 +306,8 @@ class Model(ABC):
     ) -> Tensor:
         """Outputs of the full network that are at home here, from `full_hidden`. Local.
 
-        outputs     which of this rank's home block
-        home_start  the global index of the block's first
+        outputs     the outputs to compute, within this rank's home block
+        home_start  the global index of the block's first output
         Returns float32 [rows, outputs]; `weights` and `statistics` as in `full_hidden`.
         """
 

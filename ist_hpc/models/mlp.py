@@ -1,7 +1,7 @@
 """Multi-layer perceptrons: linear without bias, batch norm, ReLU; linear output (paper, section 3).
 
-On sparse rows the first layer, and with many labels the last one, go their own ways
-(sparse_input.py, many_labels.py); between them, and else, it is PyTorch's autograd.
+The first layer on sparse rows and the last layer over many labels have their own code
+(sparse_input.py, many_labels.py); PyTorch's autograd does everything else.
 
 Tensors (axis of each dimension in brackets, `-` for none):
 
@@ -42,7 +42,7 @@ from ist_hpc.models.plain.mlp import perceptron
 
 @dataclass(frozen=True)
 class _Layer:
-    """One linear map and what follows it; keys of its tensors, None where it has none."""
+    """The keys of a linear map and its norm or bias, None for what it does not have."""
 
     weight: str
     inputs: int
@@ -59,9 +59,9 @@ class MultiLayerPerceptron(Model):
     output_norm      batch norm without scale and shift on the outputs, as the paper's authors did
     output_bias      a bias on the outputs, a shared parameter
     loss             cross_entropy, softmax or bce, as `model.loss` of the configuration
-    label_block      labels computed at a time by the last two
+    label_block      labels that softmax and bce compute at a time
     sparse           whether rows are sparse
-    input_axis       the axis of the inputs, where these are units that are dealt out
+    input_axis       the axis of the inputs, if these are units that are dealt out
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class MultiLayerPerceptron(Model):
         )
         self._layers = tuple(layers)
 
-    # Bytes, before there are any.
+    # Bytes, before any are allocated.
 
     @property
     def dense_specs(self) -> tuple[TensorSpec, ...]:
@@ -115,14 +115,14 @@ class MultiLayerPerceptron(Model):
         return self.specs[1:] if self._sparse else self.specs
 
     def row_gradient_elements(self, rows: int, ranks: int, entries: float | None) -> int:
-        """Of the first matrix what occurs in sparse rows; see the base class."""
+        """The part of the first matrix that occurs in sparse rows; see the base class."""
         if entries is None:
             return 0
         first = self.layers[0]
         return sparse_input.occurring(rows, entries, first.inputs) * first.own_outputs(ranks)
 
     def _cast_specs(self) -> list[TensorSpec]:
-        """Of labels in blocks there is a copy of one block at a time."""
+        """With labels in blocks only one block is copied at a time."""
         cast = matrices(self.dense_specs)
         return cast if self.label_block is None else cast[:-1]
 
@@ -144,7 +144,7 @@ class MultiLayerPerceptron(Model):
             return super()._full_layer_bytes(index, rows, ranks, entries, calibrate)
         layer = self.layers[index]
         own = layer.home_outputs(ranks)
-        if index == len(self.layers) - 1:  # of sets of labels only the best logits are kept
+        if index == len(self.layers) - 1:  # for sets of labels only the best logits are kept
             assert self.label_block is not None
             return 0 if calibrate else many_labels.ranked_bytes(rows, own, self.label_block)
         held = layer.full_bytes(rows, ranks)
@@ -207,9 +207,9 @@ class MultiLayerPerceptron(Model):
     def _hidden(
         self, weights: Tensors, norm: Norm, hidden: Tensor, peers: Peers | None = None
     ) -> Tensor:
-        """From the first layer's product to what enters the last layer.
+        """From the first layer's product to the input of the last layer.
 
-        peers  the ranks that have the other units; then collective, else local
+        peers  the ranks that have the other units; with peers collective, else local
         """
         for index, layer in enumerate(self._layers[:-1]):
             if index:
@@ -253,7 +253,7 @@ class MultiLayerPerceptron(Model):
     ) -> Tensor:
         """Activations of the last hidden layer, layer by layer from home; see the base class."""
         norm = by_all_units(weights, statistics, calibrate)
-        # Not by a name, which would keep the product to the end.
+        # Without a name, which would keep the product until the end.
         return self._hidden(
             weights, norm, _from_home(features, weights[self._layers[0].weight]), peers
         )

@@ -1,4 +1,4 @@
-"""Which networks there are. A new one is one file beside this one, and one entry in `build`."""
+"""The list of networks. A new one is one file beside this one, and one entry in `build`."""
 
 import math
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ def build(
     """The model that a configuration names, for data of `inputs` features and `outputs` classes.
 
     sparse   whether the data have sparse rows and sets of labels
-    subnets  how many networks are trained at a time, of which the full one is scaled for: 1 where
-             every rank has the whole one
-    Raises `InputError` if the configured loss is of other labels.
+    subnets  how many networks are trained at a time, for which the full one is scaled: 1 if every
+             rank has the whole network
+    Raises `InputError` if the configured loss is for other labels.
     """
     if isinstance(config, MlpConfig):
         return _perceptron(config, inputs, outputs, sparse)
