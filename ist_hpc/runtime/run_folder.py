@@ -1,11 +1,11 @@
-"""The folder of a run: what it was, how it goes, how it ended. Written by rank 0.
+"""The folder of a run: its settings, its progress, its end. Written by rank 0.
 
 config.yaml    the resolved configuration
 run.json       versions, MPI, host, git, command; one entry a start
-metrics.jsonl  a row a round and a row an evaluation, flushed
+metrics.jsonl  one row per round and per evaluation, flushed
 summary.json   at the end
 STATUS         starting | running | finished | stopped: by what | failed: why
-.lock          held by rank 0 as long as the run goes on; says who that is
+.lock          held by rank 0 as long as the run goes on; names the holder
 checkpoints/   round-00000040/ ...
 """
 
@@ -35,7 +35,7 @@ from ist_hpc.config.keys import Config
 from ist_hpc.runtime.meters import KINDS
 
 log = logging.getLogger("ist_hpc")
-# Of Slurm's variables those that say what the job was; others may have secrets of the site.
+# Slurm's variables that describe the job; others may contain secrets of the site.
 _SLURM = (
     "SLURM_JOB_ID",
     "SLURM_JOB_NAME",
@@ -52,31 +52,31 @@ _SLURM = (
     "SLURM_CLUSTER_NAME",
 )
 UNSAID_END = "ended without a word: killed, out of memory, or its host was lost"
-"""Of a run whose STATUS says that it runs, which it does not."""
+"""The end of a run that does not run although its STATUS says so."""
 
 _GOING_ON = ("starting", "running")
 _LOCK_WAIT_S = 10.0
-_LOST_HOST_WAIT_S = 900.0  # until its rank 0 has ended itself, or the file system gives the lock up
-_MOST_NAMES = 1000  # tried, of runs that start in one second
-_FAILING = ".failing-"  # and which start
+_LOST_HOST_WAIT_S = 900.0  # until its rank 0 has ended itself, or the file system releases the lock
+_MOST_NAMES = 1000  # tried, for runs that start in the same second
+_FAILING = ".failing-"  # followed by the start
 _REPLACED = ("STATUS", "config.yaml", "metrics.jsonl", "run.json", "summary.json")
 
 
 class RunFolder:
-    """Paths and files of one run; written by rank 0, but for STATUS by a rank that fails."""
+    """Paths and files of one run; rank 0 writes them, but a failing rank may write STATUS."""
 
     def __init__(self, path: Path, or_beside: bool = False) -> None:
         """The folder at `path`; `or_beside`: if another run takes that, `create` adds a number."""
         self.move_to(path)
         self.or_beside = or_beside
         self.start = ""
-        """Which start of the run this is, its `lock_line`. Empty until all ranks are in it."""
+        """This start of the run, its `lock_line`. Empty until all ranks are in the folder."""
         self.lock_line = ""
-        """What this process wrote into `.lock`."""
+        """The line that this process wrote into `.lock`."""
         self._said_unwritable = False
 
     def move_to(self, path: Path) -> None:
-        """Have the folder at another place, as nothing was made yet."""
+        """Move the folder to another place, as nothing was made yet."""
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
@@ -84,7 +84,7 @@ class RunFolder:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Raise an `InputError` for what cannot be written into the folder."""
+        """Raise an `InputError` if something cannot be written into the folder."""
         try:
             yield
         except OSError as error:
@@ -94,9 +94,9 @@ class RunFolder:
             ) from None
 
     def create(self, resume: bool) -> bool:
-        """Make the folder; raises `InputError` if it is there and this is no resume.
+        """Make the folder; raise `InputError` if it exists and this is not a resume.
 
-        Returns whether it was made, and was not there.
+        Returns whether it was made.
         """
         made = False
         try:
@@ -123,7 +123,7 @@ class RunFolder:
         raise self.exists_error()
 
     def remove(self) -> None:
-        """Remove what this start made a moment ago, as it cannot begin."""
+        """Remove what this start has just made, as it cannot begin."""
         self.start = ""  # no longer in it
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.release()
@@ -131,11 +131,11 @@ class RunFolder:
     def lock(self, longest_s: float = _LOST_HOST_WAIT_S) -> None:
         """Keep other runs out of the folder for as long as this process lives.
 
-        longest_s  that it may wait at most
+        longest_s  seconds that it may wait at most
 
-        Raises `InputError` that says who is in it. Waits a little first: a job that is ended may be
-        ending still as its successor starts; and longer for the same Slurm job's earlier start,
-        which is on a host that was lost.
+        Raises `InputError` that names the holder. Waits a little first: a job may still be ending
+        while its successor starts. Waits longer for an earlier start of the same Slurm job, which
+        is on a lost host.
         """
         if self._lock.held:
             return
@@ -162,7 +162,7 @@ class RunFolder:
         self.lock_line = self._lock.line
 
     def owner(self) -> str | None:
-        """Who holds the folder's lock, as far as this host can see; None if nobody does."""
+        """The holder of the folder's lock, as far as this host can see; None if nobody holds it."""
         return owner_of(self.path / ".lock")
 
     def first_to_fail(self, host: str = "") -> bool:
@@ -177,7 +177,7 @@ class RunFolder:
         return True
 
     def forget_failure(self) -> None:
-        """Forget who failed in earlier starts, and files that one was killed in writing."""
+        """Remove marks of ranks that failed in earlier starts, and half-written files."""
         for left in (f"{_FAILING}*", *map(partial_names, _REPLACED)):
             for path in self.path.glob(left):
                 path.unlink(missing_ok=True)
@@ -185,7 +185,7 @@ class RunFolder:
     def is_of_this_start(self) -> bool:
         """Whether all ranks are in the folder, and no later start has taken it over since.
 
-        A host that was cut off may come back when its run goes on elsewhere.
+        A host that was cut off may come back after its run has continued elsewhere.
         """
         try:
             said = self._lock.said()
@@ -194,7 +194,7 @@ class RunFolder:
         return self.start != "" and said == self.start
 
     def exists_error(self) -> InputError:
-        """The answer to a run that would write into the folder of another."""
+        """The error for a run that would write into the folder of another."""
         return InputError(
             f"the run folder {self.path} exists; go on with it by --resume, or give another --name"
         )
@@ -209,17 +209,17 @@ class RunFolder:
         return self.status() in _GOING_ON
 
     def set_status(self, status: str) -> None:
-        """Replace STATUS; on a full disk what can be written of it, with a warning."""
+        """Replace STATUS; on a full disk write what fits, with a warning."""
         path, text = self.path / "STATUS", status + "\n"
         try:
             write_text(path, text)
         except OSError as error:
-            with suppress(OSError), open_text(path, "w") as file:  # it fits where the old one was
+            with suppress(OSError), open_text(path, "w") as file:  # fits in the old one's place
                 file.write(text)
             self._say_unwritable(path, error)
 
     def _say_unwritable(self, path: Path, error: OSError) -> None:
-        """Warn, once, of what is left out: training is worth more."""
+        """Warn once that rows are left out: training is worth more."""
         if not self._said_unwritable:
             log.warning("%s cannot be written: %s", path, error.strerror)
         self._said_unwritable = True
@@ -232,7 +232,7 @@ class RunFolder:
         write_text(path, json_text({"starts": [*starts, facts]}) + "\n")
 
     def _starts(self, path: Path) -> list[Any]:
-        """The starts before this one; a run.json that cannot be read is put aside."""
+        """The starts before this one; sets aside a run.json that cannot be read."""
         if not path.exists():
             return []
         try:
@@ -250,7 +250,7 @@ class RunFolder:
         write_text(self.metrics, "".join(line + "\n" for line in kept))
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The whole rows of the metrics; one may be cut off where the run, or its host, was."""
+        """The whole rows of the metrics; a killed run, or a lost host, may leave half a row."""
         if not self.metrics.exists():
             return
         with self.metrics.open(encoding="utf-8", errors="replace") as file:
@@ -276,7 +276,7 @@ class RunFolder:
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Append a row; numbers that are not finite, which JSON does not have, become null.
 
-        A row that cannot be written is left out: training goes on, and it is said once.
+        A row that cannot be written is left out, with one warning: training continues.
         """
         line = json_text(_finite(row), indent=None) + "\n"
         whole_bytes = None
@@ -291,7 +291,7 @@ class RunFolder:
             self._say_unwritable(self.metrics, error)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write summary.json, or warn that it cannot be: what it sums up is saved."""
+        """Write summary.json, or warn if that fails: what it sums up is saved."""
         text = json_text(_finite(summary))
         try:
             write_text(self.path / "summary.json", text + "\n")
@@ -315,7 +315,7 @@ def _finite(value: Any) -> Any:
 
 
 def facts_of_start(ranks: int, threads: int, mpi_library: str) -> dict[str, Any]:
-    """What is worth knowing of a start, for run.json. Local."""
+    """The facts about a start for run.json. Local."""
     versions = {"ist_hpc": __version__, "python": platform.python_version()}
     for package in ("torch", "numpy", "h5py", "mpi4py", "horovod"):
         versions[package] = _version_of(package)
@@ -334,7 +334,7 @@ def facts_of_start(ranks: int, threads: int, mpi_library: str) -> dict[str, Any]
 
 
 def _version_of(package: str) -> str:
-    """The version of a package: of what is imported, which may not be what pip installed."""
+    """The version of a package as imported, which may differ from what pip installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     imported = getattr(sys.modules.get(package), "__version__", None)
@@ -347,10 +347,10 @@ def _version_of(package: str) -> str:
 
 
 def _git_state() -> str:
-    """Commit of the package's checkout, with `-dirty` if it was changed; empty if it is none.
+    """Commit of the package's checkout, with `-dirty` if it was changed; empty without a checkout.
 
-    It is one if git has this very file: the package may be installed somewhere in a repository of
-    other things, and git may be told of yet another by its environment.
+    It is a checkout if git has this very file: the package may be installed inside a repository of
+    other things, and the environment may point git to yet another repository.
     """
     own = Path(__file__).resolve()
     try:
@@ -366,12 +366,12 @@ def _git_state() -> str:
 
 
 def _git(folder: Path, *words: str) -> str:
-    """What a command of git prints; raises `CalledProcessError` if it fails, and others."""
+    """The output of a git command; raises `CalledProcessError` if it fails, and others."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     done = subprocess.run(
         ["git", *words],
         cwd=folder,
-        env={**ours, "GIT_OPTIONAL_LOCKS": "0"},  # to look must change nothing
+        env={**ours, "GIT_OPTIONAL_LOCKS": "0"},  # reading must change nothing
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
