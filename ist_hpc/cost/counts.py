@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is trained, on how many ranks, as far as its cost depends on it.
+    """What is trained, and on how many ranks: all that the cost depends on.
 
-    model, rule      the network and the optimiser, which say what they need themselves
-    carry            whether slots travel with their weights, else they are begun anew each round
-    keeps_rounds     whether a round's weights and carried slots are kept, so as to give it up
-    batch_size       rows a rank trains on in one step
-    row_entries      non-zeros of a sparse row, on average; None for dense rows
+    model, rule      the network and the optimiser, which state their own needs
+    carry            whether slots travel with their weights, else each round resets them
+    keeps_rounds     whether a round's weights and carried slots are kept, to give the round up
+    batch_size       rows that a rank trains on in one step
+    row_entries      average non-zeros in a sparse row; None for dense rows
     calibration_rows, evaluation_rows
                      rows through the full network at a time, on every rank
     window_bytes     bound of the rows that are kept for shuffling
     buffer_bytes     bound of the exchange's send and receive buffer together
-    product_bytes    of a number that enters a product and comes out of it: 2 under bf16
+    product_bytes    bytes per number that enters or leaves a product: 2 under bf16
     """
 
     model: "Model"
@@ -64,7 +64,7 @@ class Job:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """First to last."""
+        """The layers, first to last."""
         return self.model.layers
 
     @cached_property
@@ -74,7 +74,7 @@ class Job:
 
     @property
     def exchanged(self) -> tuple[TensorSpec, ...]:
-        """What every round exchanges: the weights, and the slots if they are carried."""
+        """The tensors that every round exchanges: the weights, and the slots if carried."""
         return (*self.weights, *(self.slots if self.carry else ()))
 
     @property
@@ -84,12 +84,12 @@ class Job:
 
     @property
     def untrained_elements(self) -> int:
-        """Of the shared weights those without a gradient."""
+        """Elements of the shared weights without a gradient."""
         return sum(spec.elements for spec in self.model.shared if not spec.trained)
 
     @property
     def frozen_elements(self) -> int:
-        """Of the shared weights those that do not change."""
+        """Elements of the shared weights that do not change."""
         return sum(spec.elements for spec in self.model.shared if not spec.changes)
 
     @property
@@ -99,9 +99,9 @@ class Job:
 
     @property
     def replica_slot_elements(self) -> int:
-        """Elements of the other slots where weights are not dealt out.
+        """Elements of the other slots if weights are not dealt out.
 
-        Under data parallel training and local SGD no element has a count of updates of its own.
+        Under data parallel training and local SGD no element has its own count of updates.
         """
         return sum(
             elements(self.rule.slot_spec(slot, spec))
@@ -126,7 +126,7 @@ def expected_received(spec: TensorSpec, ranks: int) -> float:
     """Elements of a tensor that a rank receives in an exchange between rounds, on average.
 
     One dealt axis: S/N (1 - 1/N). Two: S/N^2 (1 - 1/N)(2 - 1/N). Averaged over deals and ranks.
-    Of units that ranks share, what a rank trains instead of 1/N, and copies to settle.
+    If ranks share units, their share replaces 1/N, and copies to settle are added.
     """
     share, moving = 1 / ranks, 1 - 1 / ranks
     if spec.has_two_axes:
@@ -141,21 +141,21 @@ def expected_received(spec: TensorSpec, ranks: int) -> float:
 def expected_received_at_home(spec: TensorSpec, ranks: int) -> float:
     """Elements of a tensor that a rank receives in a visit home, on average.
 
-    What a subnet has: S/N of a tensor with one dealt axis, S/N^2 of one with two; times 1 - 1/N.
+    The size of its subnet, S/N with one dealt axis and S/N^2 with two; times 1 - 1/N.
     """
     share = 1 / ranks ** (2 if spec.has_two_axes else 1)
     return elements(spec) * share * (1 - 1 / ranks)
 
 
 def expected_bytes(specs: Sequence[TensorSpec], ranks: int, at_home: bool = False) -> float:
-    """Bytes that a rank receives, on average, in an exchange between rounds or in a visit home."""
+    """Average bytes that a rank receives in an exchange between rounds or in a visit home."""
     count = expected_received_at_home if at_home else expected_received
     return sum(count(spec, ranks) for spec in specs) * ELEMENT_BYTES
 
 
 @dataclass(frozen=True, eq=False)
 class ExchangeBytes:
-    """The bytes of one exchange: of each rank, int64 [ranks]; the total is the same both ways.
+    """The bytes of one exchange per rank, int64 [ranks]; sent and received totals are equal.
 
     round_index  the round that the exchange leads to
     """
@@ -173,10 +173,11 @@ class ExchangeBytes:
 def exact_bytes(job: Job, rounds: int) -> list[ExchangeBytes]:
     """The exchanges from home to round 0, from 0 to 1, ... to `rounds`: `rounds` + 1 of them.
 
-    Each with what settles the units that are shared in the round that it leads to.
+    Each includes settling the shared units of the round that it leads to.
 
-    Exactly what a run of this seed measures (`bytes_received` of its rows), whether or not it
-    visits home between rounds. Raises `InputError` if there are more ranks than units.
+    These are exactly the bytes that a run with this seed measures (`bytes_received` in its rows),
+    whether or not it visits home between rounds. Raises `InputError` if there are more ranks than
+    units.
     """
     source, exchanges = home(job.ranks), []
     for round_index in range(rounds + 1):
@@ -197,7 +198,7 @@ def averaging_bytes(job: Job) -> float:
 def data_parallel_bytes(job: Job) -> float:
     """Bytes that a rank receives in `local_steps` steps of data parallel training.
 
-    An allreduce of the gradient a step, and one of running statistics at the end.
+    One allreduce of the gradient per step, and one of running statistics at the end.
     """
     gradient = allreduce_bytes(job.weight_elements - job.untrained_elements, job.ranks)
     statistics = allreduce_bytes(job.untrained_elements - job.frozen_elements, job.ranks)
@@ -207,16 +208,16 @@ def data_parallel_bytes(job: Job) -> float:
 def local_sgd_bytes(job: Job) -> float:
     """Bytes that a rank receives in a round of local SGD: an allreduce of weights and slots.
 
-    Slots only if they are carried.
+    Slots count only if they are carried.
     """
     slots = job.replica_slot_elements + job.shared_slot_elements if job.carry else 0
     return allreduce_bytes(job.weight_elements - job.frozen_elements + slots, job.ranks)
 
 
 def subnets_through_server_bytes(job: Job) -> int:
-    """Bytes of a round if every rank's subnet went to a server and back, of all ranks together.
+    """Bytes per round of all ranks together, if every subnet went to a server and back.
 
-    So ResIST (table 3) counts: float32, weights alone, without running statistics.
+    ResIST (table 3) counts in this way: float32, weights alone, without running statistics.
     """
     own = sum(
         math.prod(spec.subnet_shape(rank, job.ranks))
@@ -244,11 +245,11 @@ def step_flops(
 ) -> int:
     """Floating-point operations of one step of one rank: those of its products.
 
-    Two a multiply-add, for the output, the gradient of the weight and the gradient of the input;
-    the first layer that is trained has no use for the last one, one that is not for the output
-    only. Element-wise work,
-    such as batch norm and the optimiser's, is not counted. With `row_entries` non-zeros a row, on
-    average, the first layer is multiplied with these only. `ranks` is 1 for a whole model.
+    Two per multiply-add, for the output, the gradient of the weight and the gradient of the input.
+    The first trained layer does not need the last of these; a layer that is not trained needs only
+    the output. Element-wise work, such as batch norm and the optimiser's, is not counted. With an
+    average of `row_entries` non-zeros per row, the first layer multiplies only these. `ranks` is 1
+    for a whole model.
     """
     total, trained = 0.0, False
     for index, layer in enumerate(layers):
