@@ -68,11 +68,11 @@ examples:
 NUM_FOLDS = 5
 
 _CLIP = "<speaker>_nohash_<n>.wav"
-# A blank, or anything after the number, is of a copy: "Copy of ...", "... (1).wav".
+# A blank, or anything after the number, marks a copy: "Copy of ...", "... (1).wav".
 _CLIP_NAME = re.compile(r"(?P<speaker>\S+?)_nohash_[0-9]+\.(?i:wav)")
 _HASH_BYTES = 8  # of a SHA-1; a fold is a fifth of their range
 _CLIPS_A_TASK = 16
-_WORDS_TRIED = 20  # of another folder, which may be the right one
+_WORDS_TRIED = 20  # in another folder, which may be the right one
 _TRAIN_SHARDS_PER_TEST_SHARD = 4
 _MOST_NAMED = 5  # unreadable clips named on stderr; meta.json names them all
 
@@ -88,9 +88,9 @@ class Clip:
 
 @dataclass
 class Report:
-    """What became of the clips below `folder`.
+    """The results of the clips below `folder`.
 
-    `unreadable` maps a clip to the reason why it was left out, `folders` a whole folder.
+    `unreadable` maps a clip to the reason why it was left out; `folders` maps a whole folder.
     """
 
     folder: Path
@@ -107,18 +107,18 @@ class Report:
         self.unreadable[path] = reason
 
     def folder_left_out(self, path: Path, reason: str) -> None:
-        """Name a folder of which nothing is used."""
+        """Name a folder that is not used at all."""
         self.folders[path] = reason
 
     def named(self, left_out: dict[Path, str]) -> dict[str, str]:
-        """Paths below `folder` as they can be printed and stored; sorted."""
+        """Paths below `folder` in printable form; sorted."""
         return {
             printable(str(path.relative_to(self.folder))): reason
             for path, reason in sorted(left_out.items(), key=lambda item: os.fsencode(item[0]))
         }
 
     def used(self, split: str, clip: Clip, samples: int) -> None:
-        """Count a clip that became a row of `split`; its file has so many samples."""
+        """Count a clip that became a row of `split`, and its file's number of samples."""
         self.rows[split] += 1
         self.labels.add(clip.label)
         self.speakers[split].add(clip.speaker)
@@ -172,7 +172,7 @@ def run(args: argparse.Namespace) -> None:
     check_counts(args.shards, args.workers)
     require("librosa", INSTALL)
     if caches.is_own(caches.NUMBA_VARIABLE):
-        # What is compiled at first use is kept for the workers; each would else compile it all.
+        # Functions compiled at first use are kept for the workers; else each would compile them.
         log_mel(np.zeros(SAMPLE_RATE, dtype=np.float32))
     report = Report(args.input)
     words, clips = find_clips(report)
@@ -188,7 +188,7 @@ def run(args: argparse.Namespace) -> None:
 def find_clips(report: Report) -> tuple[list[str], list[Clip]]:
     """The words below `report.folder`, sorted, and their clips, sorted by word and name.
 
-    A word is a folder with wav files, of which at least one can be read, whose name can be stored.
+    A word is a folder with a storable name and at least one readable wav file.
     A clip whose name has no speaker is left out. Raises InputError if there is no such folder or no
     clip in it, or if two words cannot be told apart.
     """
@@ -220,7 +220,7 @@ def _clips_of(word: Path, label: int, report: Report) -> list[Clip]:
     for path in entries(word, report.folder_left_out, _may_be_clip):
         form = _CLIP_NAME.fullmatch(path.name)
         if form:
-            # The same name may come composed or decomposed; nobody may be in both sets by that.
+            # A name may be composed or decomposed; that must not put a speaker into both sets.
             clips.append(Clip(path, label, unicodedata.normalize("NFC", form["speaker"])))
         else:
             copy = "; most likely a copy" if " " in path.name else ""
@@ -229,7 +229,7 @@ def _clips_of(word: Path, label: int, report: Report) -> list[Clip]:
 
 
 def _may_be_class(word: Path, clips: list[Clip], report: Report) -> bool:
-    """Whether a word can be a class of the data set; says why not in the report."""
+    """Whether a word can be a class of the data set; if not, report why."""
     if not is_text(word.name):
         report.folder_left_out(
             word,
@@ -316,8 +316,8 @@ def fold_of(speaker: str) -> int:
 def split_rows(clips: list[Clip], fold: int, seed: int) -> dict[str, list[int]]:
     """The positions in `clips` of the train and of the test rows, each in its random order.
 
-    The order matters: a rank is given a contiguous range of rows, and unshuffled it would hold a
-    few words only. Raises InputError if either part is empty.
+    The order matters: a rank gets a contiguous range of rows, which unshuffled would have only a
+    few words. Raises InputError if either part is empty.
     """
     is_test = [fold_of(clip.speaker) == fold for clip in clips]
     order = permutation("prepare speech rows", seed, 0, len(clips)).tolist()
@@ -396,7 +396,7 @@ def _check_readable(words: list[str], parts: dict[str, list[Clip]], report: Repo
 
 
 def _converted(clips: list[Clip], workers: int) -> Generator[Converted | str, None, None]:
-    """For each clip in order its features, or the reason why it has none."""
+    """The features of each clip in order, or why it has none."""
     tqdm = require("tqdm", INSTALL).tqdm
     tasks = (
         [clip.path for clip in clips[start : start + _CLIPS_A_TASK]]
