@@ -1,9 +1,9 @@
-"""What a run costs before it is started: bytes of a round, operations of a step.
+"""The cost of a run, computed before it starts: bytes of a round, operations of a step.
 
 Everything is counted from shapes and deals: no MPI, no torch, no data. Bytes are what the exchange
 passes to Alltoallv, exactly; operations are those of the matrix products. The same is counted for
 data parallel training and for local SGD, where every rank holds the whole model and averages by a
-ring allreduce. What a rank holds is counted in memory.py.
+ring allreduce. memory.py counts what a rank holds.
 """
 
 import math

@@ -183,7 +183,7 @@ class Model(ABC):
         return matrices(self.specs)
 
     def rows_bytes(self, rows: int, entries: float | None) -> int:
-        """Bytes of the features of so many rows."""
+        """Bytes of the features of `rows` rows."""
         first = self.layers[0]
         return rows_bytes(rows, first.inputs * first.positions_in, entries)
 

@@ -91,8 +91,8 @@ def launch(
     # Megabytes of weights are allocated and freed each round and step: with 4 KiB pages a virtual
     # machine spends more on page faults than on copies. Torch reads it at its first allocation.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # What torch's networking raises is said in one line; its log of it has frames of C++. Read as
-    # torch is loaded.
+    # We report errors of torch's networking in one line; its own log has frames of C++. Torch reads
+    # this variable as it is loaded.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     try:
         arguments = parse()

@@ -77,7 +77,7 @@ def _read_column(path: Path, column: int, samples: int) -> npt.NDArray[np.int64]
     Whole numbers may be written as NumPy writes them, such as 3.000e+00.
     """
     numbers: list[int] = []
-    blank = 0  # the first of the lines without anything that nothing but such lines has followed
+    blank = 0  # the first of the empty lines at the end
     try:
         with opened(path) as file:
             head = head_of(file)

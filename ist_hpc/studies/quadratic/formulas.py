@@ -100,7 +100,7 @@ def _judge(differences: Array, samples: Array) -> tuple[float, bool]:
 
 @dataclass(frozen=True)
 class Study:
-    """What is measured, and how.
+    """The settings of the measurements.
 
     q            coordinates per worker in Perm-q; formulas of Perm-1 are measured with one
     local_steps  local steps in the rows with several

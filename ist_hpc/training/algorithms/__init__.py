@@ -71,7 +71,7 @@ def build(
 
 
 def _refuse_compression(compression: str) -> None:
-    """Raise `InputError` if gradients are to be compressed without Horovod. Local."""
+    """Raise `InputError` for compressed gradients without Horovod. Local."""
     if compression != "none" and not horovod_start.is_installed():
         raise InputError(
             f"`train.compression: {compression}` is Horovod's, which is not installed: install it "
