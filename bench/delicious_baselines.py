@@ -19,7 +19,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from ist_hpc.data.csr import Csr
 from ist_hpc.data.shards import Dataset
 from ist_hpc.data.sparse_rows import SparseRows
-from ist_hpc.training.ranking import RankingMetrics, inverse_propensities
+from ist_hpc.training.evaluation.ranking import RankingMetrics, inverse_propensities
 
 Scores = npt.NDArray[np.float64]
 TOP = (1, 3, 5)

@@ -19,7 +19,7 @@ from mpi4py import MPI
 
 from ist_hpc.checkpoint import restore
 from ist_hpc.checkpoint.folder import newest_first
-from ist_hpc.common.files import write_text
+from ist_hpc.common.disk.files import write_text
 from ist_hpc.config.keys import subnets_of
 from ist_hpc.data.images import scaling_of
 from ist_hpc.data.rows import CommonRows
@@ -27,8 +27,8 @@ from ist_hpc.data.shards import Dataset
 from ist_hpc.models import networks
 from ist_hpc.studies.plots.runs import read_metrics, read_run
 from ist_hpc.studies.state import read_rows, write_rows
-from ist_hpc.training.full_network import HomeNetwork
-from ist_hpc.training.metrics import ClassificationMetrics
+from ist_hpc.training.evaluation.full_network import HomeNetwork
+from ist_hpc.training.evaluation.metrics import ClassificationMetrics
 
 COMM = MPI.COMM_SELF
 SPLIT = "test"

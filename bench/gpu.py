@@ -28,7 +28,7 @@ from ist_hpc.exchange.exchanger import Exchanger, allocate_home
 from ist_hpc.exchange.placement import at_round, home
 from ist_hpc.exchange.staging import staging_of
 from ist_hpc.models.layers import Layer
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.runtime import devices, precision
 from ist_hpc.runtime.ending import run
 from ist_hpc.runtime.launch import Runtime, launch

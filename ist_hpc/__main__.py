@@ -6,9 +6,9 @@ import signal
 import sys
 
 from ist_hpc import __version__
+from ist_hpc.common.disk.names import quoted
 from ist_hpc.common.errors import EXIT_BAD_INPUT
 from ist_hpc.common.mpi_environment import rank_of_launcher
-from ist_hpc.common.names import quoted
 from ist_hpc.common.outputs import complain
 from ist_hpc.runtime.ending import run
 

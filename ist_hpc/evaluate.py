@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from ist_hpc.common.commandline import Parser, add_version, count_from, given_path
-from ist_hpc.common.files import refuse_target
+from ist_hpc.common.disk.files import refuse_target
 from ist_hpc.config.keys import MOST_TOP, RuntimeConfig
 from ist_hpc.runtime.ending import run
 from ist_hpc.runtime.launch import AgreedInputError, Runtime, check_on_all, launch, on_root, say
@@ -112,11 +112,11 @@ def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
 
     # After the checks that need no torch, which takes seconds to load.
     from ist_hpc.checkpoint import restore
-    from ist_hpc.common.names import spoken
+    from ist_hpc.common.disk.names import spoken
     from ist_hpc.runtime import devices
     from ist_hpc.runtime.meters import Meter
     from ist_hpc.runtime.watchdog import Watchdog
-    from ist_hpc.training.evaluation import Evaluation
+    from ist_hpc.training.evaluation.of_checkpoint import Evaluation
 
     runtime, meter = runtime.with_threads(0), Meter()
     silence_s = RuntimeConfig().silence_s

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ist_hpc.common.commandline import Parser, add_configuration, add_version, given_path
+from ist_hpc.common.disk.names import quoted
 from ist_hpc.common.errors import EXIT_GO_ON, InputError
-from ist_hpc.common.names import quoted
 from ist_hpc.config import loading
 from ist_hpc.config.key_help import describe_keys
 from ist_hpc.config.keys import Config, is_folder_name
@@ -81,10 +81,10 @@ def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
     config, wants_quickstart = on_root(comm, lambda: _configuration(arguments))
 
     # After the configuration: to load torch takes seconds.
-    from ist_hpc.common.names import spoken
+    from ist_hpc.common.disk.names import spoken
     from ist_hpc.runtime.meters import Meter
-    from ist_hpc.runtime.outcome import record_failure, record_silence, record_stop
-    from ist_hpc.runtime.run_folder import RunFolder
+    from ist_hpc.runtime.run_folder.folder import RunFolder
+    from ist_hpc.runtime.run_folder.outcome import record_failure, record_silence, record_stop
     from ist_hpc.runtime.watchdog import Watchdog
     from ist_hpc.training.start import start_run
 

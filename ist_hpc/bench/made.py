@@ -19,7 +19,7 @@ from ist_hpc.data.shards import Dataset, DatasetWriter
 from ist_hpc.models import networks
 from ist_hpc.runtime import devices
 from ist_hpc.runtime.launch import Runtime, on_root
-from ist_hpc.runtime.run_folder import RunFolder
+from ist_hpc.runtime.run_folder.folder import RunFolder
 from ist_hpc.training import algorithms
 from ist_hpc.training.trainer import Setup, Trainer
 
@@ -94,7 +94,7 @@ def make_trainer(runtime: Runtime, config: Config, dataset: Dataset, folder: Pat
     model = networks.build(config.model, dataset.features, dataset.outputs, dataset.sparse)
     device = devices.choose(runtime.comm, config.device)
     algorithm = algorithms.build(runtime.comm, config, model, device)
-    algorithm.start_new(config.seed)
+    algorithm.start_new()
     segments = rank_segments(dataset, "train", "rows", runtime.rank, runtime.ranks)
     return Trainer(
         Setup(

@@ -19,7 +19,7 @@ from ist_hpc.bench.exchange import load
 from ist_hpc.bench.made import make_data, make_trainer, timed
 from ist_hpc.bench.report import slowest, spread, table
 from ist_hpc.common.commandline import add_configuration, count, given_path
-from ist_hpc.common.files import flush_to_disk
+from ist_hpc.common.disk.files import flush_to_disk
 from ist_hpc.data.shards import Dataset
 from ist_hpc.runtime.launch import Runtime, check_on_all, on_root
 

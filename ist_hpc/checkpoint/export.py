@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ist_hpc.checkpoint.folder import Checkpoint
 from ist_hpc.checkpoint.read import OpenCheckpoint
+from ist_hpc.common.disk.files import exists_error, replacing
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.files import exists_error, replacing
 from ist_hpc.config.keys import subnets_of
 from ist_hpc.models import networks
-from ist_hpc.models.base import ExportEntry
+from ist_hpc.models.export import ExportEntry
 
 _SCALED = """
 

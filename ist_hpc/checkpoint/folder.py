@@ -14,9 +14,9 @@ from pathlib import Path
 import h5py
 
 from ist_hpc.checkpoint.read import MAIN_FILE, OpenCheckpoint
+from ist_hpc.common.disk.files import refuse_vds_prefix, sha256_of
+from ist_hpc.common.disk.hdf5_reading import ADVICE, reporting
 from ist_hpc.common.errors import InputError, UnreadableError
-from ist_hpc.common.files import refuse_vds_prefix, sha256_of
-from ist_hpc.common.hdf5_reading import ADVICE, reporting
 
 MANIFEST = "manifest.json"
 FOLDER_PATTERN = re.compile(r"round-([0-9]{8})")

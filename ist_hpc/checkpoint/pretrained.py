@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ist_hpc.checkpoint.folder import Checkpoint, resolve
 from ist_hpc.checkpoint.read import OpenCheckpoint
+from ist_hpc.common.disk.hdf5_reading import reporting
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.hdf5_reading import reporting
 from ist_hpc.exchange.tensors import all_finite
-from ist_hpc.models.base import SharedSpec
+from ist_hpc.models.shapes import SharedSpec
 
 _HDF5_SUFFIXES = (".h5", ".hdf5")
 _VARIANCE = ".running_var"

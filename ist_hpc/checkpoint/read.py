@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ist_hpc.common.blocks import block_bounds
+from ist_hpc.common.disk.hdf5_reading import ADVICE, reporting
 from ist_hpc.common.errors import InputError, show
-from ist_hpc.common.hdf5_reading import ADVICE, reporting
 from ist_hpc.config import loading
 from ist_hpc.data.shards import Dataset
 

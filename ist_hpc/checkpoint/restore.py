@@ -17,7 +17,8 @@ from ist_hpc.common.errors import InputError
 from ist_hpc.config.keys import Config, is_frozen
 from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.exchange.tensors import Held, State
-from ist_hpc.models.base import Model, SharedSpec, Statistics
+from ist_hpc.models.base import Model, Statistics
+from ist_hpc.models.shapes import SharedSpec
 from ist_hpc.runtime.launch import AgreedInputError, check_on_all, log, on_root
 
 if TYPE_CHECKING:

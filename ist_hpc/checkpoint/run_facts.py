@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ist_hpc.checkpoint.folder import MANIFEST, newest_first
+from ist_hpc.common.disk.names import spoken
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.names import spoken
 from ist_hpc.config import loading
 from ist_hpc.config.keys import Config
 from ist_hpc.runtime.meters import KINDS
-from ist_hpc.runtime.run_folder import UNSAID_END, RunFolder
+from ist_hpc.runtime.run_folder.folder import UNSAID_END, RunFolder
 
 _RECENT_ROUNDS = 20
 _MOST_STARTS = 4
@@ -31,7 +31,7 @@ def describe_run(path: Path, now_s: float | None = None) -> Iterator[str]:
     """
     folder, now_s = RunFolder(path), time.time() if now_s is None else now_s
     starts = _starts(path)
-    rows = list(folder.rows())
+    rows = list(folder.metrics.rows())
     rounds = [row for row in rows if row.get("kind") == "round"]
     config = _config(path)
     yield str(path)
@@ -73,7 +73,7 @@ def _status(folder: RunFolder, now_s: float) -> str:
     if owner is None:
         return said
     try:
-        age_s = now_s - folder.metrics.stat().st_mtime
+        age_s = now_s - folder.metrics.path.stat().st_mtime
     except OSError:
         return f"{said}: {owner}; no round yet"
     return f"{said}: {owner}; last row {_ago(age_s)}"

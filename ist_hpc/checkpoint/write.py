@@ -38,7 +38,7 @@ from ist_hpc.checkpoint.read import (
     rank_file,
 )
 from ist_hpc.common.blocks import block_bounds
-from ist_hpc.common.files import (
+from ist_hpc.common.disk.files import (
     flush_to_disk,
     hidden_beside,
     json_text,
@@ -47,7 +47,7 @@ from ist_hpc.common.files import (
     sha256_of,
     write_text,
 )
-from ist_hpc.common.hdf5_writing import written
+from ist_hpc.common.disk.hdf5_writing import written
 from ist_hpc.config import loading
 from ist_hpc.config.keys import Config
 from ist_hpc.exchange.placement import TensorSpec

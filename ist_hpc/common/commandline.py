@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 
 from ist_hpc import __version__
 from ist_hpc.common.decimals import number, whole, whole_from
+from ist_hpc.common.disk.names import path_of
 from ist_hpc.common.errors import InputError
 from ist_hpc.common.mpi_environment import rank_of_launcher
-from ist_hpc.common.names import path_of
 
 _MOST_MESSAGE = 600  # characters
 

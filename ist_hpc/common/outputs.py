@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from ist_hpc.common.names import ENCODING_ERRORS
+from ist_hpc.common.disk.names import ENCODING_ERRORS
 
 
 class ReaderGone(BaseException):

@@ -4,6 +4,6 @@ ELEMENT_BYTES = 4
 """Everything that is exchanged is float32."""
 
 
-def allreduce_bytes(count: int, ranks: int) -> float:
+def allreduce_bytes(count: float, ranks: int) -> float:
     """Bytes that a rank receives in a ring allreduce of `count` elements: 2 (N - 1)/N of them."""
     return 2 * (ranks - 1) / ranks * count * ELEMENT_BYTES

@@ -24,8 +24,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ist_hpc.common.disk.names import expanded
 from ist_hpc.common.errors import InputError, describe, show
-from ist_hpc.common.names import expanded
 
 Where = Callable[[str], str]
 """From a dotted key to where its value was given, such as `in configs/x.yaml, line 3`."""

@@ -30,6 +30,9 @@ _MEANINGLESS: dict[str, tuple[Any, ...]] = {
     "output_bias": (True,),
     "loss": ("auto", "cross_entropy"),
     "label_block": (2048,),
+    "negatives": (1000,),
+    "dropout": (0.0,),
+    "output_start": ("uniform",),
 }
 
 

@@ -83,10 +83,20 @@ class MlpConfig:
     outputs: Size = key(None, _OUTPUTS)
     output_norm: Literal["batch", "none"] = key("batch", _NORM)
     output_bias: Flag = key(False, _BIAS)
-    loss: Literal["auto", "cross_entropy", "softmax", "bce"] = key(
+    loss: Literal["auto", "cross_entropy", "softmax", "bce", "sampled_softmax"] = key(
         "auto",
         "cross_entropy: one class a row; softmax: label mass spread over a row's labels; bce: "
-        "binary cross-entropy of every label; auto: cross_entropy for classes, softmax for sets",
+        "binary cross-entropy of every label; sampled_softmax: softmax over the labels of a step, "
+        "for very many; auto: cross_entropy for classes, softmax for sets",
+    )
+    negatives: Width = key(
+        1000, "labels that sampled_softmax draws in each step, beside those of its rows"
+    )
+    dropout: Number = key(
+        0.0, "part of the hidden units that a local step leaves out, drawn anew", ge=0, le=0.99
+    )
+    output_start: Literal["uniform", "zero"] = key(
+        "uniform", "initial output weights: uniform in +-1/sqrt(width of the last hidden layer)"
     )
     label_block: Whole = key(
         2048,

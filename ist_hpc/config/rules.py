@@ -99,11 +99,17 @@ def check_together(config: Config, where: Where) -> None:
 def _check_perceptron(model: MlpConfig | Vgg11Config, where: Where) -> None:
     """Rules between the keys of a perceptron, and of the convolutions before it."""
     if isinstance(model, MlpConfig):
-        if model.loss in ("softmax", "bce") and model.output_norm != "none":
+        if model.loss in ("softmax", "bce", "sampled_softmax") and model.output_norm != "none":
             raise InputError(
                 f"`model.loss: {model.loss}` is computed in blocks of labels, without batch norm "
                 f"of outputs; set `model.output_norm: none`, got {model.output_norm} "
                 f"{where('model.output_norm')}"
+            )
+        if model.loss == "sampled_softmax" and model.output_bias:
+            raise InputError(
+                "`model.output_bias` is averaged over the ranks each round, for which "
+                "`model.loss: sampled_softmax` would need every label; leave the bias out, got "
+                f"true {where('model.output_bias')}"
             )
     else:
         _check_channels(model, "convolutions", where)

@@ -7,8 +7,8 @@ ring allreduce. memory.py counts what a rank holds.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ist_hpc.common.sizes import ELEMENT_BYTES, allreduce_bytes
+from ist_hpc.exchange.demand import Demand, evenly
+from ist_hpc.exchange.giving_back import giving_back_counts
 from ist_hpc.exchange.placement import Axis, Placement, TensorSpec, at_round, elements, home
 from ist_hpc.exchange.plan import pair_counts
 from ist_hpc.exchange.settling import settling_counts
@@ -114,21 +116,40 @@ class Job:
         """Weights of the whole model, shared ones included."""
         return sum(elements(spec) for spec in self.weights) + self.shared_elements
 
+    @cached_property
+    def demands(self) -> dict[str, Demand]:
+        """Of rank 0, which asks in each round for as many rows as ranks do on average."""
+        expected = self.model.expected_demands(self.batch_size, self.local_steps)
+        return {
+            name: evenly(0, size, self.ranks, round(rows))
+            for name, (size, rows) in expected.items()
+            if self.ranks > 1
+        }
+
+    @property
+    def asked(self) -> dict[str, float]:
+        """Rows that a rank asks for in a round, on average, by name of the demand."""
+        return {name: float(len(demand.rows)) for name, demand in self.demands.items()}
+
     def placement(self, round_index: int) -> Placement:
         """The placement of a round; raises `InputError` if there are more ranks than units."""
-        return at_round(self.model.axes, self.ranks, self.seed, round_index)
+        placement = at_round(self.model.axes, self.ranks, self.seed, round_index)
+        return replace(placement, demands=self.demands)
 
 
 # Bytes.
 
 
-def expected_received(spec: TensorSpec, ranks: int) -> float:
+def expected_received(spec: TensorSpec, ranks: int, asked: float = 0.0) -> float:
     """Elements of a tensor that a rank receives in an exchange between rounds, on average.
 
     One dealt axis: S/N (1 - 1/N). Two: S/N^2 (1 - 1/N)(2 - 1/N). Averaged over deals and ranks.
-    If ranks share units, their share replaces 1/N, and copies to settle are added.
+    Of units that ranks share, what a rank trains instead of 1/N, and copies to settle. Of rows
+    that a rank asks for, `asked` of them, what comes and what other ranks give back.
     """
     share, moving = 1 / ranks, 1 - 1 / ranks
+    if spec.demanded is not None:
+        return 2 * asked * moving * spec.columns * (1 if spec.column_axis is None else share)
     if spec.has_two_axes:
         return elements(spec) * share**2 * moving * (1 + moving)
     if spec.least == 1:
@@ -142,15 +163,32 @@ def expected_received_at_home(spec: TensorSpec, ranks: int) -> float:
     """Elements of a tensor that a rank receives in a visit home, on average.
 
     The size of its subnet, S/N with one dealt axis and S/N^2 with two; times 1 - 1/N.
+    Demanded tensors are at home.
     """
+    if spec.demanded is not None:
+        return 0.0
     share = 1 / ranks ** (2 if spec.has_two_axes else 1)
     return elements(spec) * share * (1 - 1 / ranks)
 
 
-def expected_bytes(specs: Sequence[TensorSpec], ranks: int, at_home: bool = False) -> float:
-    """Average bytes that a rank receives in an exchange between rounds or in a visit home."""
-    count = expected_received_at_home if at_home else expected_received
-    return sum(count(spec, ranks) for spec in specs) * ELEMENT_BYTES
+def expected_bytes(
+    specs: Sequence[TensorSpec],
+    ranks: int,
+    at_home: bool = False,
+    asked: Mapping[str, float] | None = None,
+) -> float:
+    """Bytes that a rank receives, on average, in an exchange between rounds or in a visit home.
+
+    asked  rows that a rank asks for in a round, by name of the demand
+    """
+    if at_home:
+        return sum(expected_received_at_home(spec, ranks) for spec in specs) * ELEMENT_BYTES
+    asked = asked or {}
+    elements = sum(
+        expected_received(spec, ranks, asked.get(spec.demanded or "", 0.0)) for spec in specs
+    )
+    requests = sum(asked.values()) * (1 - 1 / ranks)
+    return (elements + requests) * ELEMENT_BYTES
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,20 +211,30 @@ class ExchangeBytes:
 def exact_bytes(job: Job, rounds: int) -> list[ExchangeBytes]:
     """The exchanges from home to round 0, from 0 to 1, ... to `rounds`: `rounds` + 1 of them.
 
-    Each includes settling the shared units of the round that it leads to.
+    Each with what settles the units that are shared in the round that it leads to, and gives
+    demanded rows back.
 
-    These are exactly the bytes that a run with this seed measures (`bytes_received` in its rows),
-    whether or not it visits home between rounds. Raises `InputError` if there are more ranks than
-    units.
+    Exactly what a run of this seed measures (`bytes_received` of its rows), whether or not it
+    visits home between rounds; but demanded rows are as many as they are on average. Raises
+    `InputError` if there are more ranks than units.
     """
     source, exchanges = home(job.ranks), []
     for round_index in range(rounds + 1):
         target = job.placement(round_index)
         counts = pair_counts(job.exchanged, source, target)
-        counts = (counts + settling_counts(job.exchanged, target)) * ELEMENT_BYTES
+        counts += settling_counts(job.exchanged, target)
+        counts += giving_back_counts(job.exchanged, target) + _requested(target)
+        counts *= ELEMENT_BYTES
         exchanges.append(ExchangeBytes(round_index, counts.sum(axis=1), counts.sum(axis=0)))
         source = target
     return exchanges
+
+
+def _requested(placement: Placement) -> npt.NDArray[np.int64]:
+    """Numbers of rows that s asks of q, an element each; int64 [ranks, ranks]."""
+    total = np.zeros((placement.ranks, placement.ranks), dtype=np.int64)
+    total = sum((demand.counts for demand in placement.demands.values()), total)
+    return total - np.diag(np.diag(total))
 
 
 def averaging_bytes(job: Job) -> float:
@@ -200,7 +248,8 @@ def data_parallel_bytes(job: Job) -> float:
 
     One allreduce of the gradient per step, and one of running statistics at the end.
     """
-    gradient = allreduce_bytes(job.weight_elements - job.untrained_elements, job.ranks)
+    weights = _updated_elements(job, steps=1, with_slots=False)
+    gradient = allreduce_bytes(weights - job.untrained_elements, job.ranks)
     statistics = allreduce_bytes(job.untrained_elements - job.frozen_elements, job.ranks)
     return job.local_steps * gradient + statistics
 
@@ -208,10 +257,24 @@ def data_parallel_bytes(job: Job) -> float:
 def local_sgd_bytes(job: Job) -> float:
     """Bytes that a rank receives in a round of local SGD: an allreduce of weights and slots.
 
-    Slots count only if they are carried.
+    Slots only if they are carried. Where labels are sampled, the rows that some rank trained.
     """
-    slots = job.replica_slot_elements + job.shared_slot_elements if job.carry else 0
-    return allreduce_bytes(job.weight_elements - job.frozen_elements + slots, job.ranks)
+    averaged = _updated_elements(job, job.local_steps, with_slots=job.carry)
+    slots = job.shared_slot_elements if job.carry else 0
+    return allreduce_bytes(averaged - job.frozen_elements + slots, job.ranks)
+
+
+def _updated_elements(job: Job, steps: int, with_slots: bool) -> float:
+    """Weights that steps of all ranks update, on average; with slots of the partitioned ones."""
+    rows, total = job.ranks * job.batch_size, float(job.shared_elements)
+    names = job.rule.slot_names(has_two_axes=False) if with_slots else ()
+    for spec in job.weights:
+        part = job.model.updated_part(spec, rows, steps, job.row_entries)
+        total += part * elements(spec)
+        for slot in (job.rule.slot_spec(name, spec) for name in names):
+            by_row = slot.shape == spec.shape or slot.is_number_a_row
+            total += (part if by_row else 1) * elements(slot)
+    return total
 
 
 def subnets_through_server_bytes(job: Job) -> int:
@@ -242,14 +305,16 @@ def step_flops(
     ranks: int,
     rank: int = 0,
     row_entries: float | None = None,
+    outputs: float | None = None,
 ) -> int:
     """Floating-point operations of one step of one rank: those of its products.
 
-    Two per multiply-add, for the output, the gradient of the weight and the gradient of the input.
-    The first trained layer does not need the last of these; a layer that is not trained needs only
-    the output. Element-wise work, such as batch norm and the optimiser's, is not counted. With an
-    average of `row_entries` non-zeros per row, the first layer multiplies only these. `ranks` is 1
-    for a whole model.
+    Two a multiply-add, for the output, the gradient of the weight and the gradient of the input;
+    the first layer that is trained has no use for the last one, one that is not for the output
+    only. Element-wise work,
+    such as batch norm and the optimiser's, is not counted. With `row_entries` non-zeros a row, on
+    average, the first layer is multiplied with these only, and with `outputs` the last one has so
+    many. `ranks` is 1 for a whole model.
     """
     total, trained = 0.0, False
     for index, layer in enumerate(layers):
@@ -259,5 +324,7 @@ def step_flops(
         size *= layer.own_copies(ranks, rank)
         if index == 0 and row_entries is not None:
             size *= row_entries / layer.inputs
+        if index == len(layers) - 1 and outputs is not None:
+            size *= outputs / layer.outputs
         total += 2 * products * batch_size * size * layer.positions
     return round(total)

@@ -1,8 +1,8 @@
 """The memory that a rank will hold, phase by phase, computed before a run starts.
 
-This file says only what is held at the same time. Each part states its own bytes beside the code
-that allocates them: the network (`models.base.Model`), the optimiser, the exchange
-(`exchange/held_bytes.py`) and the rows. Counts come from shapes and deals, without temporaries of
+Only what is held at the same time is said here. How many bytes each part takes is said beside what
+allocates it: by the network (`models.shapes.Shapes`), the optimiser, the exchange
+(`exchange/held_bytes.py`) and the rows. It is counted from shapes and deals, without temporaries of
 a few MiB and without Python, PyTorch, MPI and Horovod themselves. The same is counted for data
 parallel training and local SGD, where every rank holds the whole model.
 """
@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from ist_hpc.common.decimals import whole_from
 from ist_hpc.common.sizes import ELEMENT_BYTES
 from ist_hpc.cost.counts import Job
-from ist_hpc.exchange.held_bytes import exchange_buffers, held_bytes, subnet_bytes, visit_bytes
+from ist_hpc.exchange.held_bytes import (
+    exchange_buffers,
+    held_bytes,
+    home_bytes,
+    trained_bytes,
+    visit_bytes,
+)
 from ist_hpc.exchange.placement import home
 from ist_hpc.exchange.plan import plan_exchange
 
@@ -72,8 +78,12 @@ def subnet_memory(job: Job) -> Memory:
     """
     here, there, at_home = job.placement(0), job.placement(1), home(job.ranks)
     weights = held_bytes(job.weights, here) + job.shared_elements * ELEMENT_BYTES
-    dealt_slots = held_bytes(job.slots, here) if job.carry else subnet_bytes(job.slots, job.ranks)
+    dealt_slots = held_bytes(job.slots, here) if job.carry else trained_bytes(job.slots, here)
     slots = dealt_slots + job.shared_slot_elements * ELEMENT_BYTES
+    stays, slots_stay = (  # at home, of demanded tensors, and is not trained
+        home_bytes((spec for spec in specs if spec.demanded and job.ranks > 1), job.ranks)
+        for specs in (job.weights, job.slots)
+    )
     next_round = plan_exchange(job.exchanged, here, there, 0, job.buffer_bytes)
     moves = [(job.exchanged, there), (job.weights, at_home), (job.exchanged, at_home)]
     kept = {
@@ -89,11 +99,16 @@ def subnet_memory(job: Job) -> Memory:
     phases = {
         "training": {
             "slots": slots,
-            **_kept_round(job, weights, slots),
+            **_kept_round(job, weights - stays, slots - slots_stay),
             "gradient": job.model.gradient_bytes(job.batch_size, job.ranks, job.row_entries),
             **_step(job, job.ranks),
+            **_batches(job),
         },
-        "exchange": {"slots": slots if job.carry else 0, "doubled": next_round.doubled_bytes},
+        "exchange": {
+            "slots": slots if job.carry else 0,
+            "doubled": next_round.doubled_bytes,
+            **_batches(job),
+        },
         "evaluation": {
             "slots": slots,
             "home_copies": weight_copies,
@@ -159,15 +174,21 @@ def _step(job: Job, ranks: int) -> dict[str, int]:
     """Memory of a step without weights, slots and gradients; `ranks` is 1 for the whole model."""
     model, entries = job.model, job.row_entries
     updates = [job.rule.update_bytes(spec, ranks) for spec in model.dense_specs]
-    of_rows = model.row_gradient_elements(job.batch_size, ranks, entries)
-    if of_rows:
-        updates.append(job.rule.row_update_bytes(job.weights[0], of_rows))
+    for spec, of_rows in model.row_gradients(job.batch_size, ranks, entries):
+        updates.append(job.rule.row_update_bytes(spec, of_rows))
     casts = {"casts": model.cast_bytes(ranks, job.product_bytes)}
     return {
         "update": max(updates),
         **(casts if job.product_bytes != ELEMENT_BYTES else {}),
         "activations": model.step_activations(job.batch_size, ranks, entries, job.product_bytes),
     }
+
+
+def _batches(job: Job) -> dict[str, int]:
+    """Batches of a round, where they are drawn ahead: to ask for the rows that they use."""
+    if not job.demands:
+        return {}
+    return {"batches": job.local_steps * job.model.rows_bytes(job.batch_size, job.row_entries)}
 
 
 def _rows_kept(job: Job) -> dict[str, int]:

@@ -32,9 +32,15 @@ def plan_report(
         raise InputError(f"--memory-gb must be above 0, as in --memory-gb 16, got {memory_gb}")
     inputs, outputs, meta = _widths(config)
     from ist_hpc.cost import prediction
+    from ist_hpc.data.shards import Dataset
     from ist_hpc.models import networks
+    from ist_hpc.models.frequencies import label_frequencies
 
-    model = networks.build(config.model, inputs, outputs, prediction.is_sparse(config, meta))
+    sparse = prediction.is_sparse(config, meta)
+    frequencies = None
+    if meta is not None and meta.shards.get("train"):
+        frequencies = label_frequencies(config.model, Dataset.open(config.data.path))
+    model = networks.build(config.model, inputs, outputs, sparse, frequencies=frequencies)
     job = prediction.job_of(config, model, ranks, meta)
     exchanges = counts.exact_bytes(job, rounds)
     memory = {
@@ -119,7 +125,7 @@ def _ist_bytes(job: counts.Job, exchanges: Sequence[counts.ExchangeBytes]) -> di
     received = [int(value) for exchange in between for value in exchange.received]
     totals = [exchange.total for exchange in between]
     return {
-        "expected_a_rank": counts.expected_bytes(job.exchanged, job.ranks),
+        "expected_a_rank": counts.expected_bytes(job.exchanged, job.ranks, asked=job.asked),
         "exact_a_rank": _spread(received),
         "exact_all_ranks": _spread(totals),
         "averaging_a_rank": counts.averaging_bytes(job),
@@ -153,11 +159,14 @@ def _spread(values: Sequence[int]) -> dict[str, float]:
 
 
 def _flops(job: counts.Job) -> dict[str, dict[str, int]]:
+    outputs = job.model.step_outputs(job.batch_size)
     subnets = [
-        counts.step_flops(job.layers, job.batch_size, job.ranks, rank, job.row_entries)
+        counts.step_flops(job.layers, job.batch_size, job.ranks, rank, job.row_entries, outputs)
         for rank in range(job.ranks)
     ]
-    whole = counts.step_flops(job.layers, job.batch_size, ranks=1, row_entries=job.row_entries)
+    whole = counts.step_flops(
+        job.layers, job.batch_size, ranks=1, row_entries=job.row_entries, outputs=outputs
+    )
     replicas = {"a_rank": whole, "all_ranks": whole * job.ranks}
     return {
         "ist": {"a_rank": max(subnets), "all_ranks": sum(subnets)},

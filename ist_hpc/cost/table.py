@@ -11,6 +11,7 @@ ITEMS = {
     "update": "temporaries of the update",
     "casts": "bfloat16 copies of weights",
     "activations": "activations (estimate)",
+    "batches": "batches of the round (ahead)",
     "doubled": "exchange: new beside old",
     "buffers": "exchange: buffers (kept)",
     "home_copies": "home blocks of a visit",

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.common.files import flush_to_disk, sha256_of
-from ist_hpc.common.hdf5_writing import written
+from ist_hpc.common.disk.files import flush_to_disk, sha256_of
+from ist_hpc.common.disk.hdf5_writing import written
 from ist_hpc.data import shard_files
 from ist_hpc.data.csr import Csr
 from ist_hpc.data.shard_files import StoredFile, check_whole

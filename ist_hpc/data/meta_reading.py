@@ -13,8 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ist_hpc.common.disk.names import quoted
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.names import quoted
 from ist_hpc.data.shard_meta import (
     FEATURE_DTYPES,
     FORMAT,

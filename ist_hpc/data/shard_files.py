@@ -9,9 +9,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ist_hpc.common.disk.files import flush_to_disk, sha256_of
+from ist_hpc.common.disk.hdf5_writing import Hdf5Output
 from ist_hpc.common.errors import InputError, show
-from ist_hpc.common.files import flush_to_disk, sha256_of
-from ist_hpc.common.hdf5_writing import Hdf5Output
 from ist_hpc.data.shard_meta import FORMAT_VERSION, META_FILE, Schema, Shard, SideFile
 
 CHUNK_BYTES = 256 * 1024  # small enough to read few rows, large enough for a parallel file system

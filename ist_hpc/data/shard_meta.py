@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ist_hpc.common.disk.files import json_text
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.files import json_text
 
 META_FILE = "meta.json"
 FORMAT = "ist_hpc-data"

@@ -11,15 +11,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ist_hpc.common.blocks import Units
 from ist_hpc.common.sizes import ELEMENT_BYTES
+from ist_hpc.exchange.demand import Demand, split_by_home
+from ist_hpc.exchange.giving_back import plan_giving_back, plan_numbers
+from ist_hpc.exchange.landing import HomeLanding, Landing, add_numbers
 from ist_hpc.exchange.placement import Placement, TensorSpec
 from ist_hpc.exchange.plan import SLOTS, Chunk, Piece, Plan, plan_exchange
 from ist_hpc.exchange.settling import plan_settling
 from ist_hpc.exchange.staging import MpiBuffer, Staging, staging_of
-from ist_hpc.exchange.tensors import Held, State, add, divide, gather, move, scatter
+from ist_hpc.exchange.tensors import Held, State, add, divide, gather, scatter
 from ist_hpc.runtime.devices import CPU, synchronise
 from ist_hpc.runtime.meters import ExchangeReport
 
@@ -68,23 +73,60 @@ class Exchanger:
         start = time.perf_counter()
         plan = self.plan(specs, source, target)
         report = ExchangeReport(plan_s=time.perf_counter() - start, chunks=len(plan.chunks))
-        landing = _Landing(plan, state, keep_source, self.device)
-        in_flight: _Flight | None = None
-        for index, chunk in enumerate(plan.chunks):
-            send = self._pack(chunk, index, state, report, in_flight)
-            arrived = in_flight
-            if arrived is not None:
-                arrived.wait(report)
-            in_flight = self._send_off(chunk, index, send, report)
-            if arrived is not None:
-                self._unpack(arrived, landing, report, in_flight)
-        if in_flight is not None:
-            in_flight.wait(report)
-            self._unpack(in_flight, landing, report, None)
+        landing = Landing(plan, state, keep_source, self.device)
+        self._carry_out(plan, landing, state, report)
+        return report
+
+    def ask(self, size: int, rows: Units) -> tuple[Demand, ExchangeReport]:
+        """Ask the homes of demanded rows for what this rank needs in a round. Collective.
+
+        size  of all rows
+        rows  global, ascending, each once; int64
+        """
         begin = time.perf_counter()
-        landing.finish()
-        synchronise(self.device)
-        report.pack_s += time.perf_counter() - begin
+        ranks = self.comm.Get_size()
+        counts = np.empty((ranks, ranks), dtype=np.int64)
+        by_home = split_by_home(rows, size, ranks)
+        self.comm.Allgather(np.array([len(part) for part in by_home], dtype=np.int64), counts)
+        going, coming = counts[self.rank], counts[:, self.rank]
+        asked = np.empty(int(coming.sum()), dtype=np.int32)
+        self.comm.Alltoallv(
+            [rows.astype(np.int32), (going, np.cumsum(going) - going)],
+            [asked, (coming, np.cumsum(coming) - coming)],
+        )
+        of_ranks = np.split(asked.astype(np.int64), np.cumsum(coming)[:-1])
+        report = ExchangeReport(
+            transfer_s=time.perf_counter() - begin,
+            bytes_sent=asked.itemsize * int(going.sum() - going[self.rank]),
+            bytes_received=asked.itemsize * int(coming.sum() - coming[self.rank]),
+        )
+        return Demand(self.rank, size, rows, tuple(of_ranks), counts), report
+
+    def give_back(
+        self, specs: Sequence[TensorSpec], placement: Placement, state: State
+    ) -> ExchangeReport:
+        """Bring the demanded tensors among `specs` home at a round's end. Collective.
+
+        Of a number a row, of which several ranks have one, the home takes s + the sum over these
+        ranks, ascending, of (units / all units) x (s_rank - s): what each changed, by the part of
+        the units that it has. Does nothing for one rank, which has demanded tensors at home.
+        """
+        begin = time.perf_counter()
+        plan = plan_giving_back(specs, placement, self.rank, self.buffer_bytes)
+        numbers = plan_numbers(specs, placement, self.rank)
+        chunks = len(plan.chunks) + len(numbers.chunks)
+        report = ExchangeReport(plan_s=time.perf_counter() - begin, chunks=chunks)
+        self._carry_out(plan, HomeLanding(plan, state), state, report)
+        for chunk in numbers.chunks:
+            send = self._pack(chunk, 0, state, report, None)
+            arrived = self._send_off(chunk, 0, send, report)
+            arrived.wait(report)
+            begin = time.perf_counter()
+            received = self.staging.arrived(0, arrived.elements)
+            values = [part for _, part in _parts(chunk.recv_pieces, received)]
+            add_numbers(numbers, placement, state, values)
+            synchronise(self.device)
+            report.pack_s += time.perf_counter() - begin
         return report
 
     def settle(
@@ -113,6 +155,27 @@ class Exchanger:
             synchronise(self.device)
             report.pack_s += time.perf_counter() - begin
         return report
+
+    def _carry_out(
+        self, plan: Plan, landing: Landing | HomeLanding, state: State, report: ExchangeReport
+    ) -> None:
+        """Send and receive what a plan says, chunk by chunk."""
+        in_flight: _Flight | None = None
+        for index, chunk in enumerate(plan.chunks):
+            send = self._pack(chunk, index, state, report, in_flight)
+            arrived = in_flight
+            if arrived is not None:
+                arrived.wait(report)
+            in_flight = self._send_off(chunk, index, send, report)
+            if arrived is not None:
+                self._unpack(arrived, landing, report, in_flight)
+        if in_flight is not None:
+            in_flight.wait(report)
+            self._unpack(in_flight, landing, report, None)
+        begin = time.perf_counter()
+        landing.finish()
+        synchronise(self.device)
+        report.pack_s += time.perf_counter() - begin
 
     def _pack(
         self,
@@ -154,7 +217,7 @@ class Exchanger:
     def _unpack(
         self,
         arrived: "_Flight",
-        landing: "_Landing",
+        landing: Landing | HomeLanding,
         report: ExchangeReport,
         in_flight: "_Flight | None",
     ) -> None:
@@ -201,71 +264,6 @@ def _parts(pieces: Iterable[Piece], buffer: Tensor) -> Iterable[tuple[Piece, Ten
         yield piece, buffer[offset : offset + piece.size]
         offset += piece.size
     assert offset == buffer.numel()
-
-
-class _Landing:
-    """The tensors that receive, and when the old ones can be freed.
-
-    Old and new tensor exist together only from the first chunk that writes the new one to the last
-    chunk that touches either, so an exchange in many chunks doubles few tensors at a time
-    (`Plan.doubled_bytes`).
-    """
-
-    def __init__(self, plan: Plan, state: State, keep_source: bool, device: torch.device) -> None:
-        self.plan, self.state, self.keep_source, self.device = plan, state, keep_source, device
-        self.new: dict[str, Tensor] = {}
-        self.local: dict[str, list[tuple[Piece, Piece]]] = {spec.key: [] for spec in plan.specs}
-        for source, target in plan.local_moves:
-            self.local[source.spec.key].append((source, target))
-        self.specs = {spec.key: spec for spec in plan.specs}
-        self.done_at: dict[int, list[str]] = {}
-        for key, index in plan.last_chunks.items():
-            self.done_at.setdefault(index, []).append(key)
-
-    def tensor(self, piece: Piece) -> Tensor:
-        """The tensor that a received piece is written to."""
-        self._open(piece.spec)
-        if piece.place == "home":
-            return self.state[piece.spec.key].place("home")
-        return self.new[piece.spec.key]
-
-    def _open(self, spec: TensorSpec) -> None:
-        if spec.key in self.new:
-            return
-        target, held = self.plan.target, self.state[spec.key]
-        if target.is_home:
-            if held.home is None:
-                shape = spec.home_shape(self.plan.rank, target.ranks)
-                held.home = torch.empty(shape, device=self.device)
-            self.new[spec.key] = held.home
-        else:
-            shape = spec.subnet_shape(self.plan.rank, target.ranks)
-            self.new[spec.key] = torch.empty(shape, device=self.device)
-        for source, landing in self.local[spec.key]:
-            written = held.place("home") if landing.place == "home" else self.new[spec.key]
-            move(held.place(source.place), source, written, landing)
-
-    def finish_chunk(self, index: int) -> None:
-        """Close the tensors that no later chunk touches."""
-        for key in self.done_at.get(index, ()):
-            self._close(self.specs.pop(key))
-
-    def finish(self) -> None:
-        """Close the tensors that moved only within this rank."""
-        for spec in self.specs.values():
-            if self.local[spec.key]:
-                self._close(spec)
-
-    def _close(self, spec: TensorSpec) -> None:
-        self._open(spec)
-        held, new = self.state[spec.key], self.new.pop(spec.key)
-        if self.plan.target.is_home:
-            if not self.keep_source:
-                held.subnet = None
-        else:
-            held.subnet = new
-            if not self.keep_source and not self.plan.target.keeps_home_block(spec):
-                held.home = None
 
 
 def drop_home_copies(specs: Iterable[TensorSpec], placement: Placement, state: State) -> None:

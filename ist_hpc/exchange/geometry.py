@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ist_hpc.common.blocks import Units, block_bounds, block_of
+from ist_hpc.exchange.demand import Demand
 from ist_hpc.exchange.placement import Placement, TensorSpec
 
 Place = Literal["home", "subnet"]
@@ -70,7 +71,8 @@ class TensorGeometry:
         self.ranks = source.ranks
         self._all_rows, self._all_columns = slice(0, spec.rows), slice(0, spec.columns)
         one_rank_goes_on = self.ranks == 1 and not (source.is_home or target.is_home)
-        self.nothing_moves = source.round_index == target.round_index or one_rank_goes_on
+        stays = spec.demanded is not None and (target.is_home or self.ranks == 1)
+        self.nothing_moves = source.round_index == target.round_index or one_rank_goes_on or stays
         self._kept_columns: dict[tuple[str, int, int], Selection] = {}
 
     def sent_by(self, rank: int) -> list[tuple[int, Rectangle]]:
@@ -84,11 +86,33 @@ class TensorGeometry:
     def _rectangles(self, rank: int, sending: bool) -> list[tuple[int, Rectangle]]:
         if self.nothing_moves:
             return []
+        if self.spec.demanded is not None:
+            return list(self._asked_for(rank, sending))
         if self.spec.has_two_axes:
             return list(self._two_axes(rank, sending))
         if self.spec.row_axis is not None or not (self.source.is_home or self.target.is_home):
             return list(self._whole_units(rank, sending))
         return list(self._home_visit_of_columns(rank, sending))
+
+    # Demanded rows come from their homes, where they are between rounds.
+
+    def _demand(self) -> Demand:
+        assert self.spec.demanded is not None
+        return self.target.demands[self.spec.demanded]
+
+    def _asked_for(self, rank: int, sending: bool) -> Iterator[tuple[int, Rectangle]]:
+        demand = self._demand()
+        assert demand.rank == rank, "the demand of another rank"
+        for peer, rows in enumerate(demand.asked if sending else demand.by_home):
+            taker = peer if sending else rank
+            if len(rows):
+                columns = self._columns_of(taker)
+                yield peer, Rectangle("home", "subnet", compact(rows), columns)
+
+    def _columns_of(self, rank: int) -> Selection:
+        """The columns that a rank trains in the target round; all of a vector."""
+        axis = self.spec.column_axis
+        return self._all_columns if axis is None else compact(self.target.deals[axis].units(rank))
 
     # One axis: a unit moves as a whole row or column.
 
@@ -208,7 +232,10 @@ class TensorGeometry:
         counts = np.zeros((n, n), dtype=np.int64)
         if self.nothing_moves:
             return counts
-        if self.spec.has_two_axes:
+        if self.spec.demanded is not None:
+            takers = [selection_size(self._columns_of(taker)) for taker in range(n)]
+            counts = (self._demand().counts * np.array(takers)[:, None]).T
+        elif self.spec.has_two_axes:
             counts = self._two_axes_counts()
         elif self.spec.row_axis is not None or not (self.source.is_home or self.target.is_home):
             _, before, after = self._moves()

@@ -7,7 +7,11 @@ an exchange holds twice.
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from ist_hpc.common.sizes import ELEMENT_BYTES
+from ist_hpc.exchange.giving_back import giving_back_counts
 from ist_hpc.exchange.placement import Placement, TensorSpec
 from ist_hpc.exchange.plan import SLOTS, chunk_count, pair_counts, with_slack
 from ist_hpc.exchange.settling import settling_buffers
@@ -16,6 +20,12 @@ from ist_hpc.exchange.settling import settling_buffers
 def subnet_bytes(specs: Iterable[TensorSpec], ranks: int, rank: int = 0) -> int:
     """Bytes of a rank's subnets, the same in every round."""
     return sum(math.prod(spec.subnet_shape(rank, ranks)) for spec in specs) * ELEMENT_BYTES
+
+
+def trained_bytes(specs: Iterable[TensorSpec], placement: Placement, rank: int = 0) -> int:
+    """Of what a rank trains in a round."""
+    shapes = (placement.trained_shape(spec, rank) for spec in specs)
+    return sum(map(math.prod, shapes)) * ELEMENT_BYTES
 
 
 def home_bytes(specs: Iterable[TensorSpec], ranks: int, rank: int = 0) -> int:
@@ -27,7 +37,8 @@ def held_bytes(specs: Iterable[TensorSpec], placement: Placement, rank: int = 0)
     """Bytes that a rank holds in a placement, as `tensors.zeros_at` allocates them."""
     specs = tuple(specs)
     at_home = [spec for spec in specs if placement.keeps_home_block(spec)]
-    subnets = 0 if placement.is_home else subnet_bytes(specs, placement.ranks, rank)
+    shapes = [] if placement.is_home else [placement.subnet_shape(spec, rank) for spec in specs]
+    subnets = sum(map(math.prod, shapes)) * ELEMENT_BYTES
     return subnets + home_bytes(at_home, placement.ranks, rank)
 
 
@@ -40,9 +51,9 @@ def visit_bytes(specs: Iterable[TensorSpec], placement: Placement, rank: int = 0
 def exchange_buffers(
     specs: Sequence[TensorSpec], source: Placement, target: Placement, buffer_bytes: int
 ) -> int:
-    """Bytes of all buffers on the busiest rank, to exchange and to settle the target's round.
+    """Of all buffers on the busiest rank: for an exchange, and to end the round it leads to.
 
-    `Staging` keeps these buffers; both operations use the same ones.
+    To settle it, and to give demanded rows back. As `Staging` keeps them; all have the same ones.
 
     Parameters
     ----------
@@ -58,11 +69,17 @@ def exchange_buffers(
     int
         Bytes.
     """
-    counts = pair_counts(specs, source, target)
-    chunks = chunk_count(counts, buffer_bytes)
-    most = [-(-int(counts.sum(axis=axis).max()) // max(1, chunks)) for axis in (0, 1)]
-    elements = min(SLOTS, chunks) * sum(map(with_slack, most))
+    elements = _elements(pair_counts(specs, source, target), buffer_bytes)
     if not target.is_home:
+        matrices = [spec for spec in specs if not spec.is_number_a_row]
+        elements = max(elements, _elements(giving_back_counts(matrices, target), buffer_bytes))
         settling = settling_buffers(specs, target, buffer_bytes)
         elements = max(elements, sum(map(with_slack, settling)))
     return elements * ELEMENT_BYTES
+
+
+def _elements(counts: npt.NDArray[np.int64], buffer_bytes: int) -> int:
+    """Elements of the buffers of the busiest rank in an exchange of so many, int64 [from, to]."""
+    chunks = chunk_count(counts, buffer_bytes)
+    most = [-(-int(counts.sum(axis=axis).max()) // max(1, chunks)) for axis in (0, 1)]
+    return min(SLOTS, chunks) * sum(map(with_slack, most))

@@ -5,11 +5,12 @@ an axis to the rank that trains it for one round. A placement gives every elemen
 partitioned tensor its holder: *home* (contiguous blocks of the output dimension) or *round t* (an
 element whose every axis is dealt to one rank is held by that rank, every other one by its home).
 Nothing here communicates: every rank computes the same placements from the same seed (paper,
-section 3.1; the shared seed is its idea of avoiding messages about partitions).
+section 3.1; the shared seed is its idea of avoiding messages about partitions). Only of *demanded*
+tensors a rank holds no more than the rows it asked for (demand.py), which others do not know.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from ist_hpc.common import streams
 from ist_hpc.common.blocks import Units, block_bounds, block_of
 from ist_hpc.common.errors import InputError
+from ist_hpc.exchange.demand import Demand
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,9 @@ class TensorSpec:
                 dealt axis of an output layer dimension 0, so that a neuron is one long contiguous
                 row. Home blocks always keep the logical order, output dimension first.
     least       the minimum of units of the output dimension that a rank trains, as in its axis
+    demanded    name of the demand by which its rows are held in a round, such as `labels`; None:
+                a rank holds all rows of its units
+    mean_over   of a demanded vector, a number a row: the axis over whose units it is a mean
     """
 
     key: str
@@ -141,10 +146,17 @@ class TensorSpec:
     axes: tuple[str | None, ...]
     transposed: bool = False
     least: int = 1
+    demanded: str | None = None
+    mean_over: str | None = None
 
     def __post_init__(self) -> None:
         assert len(self.axes) == len(self.shape)
-        assert any(self.axes), f"{self.key} has no axis: it is shared, not partitioned"
+        if self.demanded is None:
+            assert any(self.axes), f"{self.key} has no axis: it is shared, not partitioned"
+        else:
+            assert self.axes[0] is None, f"{self.key}: demanded rows are not dealt out"
+            assert (self.mean_over is None) == (len(self.shape) > 1)
+            assert not self.transposed
         assert not any(self.axes[2:]), f"{self.key}: only the first two dimensions can be dealt"
         assert not self.transposed or len(self.shape) >= 2
         assert self.least == 1 or (self.axes[0] and not any(self.axes[1:]) and not self.transposed)
@@ -175,6 +187,11 @@ class TensorSpec:
         return self.axes[1] if len(self.axes) > 1 else None
 
     @property
+    def is_number_a_row(self) -> bool:
+        """Whether it is a vector over demanded rows, of which several ranks have a number."""
+        return self.mean_over is not None
+
+    @property
     def has_two_axes(self) -> bool:
         """Whether both dimensions are dealt, so that part of the tensor stays home in a round."""
         return self.row_axis is not None and self.column_axis is not None
@@ -190,7 +207,10 @@ class TensorSpec:
         return (stop - start, *self.shape[1:])
 
     def subnet_shape(self, rank: int, ranks: int) -> tuple[int, ...]:
-        """Shape, as stored, of the subnet part of `rank`; the same in every round."""
+        """Shape, as stored, of the subnet part of `rank`; the same in every round.
+
+        Of a demanded tensor with all its rows: see `Placement.subnet_shape`.
+        """
         dims = [
             Axis(size, self.least).count(rank, ranks) if axis else size
             for size, axis in zip(self.shape, self.axes, strict=True)
@@ -206,11 +226,14 @@ class Placement:
 
     round_index  the round, or None for home
     deals        one deal per axis, by name; empty for home
+    demands      a demand for each name in `TensorSpec.demanded`; empty for home, and for one rank,
+                 which trains demanded tensors in its home block
     """
 
     ranks: int
     round_index: int | None
     deals: Mapping[str, Deal]
+    demands: Mapping[str, Demand] = field(default_factory=dict)
 
     @property
     def is_home(self) -> bool:
@@ -220,9 +243,27 @@ class Placement:
     def keeps_home_block(self, spec: TensorSpec) -> bool:
         """Whether elements of the tensor stay at home in this placement.
 
-        Every element of a tensor with one axis is in some subnet in every round.
+        An element of a tensor with one axis is in some subnet every round, if it is not demanded.
         """
-        return self.is_home or spec.has_two_axes
+        return self.is_home or spec.has_two_axes or spec.demanded is not None
+
+    def subnet_shape(self, spec: TensorSpec, rank: int) -> tuple[int, ...]:
+        """Shape, as stored, of the subnet part of `rank` in a round.
+
+        Of a demanded tensor it is that of the rank whose demand it is; one rank has none.
+        """
+        shape = spec.subnet_shape(rank, self.ranks)
+        if spec.demanded is None:
+            return shape
+        return (len(self.demands[spec.demanded].rows) if self.demands else 0, *shape[1:])
+
+    def trains_at_home(self, spec: TensorSpec) -> bool:
+        """Whether a round trains the tensor in the home block: one rank's, if it is demanded."""
+        return spec.demanded is not None and self.ranks == 1
+
+    def trained_shape(self, spec: TensorSpec, rank: int) -> tuple[int, ...]:
+        """Shape, as stored, of what `rank` trains of a tensor in a round."""
+        return spec.shape if self.trains_at_home(spec) else self.subnet_shape(spec, rank)
 
     def __str__(self) -> str:
         return "home" if self.is_home else f"round {self.round_index}"

@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from ist_hpc.common.blocks import Units
 from ist_hpc.common.sizes import ELEMENT_BYTES
 from ist_hpc.exchange.geometry import (
     Place,
@@ -116,6 +117,7 @@ class Plan:
         size = {
             spec.key: math.prod(spec.subnet_shape(self.rank, self.target.ranks))
             for spec in self.specs
+            if spec.demanded is None  # what the round before held of it went home
         }
         first_chunks: dict[str, int] = {}
         for index, chunk in enumerate(self.chunks):
@@ -124,10 +126,10 @@ class Plan:
                     first_chunks.setdefault(piece.spec.key, index)
         last_chunks = self.last_chunks
         moved = {source.spec.key for source, _ in self.local_moves} | last_chunks.keys()
-        peak = max((size[key] for key in moved), default=0)
+        peak = max((size.get(key, 0) for key in moved), default=0)
         for index in range(len(self.chunks)):
             doubled = (k for k, first in first_chunks.items() if first <= index <= last_chunks[k])
-            peak = max(peak, sum(size[key] for key in doubled))
+            peak = max(peak, sum(size.get(key, 0) for key in doubled))
         return peak * ELEMENT_BYTES
 
 
@@ -191,7 +193,7 @@ def plan_exchange(
 def _by_geometry(specs: Sequence[TensorSpec], source: Placement, target: Placement) -> list[_Alike]:
     groups: dict[object, _Alike] = {}
     for spec in specs:
-        key = (spec.shape, spec.axes, spec.least)
+        key = (spec.shape, spec.axes, spec.least, spec.demanded)
         if key not in groups:
             groups[key] = (TensorGeometry(spec, source, target), [])
         groups[key][1].append(spec)
@@ -209,8 +211,12 @@ def _localise(
         else:
             rows = rectangle.rows - start
         return Piece(spec, place, rows, rectangle.columns)
-    rows = _positions(rectangle.rows, spec.row_axis, placement, rank)
     columns = _positions(rectangle.columns, spec.column_axis, placement, rank)
+    if spec.demanded is not None:
+        held = placement.demands[spec.demanded].rows
+        rows = compact(np.searchsorted(held, _units(rectangle.rows)))
+    else:
+        rows = _positions(rectangle.rows, spec.row_axis, placement, rank)
     return Piece(spec, place, rows, columns)
 
 
@@ -219,9 +225,11 @@ def _positions(
 ) -> Selection:
     if axis is None:
         return selection
-    if isinstance(selection, slice):
-        selection = np.arange(selection.start, selection.stop)
-    return compact(placement.deals[axis].positions(rank, selection))
+    return compact(placement.deals[axis].positions(rank, _units(selection)))
+
+
+def _units(selection: Selection) -> Units:
+    return np.arange(selection.start, selection.stop) if isinstance(selection, slice) else selection
 
 
 def chunk_count(counts: npt.NDArray[np.int64], buffer_bytes: int) -> int:

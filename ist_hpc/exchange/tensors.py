@@ -185,7 +185,7 @@ def scatter(target: Tensor, piece: Piece, values: Tensor, copies: Copies | None 
 def add(target: Tensor, piece: Piece, values: Tensor) -> None:
     """Add flat `values` in storage order to whole rows of a subnet."""
     assert piece.columns == slice(0, piece.spec.columns), "units are added whole"
-    rows = _row_numbers(piece.rows).to(target.device)
+    rows = row_numbers(piece.rows).to(target.device)
     target.index_add_(0, rows, values.view(len(rows), *target.shape[1:]))
 
 
@@ -195,7 +195,8 @@ def divide(target: Tensor, by: npt.NDArray[np.int64]) -> None:
         target[row].div_(int(by[row]))
 
 
-def _row_numbers(rows: Selection) -> Tensor:
+def row_numbers(rows: Selection) -> Tensor:
+    """Rows as indices, int64, on the CPU."""
     if isinstance(rows, slice):
         return torch.arange(rows.start, rows.stop)
     return torch.from_numpy(rows)

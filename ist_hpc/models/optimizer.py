@@ -22,7 +22,8 @@ from torch import Tensor
 from ist_hpc.common.sizes import ELEMENT_BYTES
 from ist_hpc.config.keys import OptimizerConfig
 from ist_hpc.exchange.placement import TensorSpec
-from ist_hpc.models.base import ColumnGradient, RowGradient, SharedSpec
+from ist_hpc.models.gradients import ColumnGradient, RowGradient
+from ist_hpc.models.shapes import SharedSpec
 
 _SLAB_ELEMENTS = 1 << 20  # elements of a weight updated at a time, but at least one row
 
@@ -81,12 +82,12 @@ class Optimizer(ABC):
         self, weight: Tensor, gradient: RowGradient, slots: Slots, lr: float, trained: int
     ) -> None:
         rows = gradient.rows
-        whole = {name: slot for name, slot in slots.items() if slot.shape == weight.shape}
-        gathered = {name: slot.index_select(0, rows) for name, slot in whole.items()}
+        by_row = {name: slot for name, slot in slots.items() if len(slot) == len(weight)}
+        gathered = {name: slot.index_select(0, rows) for name, slot in by_row.items()}
         updated = weight.index_select(0, rows)
         self.update(updated, gradient.values, slots | gathered, lr, trained)
         weight.index_copy_(0, rows, updated)
-        for name, slot in whole.items():
+        for name, slot in by_row.items():
             slot.index_copy_(0, rows, gathered[name])
 
     def _step_columns(
@@ -246,7 +247,8 @@ class RowwiseAdagrad(Optimizer):
     """Adagrad with one number per dealt unit of a matrix: the sum of its gradient's mean squares.
 
     The mean is over the elements that a step updates: with sparse input, the features that occur.
-    In a middle layer the unit is the row. Vectors have one number per element, as in Adagrad.
+    Of a middle layer the unit is the row. Of demanded rows, such as labels that are sampled, it is
+    one number a row. Vectors have a number an element, as in Adagrad.
     """
 
     scratch_bytes = (0, 0)  # for a matrix; vectors are small
@@ -256,9 +258,12 @@ class RowwiseAdagrad(Optimizer):
         return ("squares",)
 
     def slot_spec(self, slot: str, spec: TensorSpec) -> TensorSpec:
-        """For a matrix, a vector over its dealt axis."""
-        dealt = 0 if spec.row_axis is not None else 1
+        """Of a matrix: a vector over its dealt axis, or over its demanded rows."""
         key = slot_key(slot, spec.key)
+        if spec.demanded is not None:
+            rows = (spec.rows,), (None,)
+            return TensorSpec(key, *rows, demanded=spec.demanded, mean_over=spec.column_axis)
+        dealt = 0 if spec.row_axis is not None else 1
         return TensorSpec(key, (spec.shape[dealt],), (spec.axes[dealt],), least=spec.least)
 
     def update(

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ist_hpc.common.commandline import Parser
+from ist_hpc.common.disk.names import command_line, printable
 from ist_hpc.common.errors import EXIT_BAD_INPUT, EXIT_GO_ON, InputError
 from ist_hpc.common.mpi_environment import rank_of_launcher, variable_of_a_rank
-from ist_hpc.common.names import command_line, printable
 from ist_hpc.common.outputs import complain
 from ist_hpc.data.writing.target import AlreadyMadeError
 from ist_hpc.prepare import DATASETS

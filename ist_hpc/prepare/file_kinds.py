@@ -6,7 +6,7 @@ import tarfile
 import zlib
 from dataclasses import dataclass
 
-from ist_hpc.common.names import quoted
+from ist_hpc.common.disk.names import quoted
 
 HEAD_BYTES = 1024
 UTF8_MARK = b"\xef\xbb\xbf"

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from ist_hpc.common.disk.names import entries, printable
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.names import entries, printable
 from ist_hpc.prepare.file_kinds import ANOTHER, HEAD_BYTES, kind_of
 
 PADDING = b" \t\r\n\0\x1a"

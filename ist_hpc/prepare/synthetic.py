@@ -21,7 +21,7 @@ from typing import Unpack
 
 import numpy as np
 
-from ist_hpc.common.names import printable, quoted
+from ist_hpc.common.disk.names import printable, quoted
 from ist_hpc.data.csr import Csr
 from ist_hpc.data.shards import SPLITS, Dataset, DatasetWriter
 from ist_hpc.prepare.common import (

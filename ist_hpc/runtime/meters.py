@@ -4,7 +4,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +56,11 @@ class ExchangeReport:
     def seconds(self) -> float:
         """The sum of all seconds."""
         return self.plan_s + self.pack_s + self.transfer_s
+
+    def __add__(self, other: "ExchangeReport") -> "ExchangeReport":
+        """What both cost together."""
+        both = zip(astuple(self), astuple(other), strict=True)
+        return ExchangeReport(*(one + more for one, more in both))
 
 
 class Meter:

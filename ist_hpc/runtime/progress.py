@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ist_hpc.common.names import spoken
+from ist_hpc.common.disk.names import spoken
 from ist_hpc.runtime.launch import log
 
 _LINE_EVERY_S = 10.0

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ist_hpc.common.commandline import count_from, given_path
+from ist_hpc.common.disk.names import spoken
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.names import spoken
 from ist_hpc.config.keys import Config
 from ist_hpc.studies import one_run, scaling
 from ist_hpc.studies.levels import common_level, default_levels, to_levels

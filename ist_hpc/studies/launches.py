@@ -17,9 +17,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 
 import ist_hpc
+from ist_hpc.common.disk.names import expanded
 from ist_hpc.common.errors import InputError
 from ist_hpc.common.mpi_environment import variable_of_a_rank
-from ist_hpc.common.names import expanded
 
 DEFAULT_LAUNCHER = "mpirun -np {ranks}"
 HOSTS_SCRIPT = Path(ist_hpc.__file__).resolve().parent.parent / "bench" / "hosts.sh"

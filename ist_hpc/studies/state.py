@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ist_hpc.common.decimals import number, whole
+from ist_hpc.common.disk.files import json_text, write_text
+from ist_hpc.common.disk.locks import FileLock, owner_facts
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.files import json_text, write_text
-from ist_hpc.common.locks import FileLock, owner_facts
 
 Row = dict[str, Any]
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,6 +129,18 @@ def start(comm: "MPI.Comm", silence_s: float) -> Averages:
         )
     log.info("Horovod is not installed: what ranks share is averaged by MPI.Allreduce")
     return MpiAverages(comm)
+
+
+def rows_of_all(comm: "MPI.Comm", rows: Tensor) -> Tensor:
+    """The rows that some rank names, ascending, each once; int64, where `rows` are. Collective.
+
+    rows  of this rank: fewer than 2^31; int64
+    """
+    own = rows.cpu().numpy().astype(np.int32)
+    counts = np.array(comm.allgather(len(own)))
+    gathered = np.empty(int(counts.sum()), dtype=np.int32)
+    comm.Allgatherv(own, [gathered, counts])
+    return torch.from_numpy(np.unique(gathered).astype(np.int64)).to(rows.device)
 
 
 def _groups(tensors: Iterable[Tensor], most_elements: int) -> list[list[Tensor]]:

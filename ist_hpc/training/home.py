@@ -12,7 +12,7 @@ from ist_hpc.data.shards import Dataset
 from ist_hpc.data.sparse_rows import Rows
 from ist_hpc.models.base import Model
 from ist_hpc.training.algorithms.base import Algorithm
-from ist_hpc.training.full_network import HomeNetwork, main_metric, metrics_for
+from ist_hpc.training.evaluation.full_network import HomeNetwork, main_metric, metrics_for
 
 
 class Home:

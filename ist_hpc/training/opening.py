@@ -12,9 +12,10 @@ from ist_hpc.data.rows import refuse_uncountable
 from ist_hpc.data.shards import Dataset
 from ist_hpc.models import networks
 from ist_hpc.models.base import Model
-from ist_hpc.models.convolutions import BODY_PREFIX
+from ist_hpc.models.convolutional.convolutions import BODY_PREFIX
+from ist_hpc.models.frequencies import label_frequencies
 from ist_hpc.training import algorithms
-from ist_hpc.training.full_network import metrics_for
+from ist_hpc.training.evaluation.full_network import metrics_for
 
 
 def open_data_and_model(config: Config, ranks: int) -> tuple[Dataset, Model]:
@@ -44,7 +45,8 @@ def open_data_and_model(config: Config, ranks: int) -> tuple[Dataset, Model]:
 def build_model(config: Config, dataset: Dataset, ranks: int) -> Model:
     """The configured model for the data; `InputError` if the configured widths differ."""
     subnets = subnets_of(config, ranks)
-    model = networks.build(config.model, *_widths(config, dataset), dataset.sparse, subnets)
+    widths, frequencies = _widths(config, dataset), label_frequencies(config.model, dataset)
+    model = networks.build(config.model, *widths, dataset.sparse, subnets, frequencies)
     networks.refuse_other_rows(model, dataset.feature_shape, dataset.path)
     return model
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ist_hpc.checkpoint.read import Progress
 from ist_hpc.runtime.meters import KINDS, Reading
-from ist_hpc.runtime.run_folder import RunFolder
+from ist_hpc.runtime.run_folder.folder import RunFolder
 from ist_hpc.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Report:
     ) -> None:
         self._writes, self._ranks = comm.Get_rank() == 0, comm.Get_size()
         self._folder, self._schedule, self._on_gpu = folder, schedule, on_gpu
-        self._totals = comm.bcast(folder.totals() if self._writes else None)
+        self._totals = comm.bcast(folder.metrics.totals() if self._writes else None)
 
     def add_round(
         self, progress: Progress, reading: Reading, lr: float, given_up: bool

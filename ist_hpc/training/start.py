@@ -19,11 +19,12 @@ from ist_hpc.models.base import Model
 from ist_hpc.runtime import devices, precision
 from ist_hpc.runtime.launch import AgreedInputError, Runtime, check_on_all, log, on_root
 from ist_hpc.runtime.meters import Meter
-from ist_hpc.runtime.run_folder import UNSAID_END, RunFolder, facts_of_start
+from ist_hpc.runtime.run_folder.folder import UNSAID_END, RunFolder
+from ist_hpc.runtime.run_folder.start_facts import facts_of_start
 from ist_hpc.runtime.stopping import StopRequest
 from ist_hpc.training import algorithms
 from ist_hpc.training.algorithms.base import Algorithm
-from ist_hpc.training.full_network import main_metric
+from ist_hpc.training.evaluation.full_network import main_metric
 from ist_hpc.training.opening import (
     build_model,
     check_shards,
@@ -67,7 +68,7 @@ def start_run(
         check_on_all(comm, lambda: _check_saved(saved, config, dataset))
     algorithm = algorithms.build(comm, config, model, device)  # may start Horovod
     if saved is None:
-        algorithm.start_new(config.seed, given)
+        algorithm.start_new(given)
         progress, saved_model = Progress(ranks=ranks), model
     else:
         progress, saved_model = _start_from(saved, config, dataset, algorithm)
@@ -242,7 +243,7 @@ def _record(config: Config, folder: RunFolder, progress: Progress, facts: dict[s
         folder.lock()
         _refuse_later(folder, progress)
         folder.forget_failure()
-        folder.rewind_metrics(progress.round)
+        folder.metrics.rewind(progress.round)
         before = UNSAID_END if folder.goes_on() else folder.status()
         if before.startswith(("failed", "ended")):
             log.info("the run before this one %s", before)

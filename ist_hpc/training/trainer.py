@@ -1,6 +1,7 @@
 """The round loop: it knows when things are due; an algorithm knows how to do them."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ from ist_hpc.config.keys import Config
 from ist_hpc.data.images import augmentation_of, scaling_of
 from ist_hpc.data.rows import BatchStream
 from ist_hpc.data.shards import Dataset
-from ist_hpc.data.sparse_rows import to_device
+from ist_hpc.data.sparse_rows import Batch, to_device
 from ist_hpc.models.base import Model
 from ist_hpc.models.optimizer import learning_rate
 from ist_hpc.runtime.launch import log
 from ist_hpc.runtime.meters import Meter, Reading, has_diverged
 from ist_hpc.runtime.precision import computing
 from ist_hpc.runtime.progress import Narrator
-from ist_hpc.runtime.run_folder import RunFolder
+from ist_hpc.runtime.run_folder.folder import RunFolder
 from ist_hpc.runtime.stopping import StopRequest
 from ist_hpc.training.algorithms.base import Algorithm
 from ist_hpc.training.divergence import DivergencePolicy
@@ -159,10 +160,15 @@ class Trainer:
     def _train_round(self, steps: int) -> list[int]:
         """Train a round; return the ranks for which it was given up, if any. Collective."""
         meter, progress, begin_s = self.meter, self.progress, time.monotonic()
+        batches: list[Batch] = []
+        if self.algorithm.looks_ahead:
+            with meter.timing("data"):
+                batches = [self._stream.next_batch() for _ in range(steps)]
         with meter.timing("exchange"):
-            meter.count_exchange(self.algorithm.begin_round(progress.round))
+            report = self.algorithm.begin_round(progress.round, batches, progress.steps)
+            meter.count_exchange(report)
             self._divergence.keep()
-        diverged = self.local_steps(steps)
+        diverged = self.local_steps(steps, batches)
         unfit = self._divergence.undo_if_unfit(diverged)
         if unfit:  # average nothing: a mean of equal numbers may differ in the last bit
             progress.steps -= steps
@@ -174,18 +180,20 @@ class Trainer:
         self._durations.add_round(time.monotonic() - begin_s)
         return unfit
 
-    def local_steps(self, steps: int) -> bool:
+    def local_steps(self, steps: int, drawn: Sequence[Batch] = ()) -> bool:
         """Train for the given number of steps. Local, unless the algorithm averages gradients.
 
+        drawn  their batches, if these are already drawn
         Returns whether the losses of this rank have diverged.
         """
         meter, progress = self.meter, self.progress
         device = self.algorithm.device
         precision = self.config.train.precision
         losses = []
-        for _ in range(steps):
+        for index in range(steps):
             with meter.timing("data"):
-                features, labels = (to_device(part, device) for part in self._stream.next_batch())
+                batch = drawn[index] if drawn else self._stream.next_batch()
+                features, labels = (to_device(part, device) for part in batch)
             with meter.timing("train"):
                 self._lr = learning_rate(self.config.optimizer, self._schedule.epoch(progress))
                 with computing(precision, device):

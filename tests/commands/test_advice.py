@@ -14,9 +14,9 @@ import pytest
 
 from ist_hpc import plan
 from ist_hpc.common.commandline import Parser, count_from
+from ist_hpc.common.disk.files import refuse_target
+from ist_hpc.common.disk.names import path_of, quoted
 from ist_hpc.common.errors import EXIT_GO_ON, InputError
-from ist_hpc.common.files import refuse_target
-from ist_hpc.common.names import path_of, quoted
 from ist_hpc.config import loading
 from ist_hpc.data.meta_reading import load_meta
 from ist_hpc.data.writing.target import check_target

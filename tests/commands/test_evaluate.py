@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from ist_hpc.common.files import sha256_of
+from ist_hpc.common.disk.files import sha256_of
 from ist_hpc.data.shards import Dataset, DatasetWriter
 from tests.commands.test_show import DAMAGES, flip
 from tests.conftest import train

@@ -187,7 +187,7 @@ def test_damage_ends_with_one_line_that_names_the_file(copy, capsys, damage, opt
 
 
 def test_values_that_are_not_finite_are_refused_though_checksums_are_right(copy, capsys):
-    from ist_hpc.common.files import sha256_of
+    from ist_hpc.common.disk.files import sha256_of
 
     path = copy / "rank-0001.h5"
     with h5py.File(path, "r+") as file:

@@ -9,10 +9,11 @@ import sys
 
 import pytest
 
+from ist_hpc.common.disk.files import hidden_beside, json_text, refuse_target, replacing, write_text
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.files import hidden_beside, json_text, refuse_target, replacing, write_text
 from ist_hpc.config import loading
-from ist_hpc.runtime.run_folder import RunFolder, facts_of_start
+from ist_hpc.runtime.run_folder.folder import RunFolder
+from ist_hpc.runtime.run_folder.start_facts import facts_of_start
 from tests.helpers.launching import ROOT, run_python
 from tests.helpers.small_runs import SMALL, command
 
@@ -139,7 +140,7 @@ class TestNames:
         start = json.loads((folder.path / "run.json").read_text())["starts"][0]
         assert "caf\\xe9" in start["command"]
         assert start["host"] == "caf\\xe9"
-        assert next(folder.rows())["note"] == "caf\\xe9"
+        assert next(folder.metrics.rows())["note"] == "caf\\xe9"
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +281,8 @@ class TestFoldersThatAreNotOnesOwn:
         drop = tmp_path / "drop"
         drop.mkdir(mode=0o300)
         code = (
-            "import pathlib, ist_hpc.common.files as f; f.write_text(pathlib.Path('drop/a'), 'x')"
+            "import pathlib; from ist_hpc.common.disk.files import write_text; "
+            "write_text(pathlib.Path('drop/a'), 'x')"
         )
         done = self.run(["-c", code], tmp_path)
         assert done.returncode == 0, done.stderr

@@ -6,14 +6,14 @@ import sys
 import numpy as np
 import pytest
 
-from ist_hpc.common.hdf5_writing import written
+from ist_hpc.common.disk.hdf5_writing import written
 
 # A limit of a file's size is refused by the system as a full disk is, byte by byte.
 _WRITE = """
 import errno, resource, sys
 from pathlib import Path
 import h5py, numpy as np
-from ist_hpc.common.hdf5_writing import written
+from ist_hpc.common.disk.hdf5_writing import written
 path, first, step, count = Path(sys.argv[1]), *map(int, sys.argv[2:])
 for limit in range(first, first + step * count, step):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ist_hpc.common import names
+from ist_hpc.common.disk import names
 from ist_hpc.common.errors import InputError
 
 ANY_NAME = st.binary(min_size=1, max_size=12).filter(lambda name: b"\0" not in name)

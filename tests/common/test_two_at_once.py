@@ -12,8 +12,8 @@ from pathlib import Path
 import h5py
 import pytest
 
-from ist_hpc.common.files import hidden_name
-from ist_hpc.common.locks import FileLock
+from ist_hpc.common.disk.files import hidden_name
+from ist_hpc.common.disk.locks import FileLock
 from ist_hpc.data.meta_reading import load_meta
 from ist_hpc.data.shards import Dataset
 from tests.helpers.launching import ROOT, environment, run_python, run_ranks
@@ -309,7 +309,7 @@ class TestOutputs:
 @pytest.mark.skipif(not shutil.which("unshare"), reason="makes other hosts of this one")
 def test_processes_with_one_number_have_names_of_their_own(tmp_path):
     """As in containers, or on two hosts: each is the first process of its own."""
-    program = "from pathlib import Path; import os, ist_hpc.common.files as f; "
+    program = "from pathlib import Path; import os, ist_hpc.common.disk.files as f; "
     program += "print(os.getpid(), f.hidden_beside(Path('x')))"
     words = ["unshare", "--pid", "--fork", sys.executable, "-c", program]
     said = []

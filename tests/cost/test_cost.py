@@ -12,13 +12,14 @@ from ist_hpc.common.sizes import allreduce_bytes
 from ist_hpc.config.keys import OptimizerConfig
 from ist_hpc.cost import counts
 from ist_hpc.cost import memory as cost_memory
-from ist_hpc.exchange import exchanger as exchange
+from ist_hpc.exchange import landing
 from ist_hpc.exchange.exchanger import Exchanger
 from ist_hpc.exchange.placement import home
 from ist_hpc.exchange.plan import pair_counts, plan_exchange
 from ist_hpc.exchange.tensors import state_bytes, zeros_at
 from ist_hpc.models import layers, optimizer
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.local_step import LocalStep
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from tests.helpers.alone import Alone
 
 ODD = (7, (13, 11), 5)
@@ -137,7 +138,9 @@ def test_operations_are_those_that_torch_counts():
     model, batch = MultiLayerPerceptron(64, [32, 48], 12), 16
     weights = {spec.key: torch.ones(spec.subnet_shape(0, 4)) for spec in model.specs}
     with FlopCounterMode(display=False) as counter:
-        model.loss_and_gradients(weights, torch.rand(batch, 64), torch.zeros(batch).long(), {})
+        model.loss_and_gradients(
+            weights, torch.rand(batch, 64), torch.zeros(batch).long(), LocalStep()
+        )
     assert counts.step_flops(model.layers, batch, 4) == counter.get_total_flops()
 
 
@@ -165,13 +168,13 @@ def test_weights_slots_and_home_copies_are_what_is_held(widths, ranks):
 def test_an_exchange_holds_twice_what_is_predicted(monkeypatch, widths, buffer_bytes):
     job = make_job(widths, 3, "adam", buffer_bytes=buffer_bytes)
     held = []
-    finish_chunk = exchange._Landing.finish_chunk
+    finish_chunk = landing.Landing.finish_chunk
 
     def watched(landing, index):
         held.append(sum(tensor.numel() * 4 for tensor in landing.new.values()))
         finish_chunk(landing, index)
 
-    monkeypatch.setattr(exchange._Landing, "finish_chunk", watched)
+    monkeypatch.setattr(landing.Landing, "finish_chunk", watched)
     exchanger = Exchanger(Alone(), buffer_bytes / 2**20)
     state = zeros_at(job.exchanged, job.placement(0), 0)
     exchanger.exchange(job.exchanged, job.placement(0), job.placement(1), state)
@@ -226,7 +229,7 @@ def test_activations_are_no_less_than_what_autograd_keeps():
 
     features, labels = torch.rand(32, 64), torch.zeros(32, dtype=torch.int64)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.loss_and_gradients(weights, features, labels, {})
+        model.loss_and_gradients(weights, features, labels, LocalStep())
     estimate = model.step_activations(32, 1, None)
     assert sum(kept.values()) <= estimate <= 2.5 * sum(kept.values())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ist_hpc.common import files
+from ist_hpc.common.disk import files
 from ist_hpc.common.errors import InputError
 from ist_hpc.data.shards import Dataset
 from ist_hpc.data.writing.target import AlreadyMadeError
@@ -110,7 +110,7 @@ class TestLeftovers:
 def hidden_name_of_the_dead(path, kind):
     """The name that a process had beside `path`, which is no more."""
     program = (
-        "import sys, pathlib, ist_hpc.common.files as files; "
+        "import sys, pathlib, ist_hpc.common.disk.files as files; "
         "print(files.hidden_beside(pathlib.Path(sys.argv[1]), sys.argv[2]))"
     )
     words = [sys.executable, "-c", program, str(path), kind]

@@ -225,7 +225,7 @@ class TestFailures:
         def full(source, target):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("ist_hpc.common.files.os.replace", full)
+        monkeypatch.setattr("ist_hpc.common.disk.files.os.replace", full)
         with pytest.raises(InputError, match="No space left"):
             write(tmp_path / "d")
         assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ from typing import Any
 
 import h5py
 
-from ist_hpc.common import hdf5_writing
+from ist_hpc.common.disk import hdf5_writing
 
 MOMENTS = [
     (os, "fsync"),

@@ -1,6 +1,7 @@
 """Do the tests see a mistake in the package? Random ones, one at a time, in a copy of the checkout.
 
-    python tests/helpers/mutants.py [--count 50] [--after 0] [--seed 0] [--jobs 2] [--only FOLDERS]
+    python tests/helpers/mutants.py [--count 50] [--after 0] [--seed 0] [--jobs 2]
+                                    [--only FOLDER ...]
 
 A mutant changes one operator, constant or condition of one module. It is killed if a test fails: of
 the module's own folder (but for the `long` ones), of what else imports the module, or of

@@ -16,7 +16,9 @@ from ist_hpc.config.keys import OptimizerConfig
 from ist_hpc.data.sparse_rows import Rows, SparseRows
 from ist_hpc.exchange.placement import Deal, deal
 from ist_hpc.models.base import Model
-from ist_hpc.models.many_labels import softmax
+from ist_hpc.models.local_step import LocalStep
+from ist_hpc.models.perceptrons.many_labels import softmax
+from ist_hpc.models.perceptrons.sampled_labels import Sampling, sampled_softmax
 
 Gradient = Tensor | tuple[Tensor, Tensor]
 """Of a whole weight, or (rows, values) of the rows that a sparse batch uses."""
@@ -37,6 +39,7 @@ class Whole:
     counts: Tensor = field(init=False)
     squares: Tensor = field(init=False)
     units: Tensor = field(init=False)
+    by_row: bool = False
 
     def __post_init__(self) -> None:
         self.clear()
@@ -49,7 +52,7 @@ class Whole:
 
     @property
     def dealt(self) -> int:
-        return 0 if self.axes[0] is not None or len(self.axes) == 1 else 1
+        return 0 if self.by_row or self.axes[0] is not None or len(self.axes) == 1 else 1
 
     def parts(self) -> tuple[Tensor, ...]:
         own = (self.values, self.momentum, self.first, self.second, self.counts, self.squares)
@@ -69,6 +72,10 @@ class Oracle:
             for spec in model.specs
         }
         self.transposed = {spec.key for spec in model.specs if spec.transposed}
+        self.sampled = {spec.key for spec in model.specs if spec.demanded}
+        for key in self.sampled:  # of its rows, labels, each has a number
+            self.whole[key].by_row = True
+            self.whole[key].clear()
         # What all ranks share: one copy a rank, all alike between rounds.
         self.shared = {
             spec.key: [
@@ -81,8 +88,13 @@ class Oracle:
             for spec in model.shared
         }
 
-    def round(self, index: int, batches: list[list[tuple[Rows, Rows]]], lr: float) -> None:
-        """Train the subnets of one round; `batches[r]` are the batches of rank r."""
+    def round(
+        self, index: int, batches: list[list[tuple[Rows, Rows]]], lr: float, trained: int = 0
+    ) -> None:
+        """Train the subnets of one round; `batches[r]` are the batches of rank r.
+
+        trained  steps before it
+        """
         if self.rule.state == "reset":
             for whole in (
                 *self.whole.values(),
@@ -94,13 +106,14 @@ class Oracle:
             for name, axis in self.model.axes.items()
         }
         others: list[tuple[int, dict[str, list[Tensor]]]] = []
+        before = {key: self.whole[key].units.clone() for key in self.sampled}
         for rank in range(self.ranks):
             units = {axis: torch.from_numpy(deals[axis].units(rank)) for axis in deals}
             thin = {key: self._cut(key, whole, units) for key, whole in self.whole.items()}
             for key, copies in self.shared.items():
                 thin[key] = list(copies[rank].parts())
-            for features, labels in batches[rank]:
-                self._step(thin, features, labels, lr)
+            for number, (features, labels) in enumerate(batches[rank], trained):
+                self._step(thin, features, labels, lr, LocalStep(self.seed, rank, number))
             others.append((rank, thin))
         # After all have trained: who shares a unit begins from the same weights.
         for rank, thin in others:
@@ -108,6 +121,9 @@ class Oracle:
             for key, whole in self.whole.items():
                 if not self._shares(whole, deals):
                     self._paste(key, whole, units, thin[key])
+        for key in self.sampled:
+            trained_by_rank = [thin[key] for _, thin in others]
+            _add_changes(self.whole[key].units, before[key], trained_by_rank)
         for key, whole in self.whole.items():
             if self._shares(whole, deals):
                 trained = [(rank, thin[key]) for rank, thin in others]
@@ -151,7 +167,14 @@ class Oracle:
             ]
             part[torch.meshgrid(*index, indexing="ij")] = new
 
-    def _step(self, thin: dict[str, list[Tensor]], features: Rows, labels: Rows, lr: float) -> None:
+    def _step(
+        self,
+        thin: dict[str, list[Tensor]],
+        features: Rows,
+        labels: Rows,
+        lr: float,
+        step: LocalStep,
+    ) -> None:
         running = {key: parts[0] for key, parts in thin.items() if ".running_" in key}
         weights = {
             key: parts[0].clone().requires_grad_(True)
@@ -174,7 +197,12 @@ class Oracle:
                 hidden = F.linear(hidden, weights[f"fc{i}.weight"])
             scale, shift = weights[f"bn{i}.weight"], weights[f"bn{i}.bias"]
             hidden = F.relu(F.batch_norm(hidden, None, None, scale, shift, True))
-        if isinstance(labels, SparseRows):
+            if self.dropout:
+                shape = (len(hidden), hidden.shape[1])
+                hidden = hidden * step.kept(f"dropout/bn{i}", shape, self.dropout)
+        if isinstance(labels, SparseRows) and self.sampling is not None:
+            gradients["out.weight"] = self._sampled(weights["out.weight"], hidden, labels, step)
+        elif isinstance(labels, SparseRows):
             # The loss of many labels is checked against the plain formula in test_many_labels.py.
             weight = weights["out.weight"].detach()
             room = torch.empty(weight.numel())
@@ -198,9 +226,29 @@ class Oracle:
                 gradient = gradients.get(key, weight.grad)
                 assert gradient is not None
                 in_blocks = key == "out.weight" and isinstance(labels, SparseRows)
-                self._update(thin[key], gradient, lr, self.BLOCK if in_blocks else None)
+                if key in self.sampled:
+                    self._update_labels(thin[key], gradient, lr)
+                else:
+                    self._update(thin[key], gradient, lr, self.BLOCK if in_blocks else None)
 
     BLOCK = 3
+    sampling: Sampling | None = None
+    dropout = 0.0
+
+    def _sampled(
+        self, weight: Tensor, hidden: Tensor, labels: SparseRows, step: LocalStep
+    ) -> tuple[Tensor, Tensor]:
+        """(labels, the gradient of each), and that of `hidden`.
+
+        The loss is checked against the plain formula in test_sampled_labels.py.
+        """
+        assert self.sampling is not None
+        drawn = torch.from_numpy(self.sampling.drawn(step.seed, step.index))
+        trained = torch.tensor(sorted({*drawn.tolist(), *labels.columns.tolist()}))
+        chances = self.sampling.log_chances(trained, len(hidden))
+        loss = sampled_softmax(hidden.detach(), weight.detach(), labels, trained, trained, chances)
+        hidden.backward(loss.hidden_gradient)
+        return loss.weight_gradient.rows, loss.weight_gradient.values
 
     def _update(
         self, parts: list[Tensor], gradient: Gradient, lr: float, block: int | None
@@ -218,6 +266,16 @@ class Oracle:
         chosen = [part[rows] for part in rowwise]
         self._apply([*chosen, units], values, lr, 1, len(values))
         for part, new in zip(rowwise, chosen, strict=True):
+            part[rows] = new
+
+    def _update_labels(self, parts: list[Tensor], gradient: Gradient, lr: float) -> None:
+        """Only the labels of the step change, and the number that each has, but all are counted."""
+        assert isinstance(gradient, tuple)
+        rows, values = gradient
+        parts[4] += 1
+        chosen = [part[rows] for part in parts]
+        self._apply(chosen, values, lr, 0, values.shape[1])
+        for part, new in zip(parts, chosen, strict=True):
             part[rows] = new
 
     def _apply(
@@ -323,6 +381,16 @@ def _bring_together(whole: Whole, dealt: Deal, trained: list[tuple[int, list[Ten
             for copy in copies[1:]:
                 total += copy
             full[unit] = total / len(copies) if len(copies) > 1 else total
+
+
+def _add_changes(numbers: Tensor, before: Tensor, trained: list[list[Tensor]]) -> None:
+    """A number a label: what each rank changed of it, by the part of the units that it has."""
+    if len(trained) == 1:
+        return
+    widths = [parts[0].shape[1] for parts in trained]
+    numbers.copy_(before)
+    for parts, width in zip(trained, widths, strict=True):
+        numbers += (parts[-1] - before) * (width / sum(widths))
 
 
 def _bags(rows: SparseRows, table: Tensor) -> Tensor:

@@ -57,6 +57,13 @@ class ThreadComm:
         self.calls += 1
         return ThreadRequest(self, send, receive)
 
+    def Allgather(self, own, gathered) -> None:  # noqa: N802
+        self.job.sent[self.rank] = own
+        self.job.barrier.wait()
+        for rank, part in enumerate(self.job.sent):
+            gathered[rank] = part
+        self.job.barrier.wait()
+
     def Alltoallv(self, send, receive) -> None:  # noqa: N802
         self.calls += 1
         self._exchange(send, receive)

@@ -6,8 +6,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
 from ist_hpc.cost import counts
-from ist_hpc.models.resnet import ResNet
-from ist_hpc.models.vgg import VGG11
+from ist_hpc.models.convolutional.resnet import ResNet
+from ist_hpc.models.convolutional.vgg import VGG11
+from ist_hpc.models.local_step import LocalStep
 from tests.helpers.checkpoints import as_if_killed
 from tests.helpers.image_runs import (
     CLASSES,
@@ -47,7 +48,7 @@ def small_vgg11(**options):
 )
 def test_operations_are_those_that_torch_counts(model, ranks):
     with FlopCounterMode(display=False) as counter:
-        model.loss_and_gradients(thin_weights(model, ranks), *batch(5), {})
+        model.loss_and_gradients(thin_weights(model, ranks), *batch(5), LocalStep())
     assert counts.step_flops(model.layers, 5, ranks) == counter.get_total_flops()
 
 
@@ -62,7 +63,7 @@ def test_operations_are_those_that_torch_counts(model, ranks):
 def test_activations_of_a_step_are_about_those_that_are_held(model, ranks):
     weights = thin_weights(model, ranks)
     with LiveBytes() as live:
-        model.loss_and_gradients(weights, *batch(64), {})
+        model.loss_and_gradients(weights, *batch(64), LocalStep())
     fixed = {spec.key for spec in model.shared if not spec.changes}
     gradient = sum(4 * weight.numel() for key, weight in weights.items() if key not in fixed)
     estimate = model.step_activations(64, ranks, None) + gradient

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ist_hpc.data.sparse_rows import SparseRows
-from ist_hpc.models.base import ColumnGradient
-from ist_hpc.models.many_labels import LabelLoss, binary, softmax, step_numbers
+from ist_hpc.models.gradients import ColumnGradient
+from ist_hpc.models.perceptrons.many_labels import LabelLoss, binary, softmax, step_numbers
 from tests.helpers.live_bytes import LiveBytes
 
 LABELS = 23

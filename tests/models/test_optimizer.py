@@ -5,7 +5,7 @@ import torch
 
 from ist_hpc.config.keys import OptimizerConfig
 from ist_hpc.exchange.placement import TensorSpec
-from ist_hpc.models.base import RowGradient
+from ist_hpc.models.gradients import RowGradient
 from ist_hpc.models.optimizer import Optimizer, build, learning_rate
 from tests.helpers.live_bytes import LiveBytes
 

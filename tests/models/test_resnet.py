@@ -13,7 +13,7 @@ from ist_hpc.cost import memory
 from ist_hpc.cost.report import plan_report
 from ist_hpc.exchange.placement import elements
 from ist_hpc.models import networks
-from ist_hpc.models.resnet import ResNet
+from ist_hpc.models.convolutional.resnet import ResNet
 from ist_hpc.studies.plots.runs import read_metrics
 from ist_hpc.studies.state import read_rows
 from tests.helpers import image_runs

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from ist_hpc.config.keys import OptimizerConfig
 from ist_hpc.data.sparse_rows import SparseRows
-from ist_hpc.models import optimizer, sparse_input
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models import optimizer
+from ist_hpc.models.local_step import LocalStep
+from ist_hpc.models.perceptrons import sparse_input
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from tests.helpers.live_bytes import LiveBytes
 
 INPUTS, UNITS = 11, 3
@@ -96,7 +98,7 @@ def test_a_step_takes_memory_for_the_features_that_occur(kind: str) -> None:
     features = SparseRows(offsets, columns.view(-1), torch.ones(rows * entries), inputs)
     with LiveBytes() as live:
         _, gradients = model.loss_and_gradients(
-            weights, features, torch.randint(7, (rows,)), room={}
+            weights, features, torch.randint(7, (rows,)), LocalStep()
         )
         for key, weight in weights.items():
             rule.step(weight, gradients[key], slots[key], 0.1, 0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ist_hpc.cost import memory
-from ist_hpc.models.vgg import VGG11
+from ist_hpc.models.convolutional.vgg import VGG11
 from tests.helpers import image_runs
 from tests.helpers.image_runs import (
     CLASSES,

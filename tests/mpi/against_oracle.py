@@ -42,9 +42,9 @@ def rounds(
             for rank in range(world.Get_size())
         ]
         if world.Get_rank() == 0:
-            oracle.round(index, everyone, lr)
+            oracle.round(index, everyone, lr, trained)
         _wait_asleep(world)
-        algorithm.begin_round(index)
+        algorithm.begin_round(index, everyone[world.Get_rank()], trained)
         for features, labels in everyone[world.Get_rank()]:
             algorithm.step(features, labels, lr, trained)
             trained += 1

@@ -22,11 +22,13 @@ def batch(rank: int, step: int, rows: int = BATCH) -> tuple[Tensor, Tensor]:
     return features, torch.randint(OUTPUTS, (rows,), generator=generator)
 
 
-def sparse_batch(rank: int, step: int, rows: int = BATCH) -> tuple[SparseRows, SparseRows]:
+def sparse_batch(
+    rank: int, step: int, rows: int = BATCH, outputs: int = OUTPUTS, density: float = 0.35
+) -> tuple[SparseRows, SparseRows]:
     """Sparse rows with sets of labels, a function of rank and step; some sets are empty."""
     generator = torch.Generator().manual_seed(1000 * rank + step)
     parts = []
-    for width, share in ((INPUTS, 0.3), (OUTPUTS, 0.35)):
+    for width, share in ((INPUTS, 0.3), (outputs, density)):
         there = torch.rand(rows, width, generator=generator) < share
         offsets = torch.zeros(rows + 1, dtype=torch.int64)
         offsets[1:] = there.sum(1).cumsum(0)
@@ -34,7 +36,7 @@ def sparse_batch(rank: int, step: int, rows: int = BATCH) -> tuple[SparseRows, S
     values = torch.randn(len(parts[0][1]), generator=generator)
     (offsets, columns, width), (label_offsets, labels, _) = parts
     features = SparseRows(offsets, columns, values, width)
-    return features, SparseRows(label_offsets, labels, None, OUTPUTS)
+    return features, SparseRows(label_offsets, labels, None, outputs)
 
 
 def rule(**settings) -> OptimizerConfig:
@@ -51,7 +53,7 @@ def build(world, model: Model, config: OptimizerConfig, seed=3, buffer_mib=1.0, 
         config.state == "carry",
         averages,
     )
-    algorithm.start_new(seed)
+    algorithm.start_new()
     return algorithm
 
 

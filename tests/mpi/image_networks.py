@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ist_hpc.models.resnet import ResNet
-from ist_hpc.models.vgg import VGG11
+from ist_hpc.models.convolutional.resnet import ResNet
+from ist_hpc.models.convolutional.vgg import VGG11
 
 CLASSES = 5
 CHANNELS, HIDDEN = [5, 4, 6, 4, 7, 5, 4, 6], [9, 7]

@@ -20,13 +20,13 @@ from ist_hpc.data.sparse_rows import to_device
 from ist_hpc.exchange.exchanger import Exchanger
 from ist_hpc.exchange.staging import InPlace, Staging, ThroughHost
 from ist_hpc.models import networks, optimizer
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.runtime import devices
 from ist_hpc.runtime.devices import CPU
-from ist_hpc.runtime.run_folder import RunFolder
+from ist_hpc.runtime.run_folder.folder import RunFolder
 from ist_hpc.training import algorithms
 from ist_hpc.training.algorithms.ist import IndependentSubnets
-from ist_hpc.training.full_network import HomeNetwork
+from ist_hpc.training.evaluation.full_network import HomeNetwork
 from ist_hpc.training.trainer import Setup, Trainer
 from tests.helpers.data_sets import write
 from tests.helpers.pretended_gpu import GPU, PretendedGpu
@@ -69,7 +69,7 @@ def rounds(world, case, staging: Staging, buffer_mib: float, averages=None):
         config.state == "carry",
         averages,
     )
-    algorithm.start_new(SEED)
+    algorithm.start_new()
     device, losses, reports = staging.device, [], []
     for index in range(ROUNDS):
         reports.append(algorithm.begin_round(index))
@@ -187,7 +187,7 @@ def trained(world, place, name: str, device: torch.device, kind: str) -> tuple[d
         model = networks.build(config.model, dataset.features, dataset.outputs, dataset.sparse)
         algorithm = algorithms.build(world, config, model, device)
         assert algorithm.device == device
-        algorithm.start_new(config.seed)
+        algorithm.start_new()
         segments = rank_segments(dataset, "train", "rows", world.Get_rank(), world.Get_size())
         folder = RunFolder(place / name)
         if world.Get_rank() == 0:

@@ -13,7 +13,7 @@ from ist_hpc.data.sparse_rows import to_device
 from ist_hpc.exchange.exchanger import Exchanger
 from ist_hpc.exchange.staging import staging_of
 from ist_hpc.models import optimizer
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.training.algorithms.ist import IndependentSubnets
 from tests.helpers.oracle import Oracle
 from tests.mpi.against_oracle import RULES, SEED, assert_equal, rounds
@@ -34,7 +34,7 @@ def built(world, model, config):
     exchanger = Exchanger(world, 1.0, staging_of(DEVICE, cuda_aware=False))
     parts = (world, model, optimizer.build(config), exchanger, SEED, config.state == "carry", None)
     algorithm = OnDevice(*parts)
-    algorithm.start_new(SEED)
+    algorithm.start_new()
     return algorithm
 
 

@@ -1,11 +1,14 @@
 """The central test: N ranks give, to the last bit, what one process with the whole model gives."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
+from ist_hpc.models.perceptrons.sampled_labels import Sampling
 from tests.helpers.oracle import Oracle
 from tests.mpi.against_oracle import RULES, SEED, STEPS, assert_equal, follow_averages, rounds
 from tests.mpi.helpers import INPUTS, OUTPUTS, batch, build, full, rule, sparse_batch
@@ -44,6 +47,31 @@ def test_with_sparse_rows_and_sets_of_labels_too(world, hidden, config):
     oracle = Oracle(model, world.Get_size(), SEED, config)
     for index in rounds(world, algorithm, oracle, config.lr, ROUNDS, sparse_batch):
         if index in (2, ROUNDS - 1):
+            whole = full(world, algorithm, (*model.specs, *algorithm.slot_specs))
+    assert_equal(whole, oracle, algorithm)
+
+
+SAMPLED_RULES = SPARSE_RULES | {
+    "momentum and decay, carried": rule(momentum=0.9, weight_decay=0.01),
+}
+
+
+@pytest.mark.parametrize("config", SAMPLED_RULES.values(), ids=SAMPLED_RULES.keys())
+def test_with_sampled_labels_too(world, config):
+    """Rows of the output weights come when asked for, and go back; other labels do not change."""
+    outputs, density = 60, 0.02
+    sampling = Sampling(outputs, 3, torch.full((outputs,), density))
+    options = {"output_norm": False, "loss": "sampled_softmax", "sampling": sampling}
+    model = MultiLayerPerceptron(INPUTS, [11, 9], outputs, sparse=True, dropout=0.25, **options)
+    algorithm = build(world, model, config, SEED)
+    oracle = Oracle(model, world.Get_size(), SEED, config)
+    oracle.sampling, oracle.dropout = sampling, 0.25
+    draw = partial(sparse_batch, outputs=outputs, density=density)
+    for index in rounds(world, algorithm, oracle, config.lr, ROUNDS, draw):
+        if world.Get_size() > 1:
+            held = algorithm.placement.demands["labels"].rows
+            assert STEPS <= len(held) < outputs
+        if index in (2, 3, ROUNDS - 1):
             whole = full(world, algorithm, (*model.specs, *algorithm.slot_specs))
     assert_equal(whole, oracle, algorithm)
 

@@ -8,10 +8,12 @@ from torch import Tensor
 from ist_hpc.common.sizes import allreduce_bytes
 from ist_hpc.exchange.tensors import Held
 from ist_hpc.models import optimizer
-from ist_hpc.models.base import RowGradient, SharedSpec
-from ist_hpc.models.mlp import MultiLayerPerceptron
-from ist_hpc.models.resnet import ResNet
-from ist_hpc.models.vgg import VGG11
+from ist_hpc.models.convolutional.resnet import ResNet
+from ist_hpc.models.convolutional.vgg import VGG11
+from ist_hpc.models.gradients import RowGradient
+from ist_hpc.models.local_step import LocalStep
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
+from ist_hpc.models.shapes import SharedSpec
 from ist_hpc.runtime.devices import CPU
 from ist_hpc.runtime.meters import Meter
 from ist_hpc.training import averaging
@@ -38,14 +40,14 @@ class Counting(MultiLayerPerceptron):
         super().__init__(*widths, output_norm=False, output_bias=True)
         self.shared = (*self.shared, SharedSpec("seen", (2,), trained=False))
 
-    def loss(self, weights, features, labels):
+    def loss(self, weights, features, labels, step):
         weights["seen"].add_(features.detach().sum())
-        return super().loss(weights, features, labels)
+        return super().loss(weights, features, labels, step)
 
-    def loss_and_gradients(self, weights, features, labels, room):
+    def loss_and_gradients(self, weights, features, labels, step):
         weights["seen"].add_(features.detach().sum())
         trained = {key: weight for key, weight in weights.items() if key != "seen"}
-        return super().loss_and_gradients(trained, features, labels, room)
+        return super().loss_and_gradients(trained, features, labels, step)
 
 
 def perceptron():
@@ -64,15 +66,15 @@ def images(rank, step):
 def algorithm_of(world, averages, kind, model, config, device=CPU, warmup=0, compression="none"):
     update, carry = optimizer.build(config), config.state == "carry"
     if kind == "ddp":
-        return Ddp(world, model, update, carry, silence_s=30)
+        return Ddp(world, model, update, SEED, carry, silence_s=30)
     if kind == "data_parallel":
-        return DataParallel(world, model, update, device, carry, averages, compression)
-    return LocalSgd(world, model, update, device, carry, averages, warmup)
+        return DataParallel(world, model, update, device, SEED, carry, averages, compression)
+    return LocalSgd(world, model, update, device, SEED, carry, averages, warmup)
 
 
 def started(world, averages, kind, model, config, **options):
     algorithm = algorithm_of(world, averages, kind, model, config, **options)
-    algorithm.start_new(SEED)
+    algorithm.start_new()
     return algorithm
 
 
@@ -129,7 +131,7 @@ class Plain:
             key: weight.detach().t().contiguous() if key in self.turned else weight.detach()
             for key, weight in self.weights.items()
         }
-        _, found = self.model.loss_and_gradients(stored, features, labels, {})
+        _, found = self.model.loss_and_gradients(stored, features, labels, LocalStep())
         whole = {key: dense(gradient, stored[key]) for key, gradient in found.items()}
         return {key: one.t() if key in self.turned else one for key, one in whole.items()}
 

@@ -9,10 +9,10 @@ from ist_hpc.data.sparse_rows import to_device
 from ist_hpc.exchange.exchanger import Exchanger
 from ist_hpc.exchange.staging import InPlace, Staging, ThroughHost
 from ist_hpc.models import optimizer
-from ist_hpc.models.resnet import ResNet
+from ist_hpc.models.convolutional.resnet import ResNet
 from ist_hpc.runtime.devices import CPU
 from ist_hpc.training.algorithms.ist import IndependentSubnets
-from ist_hpc.training.full_network import HomeNetwork
+from ist_hpc.training.evaluation.full_network import HomeNetwork
 from tests.helpers.pretended_gpu import GPU, PretendedGpu
 from tests.mpi.against_oracle import RULES, SEED
 from tests.mpi.helpers import build, full
@@ -109,7 +109,7 @@ def test_on_a_gpu_it_trains_and_is_evaluated_as_on_the_cpu(world, averages):
             True,
             averages,
         )
-        algorithm.start_new(SEED)
+        algorithm.start_new()
         for index in range(2):
             algorithm.begin_round(index)
             rows = (to_device(part, device) for part in images(world.Get_rank(), index))

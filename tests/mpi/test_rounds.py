@@ -8,7 +8,7 @@ from ist_hpc.common.sizes import ELEMENT_BYTES
 from ist_hpc.exchange.placement import at_round, home
 from ist_hpc.exchange.plan import pair_counts
 from ist_hpc.exchange.tensors import state_bytes
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from tests.mpi.helpers import INPUTS, OUTPUTS, batch, build, full, rule, same_bits
 
 SEED = 3

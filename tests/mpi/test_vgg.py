@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ist_hpc.models.vgg import VGG11
-from ist_hpc.training.full_network import HomeNetwork
+from ist_hpc.models.convolutional.vgg import VGG11
+from ist_hpc.training.evaluation.full_network import HomeNetwork
 from tests.mpi.against_oracle import RULES, SEED
 from tests.mpi.helpers import build, full
 from tests.mpi.image_networks import BODIES, images, vgg11

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from ist_hpc.data.shards import Dataset
-from ist_hpc.prepare.speech import conversion
+from ist_hpc.prepare.speech.clips import find_clips
+from ist_hpc.prepare.speech.report import Report
+from ist_hpc.prepare.speech.split import NUM_FOLDS, fold_of
 from tests.helpers.found_input import (
     PLACES,
     TEXT,
@@ -264,7 +266,7 @@ class TestWhatLiesBesideTheClips:
         for way in ("ren\u00e9", "rene\u0301"):
             (folder / "cafe\u0301" / f"{way}_nohash_0.wav").write_bytes(wav_bytes())
         shutil.rmtree(folder / "caf\u00e9")
-        _, found_clips = conversion.find_clips(conversion.Report(folder))
+        _, found_clips = find_clips(Report(folder))
         assert len({clip.speaker for clip in found_clips if clip.speaker.startswith("ren")}) == 1
 
     def test_all_words_left_out(self, tmp_path, capsys):
@@ -337,5 +339,5 @@ class TestNames:
         assert "--name must be printable UTF-8, at least one character (got " in said
 
     def test_the_fold_of_a_speaker_is_of_the_bytes_of_the_name(self):
-        assert conversion.fold_of("é") == 3
-        assert conversion.fold_of(os.fsdecode(b"\xe9")) in range(conversion.NUM_FOLDS)
+        assert fold_of("é") == 3
+        assert fold_of(os.fsdecode(b"\xe9")) in range(NUM_FOLDS)

@@ -98,7 +98,7 @@ print(os.path.isdir(os.environ["NUMBA_CACHE_DIR"]), os.environ["NUMBA_CACHE_DIR"
     def test_nowhere_at_all(self, tmp_path):
         code = (
             "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/dev/null/x']\n"
-            "from ist_hpc.common import caches; from ist_hpc.common.errors import InputError\n"
+            "from ist_hpc.common.disk import caches; from ist_hpc.common.errors import InputError\n"
             "try: caches.for_numba('librosa')\n"
             "except InputError as error: print(error)"
         )
@@ -107,7 +107,7 @@ print(os.path.isdir(os.environ["NUMBA_CACHE_DIR"]), os.environ["NUMBA_CACHE_DIR"
         assert "set TMPDIR to one that can" in done.stdout
 
     def test_a_folder_that_can_be_written_is_taken(self, tmp_path, monkeypatch):
-        from ist_hpc.common import caches
+        from ist_hpc.common.disk import caches
 
         monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
         monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))

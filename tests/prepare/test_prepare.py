@@ -19,8 +19,10 @@ from ist_hpc.data.shards import Dataset
 from ist_hpc.prepare import DATASETS, common
 from ist_hpc.prepare.__main__ import main
 from ist_hpc.prepare.digits import prepare_digits
-from ist_hpc.prepare.speech import conversion
 from ist_hpc.prepare.speech.audio import ClipError, log_mel, read_clip
+from ist_hpc.prepare.speech.clips import find_clips
+from ist_hpc.prepare.speech.report import Clip, Report
+from ist_hpc.prepare.speech.split import NUM_FOLDS, fold_of, split_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDINGS = ROOT.parent / "shared" / "data" / "speech_commands"
@@ -225,10 +227,10 @@ class TestSpeech:
                 data.check_shard(split, index)
 
     def test_rows_are_the_clips_in_their_order(self, clips, made):
-        report = conversion.Report(clips)
-        _, found = conversion.find_clips(report)
+        report = Report(clips)
+        _, found = find_clips(report)
         readable = {split: [] for split in ("train", "test")}
-        for split, rows in conversion.split_rows(found, fold=0, seed=0).items():
+        for split, rows in split_rows(found, fold=0, seed=0).items():
             for row in rows:
                 if str(found[row].path.relative_to(clips)) not in UNREADABLE:
                     readable[split].append(found[row])
@@ -264,19 +266,19 @@ class TestSpeech:
     def test_too_few_speakers(self, tmp_path, capsys):
         pytest.importorskip("librosa")
         write_clip(tmp_path / "clips" / "yes" / "anna_nohash_0.wav", noise(0))
-        fold = str((conversion.fold_of("anna") + 1) % conversion.NUM_FOLDS)
+        fold = str((fold_of("anna") + 1) % NUM_FOLDS)
         assert prepare_speech(tmp_path / "clips", tmp_path / "x", "--fold", fold) == 2
         assert f"fold {fold} of 1 speakers leaves no test clips" in capsys.readouterr().err
 
     def test_folds_cover_every_clip_once_and_share_no_speaker(self):
         found = [
-            conversion.Clip(Path(f"w/{speaker}_nohash_{n}.wav"), 0, f"{speaker:x}")
+            Clip(Path(f"w/{speaker}_nohash_{n}.wav"), 0, f"{speaker:x}")
             for speaker in range(1000)
             for n in range(3)
         ]
         tested = []
-        for fold in range(conversion.NUM_FOLDS):
-            rows = conversion.split_rows(found, fold, seed=0)
+        for fold in range(NUM_FOLDS):
+            rows = split_rows(found, fold, seed=0)
             speakers = {split: {found[r].speaker for r in part} for split, part in rows.items()}
             assert not speakers["train"] & speakers["test"]
             assert 150 < len(speakers["test"]) < 250
@@ -286,7 +288,7 @@ class TestSpeech:
 
     @pytest.mark.parametrize(("speaker", "fold"), [("0a7c2a8d", 1), ("nobody", 1), ("é", 3)])
     def test_fold_is_fixed(self, speaker, fold):
-        assert conversion.fold_of(speaker) == fold
+        assert fold_of(speaker) == fold
 
 
 class TestFeatures:

@@ -26,8 +26,8 @@ from ist_hpc.exchange.tensors import (
     piece_shape,
     scatter,
 )
-from ist_hpc.models.mlp import MultiLayerPerceptron
 from ist_hpc.models.optimizer import build
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.runtime import devices
 from ist_hpc.runtime.meters import Meter
 from ist_hpc.training.algorithms.ist import IndependentSubnets
@@ -285,7 +285,7 @@ class TestOnAGpu:
         def body(comm):
             exchanger = Exchanger(comm, 1.0, staging_of(torch.device(name), cuda_aware=False))
             algorithm = IndependentSubnets(comm, model, build(rule()), exchanger, 1, True, None)
-            algorithm.start_new(1)
+            algorithm.start_new()
             algorithm.begin_round(0)
             losses = []
             for step in range(6):

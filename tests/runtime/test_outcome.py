@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ist_hpc.runtime.launch import AgreedInputError, AgreedRunError
-from ist_hpc.runtime.outcome import record_failure, record_stop
-from ist_hpc.runtime.run_folder import RunFolder
+from ist_hpc.runtime.run_folder.folder import RunFolder
+from ist_hpc.runtime.run_folder.outcome import record_failure, record_stop
 
 
 @pytest.fixture

@@ -11,18 +11,21 @@ from pathlib import Path
 
 import pytest
 
+import ist_hpc
 from ist_hpc.checkpoint.read import Progress
-from ist_hpc.common import files
+from ist_hpc.common.disk import files
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
-from ist_hpc.runtime import run_folder
-from ist_hpc.runtime.outcome import record_silence
-from ist_hpc.runtime.run_folder import RunFolder, facts_of_start
+from ist_hpc.runtime.run_folder import folder as folder_module
+from ist_hpc.runtime.run_folder import start_facts
+from ist_hpc.runtime.run_folder.folder import RunFolder
+from ist_hpc.runtime.run_folder.outcome import record_silence
+from ist_hpc.runtime.run_folder.start_facts import facts_of_start
 from ist_hpc.training import start as starting
 
 pytestmark = pytest.mark.long
 
-PACKAGE = Path(run_folder.__file__).parents[1]
+PACKAGE = Path(ist_hpc.__file__).parent
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def folder(tmp_path):
 
 
 def rows_of(folder):
-    return [json.loads(line)["round"] for line in folder.metrics.read_text().splitlines()]
+    return [json.loads(line)["round"] for line in folder.metrics.path.read_text().splitlines()]
 
 
 def test_a_folder_that_exists_is_refused_and_left_as_it_is(folder):
@@ -61,19 +64,19 @@ def test_rewinding_drops_later_rows_and_one_that_was_cut_off(folder):
     for index in range(1, 6):
         folder.add_metrics({"kind": "round", "round": index})
         folder.add_metrics({"kind": "evaluation", "round": index})
-    with folder.metrics.open("a") as file:
+    with folder.metrics.path.open("a") as file:
         file.write('{"kind": "round", "rou')
-    folder.rewind_metrics(3)
+    folder.metrics.rewind(3)
     assert rows_of(folder) == [1, 1, 2, 2, 3, 3]
     folder.add_metrics({"kind": "round", "round": 4})  # on a line of its own
     assert rows_of(folder) == [1, 1, 2, 2, 3, 3, 4]
-    folder.rewind_metrics(0)
+    folder.metrics.rewind(0)
     assert rows_of(folder) == []
 
 
 def test_rewinding_without_rows_is_nothing(folder):
-    folder.rewind_metrics(0)
-    assert not folder.metrics.exists()
+    folder.metrics.rewind(0)
+    assert not folder.metrics.path.exists()
 
 
 def test_a_reader_of_the_status_sees_the_old_one_or_the_new_one(folder, monkeypatch, caplog):
@@ -106,7 +109,7 @@ def test_a_reader_of_the_status_sees_the_old_one_or_the_new_one(folder, monkeypa
 
 
 def test_every_start_is_recorded(folder, monkeypatch):
-    monkeypatch.setattr(run_folder, "_git_state", lambda: "abc-dirty")
+    monkeypatch.setattr(start_facts, "_git_state", lambda: "abc-dirty")
     settings = loading.load(None)
     for ranks in (2, 3):
         folder.record_start(settings, facts_of_start(ranks, 1, "Open MPI v4.1\n\0more"))
@@ -134,10 +137,10 @@ def test_a_run_json_that_is_damaged_is_put_aside(folder):
 
 def test_rows_that_are_none_are_left_out(folder):
     folder.add_metrics({"kind": "round", "round": 1, "seconds": {"train": 2.0}, "bytes_sent": 3})
-    with folder.metrics.open("ab") as file:
+    with folder.metrics.path.open("ab") as file:
         file.write(b'[1]\n"x"\n{"round": "1"}\n\xff\xfe\n{"round": 2, "seconds": 4}\n')
-    assert folder.totals()["seconds"]["train"] == 2.0
-    folder.rewind_metrics(5)
+    assert folder.metrics.totals()["seconds"]["train"] == 2.0
+    folder.metrics.rewind(5)
     assert rows_of(folder) == [1]
 
 
@@ -197,8 +200,8 @@ class TestGit:
     def said(self, place, **environment):
         """What the package at `place` says, started elsewhere."""
         program = (
-            "from ist_hpc.runtime import run_folder\n"
-            "print(run_folder.__file__, run_folder._git_state())"
+            "from ist_hpc.runtime.run_folder import start_facts\n"
+            "print(start_facts.__file__, start_facts._git_state())"
         )
         done = subprocess.run(
             [sys.executable, "-c", program],
@@ -210,7 +213,7 @@ class TestGit:
             check=True,
         )
         file, _, state = done.stdout.rstrip("\n").partition(" ")
-        assert file == str(place / "ist_hpc/runtime/run_folder.py")
+        assert file == str(place / "ist_hpc/runtime/run_folder/start_facts.py")
         return state
 
     @pytest.mark.parametrize("place", ["venv/lib/python3/site-packages", ""])
@@ -237,7 +240,7 @@ class TestGit:
         (repository / "ist_hpc/mine.py").write_text("")
         assert self.said(repository) == f"{commit}-dirty"
         (repository / "ist_hpc/mine.py").unlink()
-        with (repository / "ist_hpc/common/names.py").open("a") as file:
+        with (repository / "ist_hpc/common/disk/names.py").open("a") as file:
             file.write("# changed\n")
         assert self.said(repository) == f"{commit}-dirty"
 
@@ -279,7 +282,9 @@ class TestAnotherStart:
     def older_and_newer(self, folder, monkeypatch):
         newer = RunFolder(folder.path)
         for number, one in enumerate((folder, newer)):
-            monkeypatch.setattr(run_folder, "owner_facts", lambda number=number: f"start {number}")
+            monkeypatch.setattr(
+                folder_module, "owner_facts", lambda number=number: f"start {number}"
+            )
             one.lock()  # a process does not keep itself out
             one.start = one.lock_line
         newer.forget_failure()
@@ -335,8 +340,8 @@ class TestAnotherStart:
     def test_an_earlier_start_of_the_job_is_waited_for(
         self, folder, monkeypatch, caplog, job, restarts, waits
     ):
-        monkeypatch.setattr(run_folder, "_LOCK_WAIT_S", 0.2)
-        monkeypatch.setattr(run_folder, "_LOST_HOST_WAIT_S", 20.0)
+        monkeypatch.setattr(folder_module, "_LOCK_WAIT_S", 0.2)
+        monkeypatch.setattr(folder_module, "_LOST_HOST_WAIT_S", 20.0)
         monkeypatch.setenv("SLURM_JOB_ID", job)
         monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
         ready, told = os.pipe()

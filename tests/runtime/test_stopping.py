@@ -9,7 +9,7 @@ import pytest
 
 from ist_hpc.checkpoint.folder import newest_first
 from ist_hpc.common.errors import EXIT_GO_ON
-from ist_hpc.runtime.run_folder import RunFolder
+from ist_hpc.runtime.run_folder.folder import RunFolder
 from tests.helpers.checkpoints import same_tensors
 from tests.helpers.launching import run_python, run_ranks, started
 from tests.helpers.small_runs import LONG, SMALL, command, number_of, ranks_of, rounds, wait_for
@@ -45,7 +45,7 @@ class TestAskedToStop:
 
     SLOW_EVALUATION = """
 import sys, time
-from ist_hpc.training.full_network import HomeNetwork
+from ist_hpc.training.evaluation.full_network import HomeNetwork
 from ist_hpc.train import main
 whole = HomeNetwork.predict
 def predict(self, *args):

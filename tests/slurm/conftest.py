@@ -1,4 +1,4 @@
-"""What the tests on a real Slurm cluster share: the cluster, and shards for its jobs."""
+"""What tests of jobs share: a site of small scripts; a real Slurm cluster, and shards for it."""
 
 import os
 import shutil
@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.job_site import Site, make_site
 from tests.helpers.slurm_cluster import HOSTS, NODES, every_node_is_idle, wait_until, write_text
 
 _DAEMONS = ("slurmctld", "slurmd", "munged", "ip", "tc")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """A folder with all that a job needs, and small scripts in place of Slurm's commands."""
+    return make_site(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from tests.helpers.job_site import (
     TEMPLATES,
     TIME,
     TIME_IS_OVER,
-    make_site,
 )
 
 pytestmark = pytest.mark.long
@@ -34,11 +33,6 @@ IS_ASKED_TO_STOP = "exit 75"
 SAVES = "mkdir -p runs/n; echo 'stopped: SIGUSR1' >runs/n/STATUS; trap '' USR1; kill -USR1 $PPID"
 SHELL_IS_ENDED = "kill -TERM $PPID; exit 75"
 ENDED_WHILE_IT_SAVES = "kill -TERM $PPID; sleep 1; touch saved; exit 75"
-
-
-@pytest.fixture
-def site(tmp_path):
-    return make_site(tmp_path)
 
 
 class TestQueueAgain:

@@ -8,15 +8,9 @@ import sys
 
 import pytest
 
-from tests.helpers.job_site import make_site
 from tests.helpers.launching import ROOT
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture
-def site(tmp_path):
-    return make_site(tmp_path)
 
 
 class TestSubmit:

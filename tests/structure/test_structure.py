@@ -34,7 +34,7 @@ PURE = {
     "common": {"hdf5_reading", "hdf5_writing"},
     "config": set(),
     "cost": {"prediction"},
-    "exchange": {"exchanger", "staging", "tensors"},
+    "exchange": {"exchanger", "landing", "staging", "tensors"},
 }
 """Folders without MPI, torch and HDF5, but for these modules of them."""
 
@@ -53,9 +53,9 @@ MAY_IMPORT_MPI = {
 MAY_CALL = {
     "Ialltoallv": {"exchange.exchanger"},
     "Alltoallv": {"bench.exchange", "check", "exchange.exchanger"},
-    "Allgatherv": {"data.rows", "training.full_network"},
-    "Isend": {"training.full_network"},
-    "Recv": {"training.full_network"},
+    "Allgatherv": {"data.rows", "training.evaluation.full_network"},
+    "Isend": {"training.evaluation.full_network"},
+    "Recv": {"training.evaluation.full_network"},
 }
 """Who moves arrays. Of these only the exchanger moves partitioned state: the other two move rows
 and activations; the raw Alltoallv of the benchmark and the one of the check bring numbers

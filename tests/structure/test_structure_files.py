@@ -35,11 +35,11 @@ def of_module(module, *names):
 
 def test_everything_is_flushed_by_one_function():
     """Which knows of file systems that cannot flush folders."""
-    assert of_module("os", "fsync", "fdatasync", "sync") == {"common/files.py"}
+    assert of_module("os", "fsync", "fdatasync", "sync") == {"common/disk/files.py"}
 
 
 def test_locks_are_taken_by_one_module():
-    assert of_module("fcntl", "flock", "lockf", "fcntl") == {"common/locks.py"}
+    assert of_module("fcntl", "flock", "lockf", "fcntl") == {"common/disk/locks.py"}
 
 
 def test_files_are_read_without_locks():
@@ -57,7 +57,7 @@ def test_files_are_read_without_locks():
 
 def test_results_get_their_names_by_one_module():
     """`str.replace` has two arguments or more, `Path.replace` has one."""
-    assert of_module("os", "replace", "rename", "renames", "link") == {"common/files.py"}
+    assert of_module("os", "replace", "rename", "renames", "link") == {"common/disk/files.py"}
     by_path = defaultdict(set)
     for file, tree in SOURCES.items():
         for node in ast.walk(tree):
@@ -81,10 +81,10 @@ def test_hidden_names_are_made_by_one_module():
         and isinstance(node.value, str)
         and any(part in node.value for part in (".partial", ".shuffle", ".old"))
     }
-    assert made <= {"common/files.py"}
+    assert made <= {"common/disk/files.py"}
     # The number of a process is not enough: containers and hosts have the same ones.
-    writers = {"prepare/__main__.py"}
-    writers |= {f"common/{name}.py" for name in ("files", "locks", "caches", "mpi_environment")}
+    writers = {"prepare/__main__.py", "common/mpi_environment.py"}
+    writers |= {f"common/disk/{name}.py" for name in ("files", "locks", "caches")}
     assert of_module("os", "getpid") <= writers
 
 

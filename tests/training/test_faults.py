@@ -10,7 +10,7 @@ import pytest
 from ist_hpc import show
 from ist_hpc.checkpoint.folder import newest_first
 from ist_hpc.common.errors import EXIT_GO_ON
-from ist_hpc.runtime.run_folder import RunFolder
+from ist_hpc.runtime.run_folder.folder import RunFolder
 from tests.helpers.checkpoints import same_tensors
 from tests.helpers.launching import one_error_line, run_python, run_ranks, started
 from tests.helpers.small_runs import LONG, SMALL, command, number_of, ranks_of, rounds, wait_for
@@ -162,7 +162,7 @@ ending.end(code)
     SILENT = """
 import sys, time, types
 from ist_hpc import evaluate
-from ist_hpc.training.full_network import HomeNetwork
+from ist_hpc.training.evaluation.full_network import HomeNetwork
 whole = HomeNetwork.outputs
 def outputs(self, features):
     if self.comm.Get_rank() == 1:

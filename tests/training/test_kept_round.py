@@ -7,7 +7,7 @@ from ist_hpc.cost import counts
 from ist_hpc.cost.memory import subnet_memory
 from ist_hpc.exchange.exchanger import Exchanger
 from ist_hpc.models import optimizer
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.training.algorithms.ist import IndependentSubnets
 from ist_hpc.training.averaging import MpiAverages
 from tests.helpers.alone import Alone
@@ -20,7 +20,7 @@ def test_what_is_kept_of_a_round_is_what_is_said(carry):
     algorithm = IndependentSubnets(
         comm, model, rule, Exchanger(comm, 1.0), 0, carry, MpiAverages(comm)
     )
-    algorithm.start_new(0)
+    algorithm.start_new()
     algorithm.begin_round(0)
     algorithm.keep_round()
     job = counts.Job(model=model, rule=rule, ranks=3, carry=carry, keeps_rounds=True)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ist_hpc.training.metrics import ClassificationMetrics
+from ist_hpc.training.evaluation.metrics import ClassificationMetrics
 
 
 def test_accuracy_and_loss_are_means_over_all_rows():

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
-from ist_hpc.models.base import ColumnGradient, RowGradient
-from ist_hpc.models.mlp import MultiLayerPerceptron
-from ist_hpc.models.resnet import ResNet
-from ist_hpc.models.vgg import VGG11
+from ist_hpc.models.convolutional.resnet import ResNet
+from ist_hpc.models.convolutional.vgg import VGG11
+from ist_hpc.models.gradients import ColumnGradient, RowGradient
+from ist_hpc.models.local_step import LocalStep
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.runtime import precision
 from tests.helpers.checkpoints import as_if_killed, same_tensors
 from tests.helpers.image_runs import batch, thin_weights
@@ -67,7 +68,7 @@ def test_a_step_is_near_that_in_float32(model, rows):
     for name in ("float32", "bf16"):
         own = {key: weight.clone() for key, weight in weights.items()}
         with precision.computing(name, CPU):
-            found[name] = model.loss_and_gradients(own, *rows, {})
+            found[name] = model.loss_and_gradients(own, *rows, LocalStep())
     (loss, exact), (low_loss, low) = found.values()
     assert low_loss.dtype == torch.float32
     assert low_loss.item() == pytest.approx(loss.item(), rel=0.02)
@@ -91,8 +92,8 @@ def test_many_labels_are_summed_in_float32(loss, bias):
     model = MultiLayerPerceptron(13, [16], 10_000, **options)
     rows = dense_batch(0, 0, 40)
     with precision.computing("bf16", CPU):
-        low, _ = model.loss_and_gradients(weights_of(model), *rows, {})
-    exact, _ = model.loss_and_gradients(weights_of(model), *rows, {})
+        low, _ = model.loss_and_gradients(weights_of(model), *rows, LocalStep())
+    exact, _ = model.loss_and_gradients(weights_of(model), *rows, LocalStep())
     assert low.item() == pytest.approx(exact.item(), rel=2e-3)
 
 
@@ -107,7 +108,7 @@ def test_many_labels_are_summed_in_float32(loss, bias):
 def test_memory_of_a_step_is_about_what_the_plan_says(model, rows):
     weights = thin_weights(model, 2)
     with LiveBytes() as live, precision.computing("bf16", CPU):
-        model.loss_and_gradients(weights, *rows, {})
+        model.loss_and_gradients(weights, *rows, LocalStep())
     fixed = {spec.key for spec in model.shared if not spec.trained}
     gradient = sum(4 * weight.numel() for key, weight in weights.items() if key not in fixed)
     casts = model.cast_bytes(2, 2)

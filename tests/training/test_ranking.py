@@ -14,9 +14,9 @@ from sklearn.metrics import ndcg_score
 from ist_hpc.common.errors import InputError
 from ist_hpc.data.csr import Csr
 from ist_hpc.data.sparse_rows import SparseRows
-from ist_hpc.models.many_labels import ranked_bytes
-from ist_hpc.training import ranking
-from ist_hpc.training.ranking import (
+from ist_hpc.models.perceptrons.many_labels import ranked_bytes
+from ist_hpc.training.evaluation.of_checkpoint import ranking
+from ist_hpc.training.evaluation.ranking import (
     RankingMetrics,
     TopLabels,
     inverse_propensities,

@@ -10,7 +10,7 @@ from ist_hpc import show
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
 from ist_hpc.cost import prediction
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.training import algorithms
 from tests.helpers import checkpoints
 from tests.helpers.checkpoints import as_if_killed

@@ -8,7 +8,7 @@ import pytest
 from ist_hpc.checkpoint.read import Progress
 from ist_hpc.config import loading
 from ist_hpc.runtime.meters import KINDS, Reading
-from ist_hpc.runtime.run_folder import RunFolder
+from ist_hpc.runtime.run_folder.folder import RunFolder
 from ist_hpc.training.report import Report
 from ist_hpc.training.schedule import Schedule
 
@@ -52,7 +52,7 @@ def test_rows_say_where_the_run_is_and_what_was_spent(folder, schedule):
     assert skipped == done | {"skipped": True}
     assert saved == {"kind": "save", **POSITION, **SPENT, "peak_rss_mib": [50.0, 50.0]}
     assert tested == saved | {"kind": "evaluation", "test": {"accuracy": 0.5}}
-    assert list(folder.rows()) == [done, skipped, saved, tested]
+    assert list(folder.metrics.rows()) == [done, skipped, saved, tested]
 
 
 def test_the_summary_counts_earlier_starts_and_each_reading_once(folder, schedule):
@@ -80,7 +80,7 @@ def test_the_summary_counts_earlier_starts_and_each_reading_once(folder, schedul
 
 def test_only_rank_0_writes(folder, schedule):
     ranks = comm(1)
-    ranks.bcast = lambda own: folder.totals()
+    ranks.bcast = lambda own: folder.metrics.totals()
     report = Report(ranks, folder, schedule, on_gpu=False)
     assert report.add_round(PROGRESS, reading(), lr=0.1, given_up=False)["round"] == 3
-    assert list(folder.rows()) == []
+    assert list(folder.metrics.rows()) == []

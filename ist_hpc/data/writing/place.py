@@ -12,8 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ist_hpc.common.errors import InputError
-from ist_hpc.common.files import (
+from ist_hpc.common.disk.files import (
     hidden_beside,
     hidden_name,
     is_of_dead_process,
@@ -21,7 +20,8 @@ from ist_hpc.common.files import (
     put_in_place,
     set_aside,
 )
-from ist_hpc.common.locks import FileLock, owner_facts
+from ist_hpc.common.disk.locks import FileLock, owner_facts
+from ist_hpc.common.errors import InputError
 from ist_hpc.common.mpi_environment import rank_of_launcher
 from ist_hpc.data.meta_reading import load_meta
 from ist_hpc.data.shard_meta import META_FILE, Meta

@@ -17,9 +17,9 @@ from typing import Any, cast
 import numpy as np
 
 from ist_hpc import __version__
+from ist_hpc.common.disk.files import write_text
+from ist_hpc.common.disk.names import command_line
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.files import write_text
-from ist_hpc.common.names import command_line
 from ist_hpc.data.label_counts import LabelCounts
 from ist_hpc.data.shard_files import ShardOutput
 from ist_hpc.data.shard_meta import META_FILE, SPLITS, Meta, Schema, Shard

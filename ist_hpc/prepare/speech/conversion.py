@@ -11,26 +11,16 @@ which fifth; over the five folds every clip is tested once.
 """
 
 import argparse
-import hashlib
 import math
-import os
-import re
 import time
-import unicodedata
-from collections import Counter
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ist_hpc.common import caches
 from ist_hpc.common.commandline import given_path
+from ist_hpc.common.disk import caches
 from ist_hpc.common.errors import InputError, printable
-from ist_hpc.common.names import entries, is_text
-from ist_hpc.common.streams import permutation
 from ist_hpc.data.shards import DatasetWriter
 from ist_hpc.prepare.common import (
     add_output_arguments,
@@ -41,22 +31,21 @@ from ist_hpc.prepare.common import (
     of_output,
     ordered_map,
     require,
-    say,
     shard_ends,
     usable_cores,
 )
-from ist_hpc.prepare.found import folder_refused, input_folder
 from ist_hpc.prepare.speech.audio import (
     FRAMES,
     INSTALL,
     MELS,
     SAMPLE_RATE,
-    ClipError,
     Converted,
     convert_clips,
     log_mel,
-    read_clip,
 )
+from ist_hpc.prepare.speech.clips import find_clips
+from ist_hpc.prepare.speech.report import Clip, Report, print_report
+from ist_hpc.prepare.speech.split import NUM_FOLDS, split_rows
 
 HELP = "Google Speech Commands: one-second clips of spoken words as log-mel spectrograms"
 EXAMPLES = """\
@@ -65,76 +54,8 @@ examples:
   python -m ist_hpc.prepare speech --input speech_commands_v0.02 --output data/speech-fold1 --fold 1
 """
 
-NUM_FOLDS = 5
-
-_CLIP = "<speaker>_nohash_<n>.wav"
-# A blank, or anything after the number, marks a copy: "Copy of ...", "... (1).wav".
-_CLIP_NAME = re.compile(r"(?P<speaker>\S+?)_nohash_[0-9]+\.(?i:wav)")
-_HASH_BYTES = 8  # of a SHA-1; a fold is a fifth of their range
 _CLIPS_A_TASK = 16
-_WORDS_TRIED = 20  # in another folder, which may be the right one
 _TRAIN_SHARDS_PER_TEST_SHARD = 4
-_MOST_NAMED = 5  # unreadable clips named on stderr; meta.json names them all
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A wav file: its path, the number of its word, its speaker."""
-
-    path: Path
-    label: int
-    speaker: str
-
-
-@dataclass
-class Report:
-    """The results of the clips below `folder`.
-
-    `unreadable` maps a clip to the reason why it was left out; `folders` maps a whole folder.
-    """
-
-    folder: Path
-    padded: int = 0
-    cut: int = 0
-    unreadable: dict[Path, str] = field(default_factory=dict)
-    folders: dict[Path, str] = field(default_factory=dict)
-    rows: Counter[str] = field(default_factory=Counter)
-    labels: set[int] = field(default_factory=set)
-    speakers: dict[str, set[str]] = field(default_factory=lambda: {"train": set(), "test": set()})
-
-    def left_out(self, path: Path, reason: str) -> None:
-        """Count a clip that cannot be used."""
-        self.unreadable[path] = reason
-
-    def folder_left_out(self, path: Path, reason: str) -> None:
-        """Name a folder that is not used at all."""
-        self.folders[path] = reason
-
-    def named(self, left_out: dict[Path, str]) -> dict[str, str]:
-        """Paths below `folder` in printable form; sorted."""
-        return {
-            printable(str(path.relative_to(self.folder))): reason
-            for path, reason in sorted(left_out.items(), key=lambda item: os.fsencode(item[0]))
-        }
-
-    def used(self, split: str, clip: Clip, samples: int) -> None:
-        """Count a clip that became a row of `split`, and its file's number of samples."""
-        self.rows[split] += 1
-        self.labels.add(clip.label)
-        self.speakers[split].add(clip.speaker)
-        self.padded += samples < SAMPLE_RATE
-        self.cut += samples > SAMPLE_RATE
-
-    def as_json(self) -> dict[str, Any]:
-        """For `made_by` in meta.json."""
-        return {
-            "clips": self.rows.total() + len(self.unreadable),
-            "padded": self.padded,
-            "cut": self.cut,
-            "speakers": {split: len(names) for split, names in self.speakers.items()},
-            "unreadable": self.named(self.unreadable),
-            "left_out_folders": self.named(self.folders),
-        }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -182,157 +103,7 @@ def run(args: argparse.Namespace) -> None:
     }
     _write(args, words, parts, report)
     seconds = time.perf_counter() - began
-    _print_report(args.output, words, report, seconds)
-
-
-def find_clips(report: Report) -> tuple[list[str], list[Clip]]:
-    """The words below `report.folder`, sorted, and their clips, sorted by word and name.
-
-    A word is a folder with a storable name and at least one readable wav file.
-    A clip whose name has no speaker is left out. Raises InputError if there is no such folder or no
-    clip in it, or if two words cannot be told apart.
-    """
-    folder = report.folder
-    input_folder("--input", folder, _where_to_get())
-    words: list[str] = []
-    clips: list[Clip] = []
-    for word in entries(folder, report.folder_left_out, _may_be_word):
-        found = _clips_of(word, len(words), report)
-        if found and _may_be_class(word, found, report):
-            words.append(word.name)
-            clips += found
-    if not clips:
-        raise _no_clips(report)
-    _check_different(folder, words)
-    return words, clips
-
-
-def _may_be_word(path: Path) -> bool:
-    return path.is_dir() and path.name[0] not in "_."
-
-
-def _may_be_clip(path: Path) -> bool:
-    return path.suffix.lower() == ".wav" and path.name[0] != "."
-
-
-def _clips_of(word: Path, label: int, report: Report) -> list[Clip]:
-    clips = []
-    for path in entries(word, report.folder_left_out, _may_be_clip):
-        form = _CLIP_NAME.fullmatch(path.name)
-        if form:
-            # A name may be composed or decomposed; that must not put a speaker into both sets.
-            clips.append(Clip(path, label, unicodedata.normalize("NFC", form["speaker"])))
-        else:
-            copy = "; most likely a copy" if " " in path.name else ""
-            report.left_out(path, f"its name is not {_CLIP}{copy}")
-    return clips
-
-
-def _may_be_class(word: Path, clips: list[Clip], report: Report) -> bool:
-    """Whether a word can be a class of the data set; if not, report why."""
-    if not is_text(word.name):
-        report.folder_left_out(
-            word,
-            "a word becomes the name of a class, and this one is no printable UTF-8; rename it",
-        )
-        return False
-    reasons = {}
-    for clip in clips:
-        try:
-            read_clip(clip.path)
-            return True
-        except ClipError as error:
-            reasons[clip.path] = str(error)
-    for path, reason in reasons.items():
-        report.left_out(path, reason)
-    report.folder_left_out(word, f"none of its {len(clips)} clips can be read")
-    return False
-
-
-def _check_different(folder: Path, words: list[str]) -> None:
-    seen: dict[str, str] = {}
-    for word in words:
-        other = seen.setdefault(unicodedata.normalize("NFC", word), word)
-        if other != word:
-            raise InputError(
-                f"--input {folder}: the words {other!a} and {word!a} are one name in two ways of "
-                "Unicode; put their clips into one folder, or rename one"
-            )
-
-
-def _no_clips(report: Report) -> InputError:
-    folder, unreadable = report.folder, report.named(report.unreadable)
-    form = [
-        (name, why) for name, why in unreadable.items() if not why.startswith("its name is not")
-    ]
-    if form:
-        name, why = form[0]
-        return InputError(
-            f"--input {folder}: none of the {len(form)} clips can be read, "
-            f"for example {name}: {why}"
-        )
-    for name, why in report.named(report.folders).items():
-        return InputError(f"--input {folder}: no clip can be used; {name}: {why}")
-    found = "none of its .wav files has such a name" if unreadable else "it has no such file"
-    return folder_refused(
-        "--input",
-        folder,
-        f"must hold clips <word>/{_CLIP}, but {found}",
-        _where_to_get(),
-        _holds_words,
-    )
-
-
-def _holds_words(folder: Path) -> bool:
-    def ignore(path: Path, reason: str) -> None:
-        pass
-
-    return any(
-        _CLIP_NAME.fullmatch(path.name)
-        for word in entries(folder, ignore, _may_be_word)[:_WORDS_TRIED]
-        for path in entries(word, ignore, _may_be_clip)
-    )
-
-
-def _where_to_get() -> str:
-    return (
-        "give the folder that the archive speech_commands_v0.02.tar.gz unpacks to "
-        "(http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz)"
-    )
-
-
-def fold_of(speaker: str) -> int:
-    """The fold, 0 to 4, in whose test set the speaker is: a fifth of the range of a SHA-1.
-
-    Its leading bytes decide. The data set's publisher divides by the last 27 bits; dividing by the
-    same bits would make nearly all of the official test archive test rows in one fold and train
-    rows in the others. The leading bytes divide that archive, and any other part, evenly.
-    """
-    digest = hashlib.sha1(os.fsencode(speaker), usedforsecurity=False).digest()
-    leading = int.from_bytes(digest[:_HASH_BYTES], "big")
-    return leading * NUM_FOLDS >> (8 * _HASH_BYTES)
-
-
-def split_rows(clips: list[Clip], fold: int, seed: int) -> dict[str, list[int]]:
-    """The positions in `clips` of the train and of the test rows, each in its random order.
-
-    The order matters: a rank gets a contiguous range of rows, which unshuffled would have only a
-    few words. Raises InputError if either part is empty.
-    """
-    is_test = [fold_of(clip.speaker) == fold for clip in clips]
-    order = permutation("prepare speech rows", seed, 0, len(clips)).tolist()
-    rows = {
-        "train": [row for row in order if not is_test[row]],
-        "test": [row for row in order if is_test[row]],
-    }
-    for split, chosen in rows.items():
-        if not chosen:
-            speakers = len({clip.speaker for clip in clips})
-            raise InputError(
-                f"fold {fold} of {speakers} speakers leaves no {split} clips; "
-                "give another --fold or an --input with more speakers"
-            )
-    return rows
+    print_report(args.output, words, report, seconds)
 
 
 def _write(
@@ -415,22 +186,3 @@ def _converted(clips: list[Clip], workers: int) -> Generator[Converted | str, No
 
 def _versions() -> dict[str, str]:
     return {name: str(require(name, INSTALL).__version__) for name in ("librosa", "numpy")}
-
-
-def _print_report(output: Path, words: list[str], report: Report, seconds: float) -> None:
-    unreadable = report.named(report.unreadable)
-    named = [*report.named(report.folders).items(), *unreadable.items()]
-    for name, reason in named[:_MOST_NAMED]:
-        say(f"prepare: warning: left out {name}: {printable(reason)}", error=True)
-    if len(named) > _MOST_NAMED:
-        more = len(named) - _MOST_NAMED
-        say(f"prepare: warning: left out {more} more, named in meta.json", error=True)
-    rows, speakers = report.rows, report.speakers
-    clips = rows.total() + len(unreadable)
-    say(
-        f"speech: {clips} clips of {len(words)} words; "
-        f"{report.padded} padded, {report.cut} cut, {len(unreadable)} unreadable\n"
-        f"train: {rows['train']} rows of {len(speakers['train'])} speakers; "
-        f"test: {rows['test']} rows of {len(speakers['test'])} speakers\n"
-        f"{seconds:.1f} s, {clips / seconds:.0f} clips/s; wrote {printable(str(output))}"
-    )

@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ist_hpc.common.commandline import given_path
+from ist_hpc.common.disk.names import is_text
 from ist_hpc.common.errors import InputError, printable
-from ist_hpc.common.names import is_text
 from ist_hpc.data.csr import Csr
 from ist_hpc.data.shards import DatasetWriter
 from ist_hpc.prepare.common import (

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ist_hpc.common.disk.names import printable, spoken
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.names import printable, spoken
 from ist_hpc.studies.plots.runs import Run, Values
 
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ist_hpc.common.disk.names import spoken
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.names import spoken
 from ist_hpc.studies.plots.curves import Curve
 from ist_hpc.studies.plots.pictures import COLOURS, as_label, new_figure, plain
 from ist_hpc.studies.plots.runs import Values

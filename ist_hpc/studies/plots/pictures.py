@@ -6,10 +6,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ist_hpc.common.caches import for_matplotlib
+from ist_hpc.common.disk.caches import for_matplotlib
+from ist_hpc.common.disk.files import refuse_target, replacing
+from ist_hpc.common.disk.names import printable
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.files import refuse_target, replacing
-from ist_hpc.common.names import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

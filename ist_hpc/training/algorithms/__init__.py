@@ -53,21 +53,21 @@ def build(
     subnets if the model shares weights; for DDP a process group of PyTorch.
     Collective. Raises `AgreedInputError` if the configuration needs what only Horovod has.
     """
-    train, rule = config.train, optimizer.build(config.optimizer)
+    train, rule, seed = config.train, optimizer.build(config.optimizer), config.seed
     carry, silence_s = config.optimizer.state == "carry", config.runtime.silence_s
     if train.algorithm == "ddp":
-        return Ddp(comm, model, rule, carry, silence_s)
+        return Ddp(comm, model, rule, seed, carry, silence_s)
     if train.algorithm == "data_parallel":
         check_on_all(comm, lambda: _refuse_compression(train.compression))
         averages = averaging.start(comm, silence_s)
-        return DataParallel(comm, model, rule, device, carry, averages, train.compression)
+        return DataParallel(comm, model, rule, device, seed, carry, averages, train.compression)
     if train.algorithm == "local_sgd":
         averages = averaging.start(comm, silence_s)
-        return LocalSgd(comm, model, rule, device, carry, averages, train.warmup_steps)
+        return LocalSgd(comm, model, rule, device, seed, carry, averages, train.warmup_steps)
     exchange = config.exchange
     exchanger = Exchanger(comm, exchange.buffer_mib, staging_of(device, exchange.cuda_aware))
     shared = averaging.start(comm, silence_s) if model.shared else None
-    return IndependentSubnets(comm, model, rule, exchanger, config.seed, carry, shared)
+    return IndependentSubnets(comm, model, rule, exchanger, seed, carry, shared)
 
 
 def _refuse_compression(compression: str) -> None:

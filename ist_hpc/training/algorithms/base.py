@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ist_hpc.data.sparse_rows import Rows
+from ist_hpc.data.sparse_rows import Batch, Rows
 from ist_hpc.exchange.tensors import State, all_finite
-from ist_hpc.models.base import GradientBuffers, Gradients, Model, SharedSpec
+from ist_hpc.models.base import Model
+from ist_hpc.models.gradients import GradientBuffers, Gradients
+from ist_hpc.models.local_step import LocalStep
 from ist_hpc.models.optimizer import Optimizer, Slots
+from ist_hpc.models.shapes import SharedSpec
 from ist_hpc.runtime.meters import ExchangeReport, Meter
 
 if TYPE_CHECKING:
@@ -31,9 +34,11 @@ class Algorithm(ABC):
     slot_specs    the slots that a checkpoint holds
     meter         counts averaged bytes, and time apart from what the caller is timing
     averaged_by   what averages over the ranks, such as Horovod; None: nothing is averaged
+    looks_ahead   whether `begin_round` wants the round's batches
     """
 
     averaged_by: str | None = None
+    looks_ahead = False
     _kept: Sequence[Tensor] = ()
 
     def __init__(
@@ -42,9 +47,11 @@ class Algorithm(ABC):
         model: Model,
         optimizer: Optimizer,
         device: torch.device,
+        seed: int,
         carry: bool,
     ) -> None:
         self.comm, self.rank, self.ranks = comm, comm.Get_rank(), comm.Get_size()
+        self.seed = seed
         self.model, self.optimizer, self.device, self.carry = model, optimizer, device, carry
         self.meter = Meter(device)
         self.slot_specs = optimizer.slot_specs(model.specs) if carry else ()
@@ -58,10 +65,11 @@ class Algorithm(ABC):
         self._slots: dict[str, Slots] = {}
         self._updates: dict[str, int] = {}  # for weights whose updates are counted separately
         self._steps_in_round = 0
+        self._held: dict[str, Tensor] = {}  # rows of demanded tensors, by name of the demand
         self._room: GradientBuffers = {}
 
     @abstractmethod
-    def start_new(self, seed: int, given: Mapping[str, Tensor] | None = None) -> None:
+    def start_new(self, given: Mapping[str, Tensor] | None = None) -> None:
         """Draw the initial weights, at home; use shared ones that are `given`. Collective."""
 
     @abstractmethod
@@ -71,8 +79,14 @@ class Algorithm(ABC):
         """Take home blocks and shared tensors, on the CPU, from a checkpoint. Collective."""
 
     @abstractmethod
-    def begin_round(self, round_index: int) -> ExchangeReport:
-        """Move the weights to where the round trains them. Collective."""
+    def begin_round(
+        self, round_index: int, batches: Sequence[Batch] = (), trained: int = 0
+    ) -> ExchangeReport:
+        """Bring the weights to where the round trains them. Collective.
+
+        batches  of all steps of the round, on the CPU; if it `looks_ahead`
+        trained  steps of the run before them
+        """
 
     @abstractmethod
     def step(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
@@ -87,14 +101,20 @@ class Algorithm(ABC):
 
     def _step_alone(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
         """A step on this rank's own gradients. Local."""
-        loss, gradients = self._own_gradients(features, labels)
+        loss, gradients = self._own_gradients(features, labels, trained)
         self._update(gradients, lr, trained)
         return loss
 
-    def _own_gradients(self, features: Rows, labels: Rows) -> tuple[Tensor, Gradients]:
+    def _own_gradients(
+        self, features: Rows, labels: Rows, trained: int
+    ) -> tuple[Tensor, Gradients]:
         """Loss and gradients of this rank's batch. Local."""
         weights = {key: weight.detach() for key, weight in self._weights.items()}
-        return self.model.loss_and_gradients(weights, features, labels, self._room)
+        return self.model.loss_and_gradients(weights, features, labels, self._local_step(trained))
+
+    def _local_step(self, trained: int) -> LocalStep:
+        """The step that comes after so many of the run."""
+        return LocalStep(self.seed, self.rank, trained, self._held, self._room)
 
     @torch.no_grad()
     def _update(self, gradients: Gradients, lr: float, trained: int) -> None:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ist_hpc.data.sparse_rows import Rows
-from ist_hpc.models.base import ColumnGradient, GradientBuffers, Model, RowGradient
+from ist_hpc.models.base import Model
+from ist_hpc.models.gradients import ColumnGradient, GradientBuffers, Gradients, RowGradient
 from ist_hpc.models.optimizer import Optimizer
 from ist_hpc.training.algorithms.replicas import Replicas, gradients_of
-from ist_hpc.training.averaging import Averages, HorovodAverages
+from ist_hpc.training.averaging import Averages, HorovodAverages, rows_of_all
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -23,8 +24,9 @@ class DataParallel(Replicas):
     If the model has a loss for autograd, gradients are averaged during the backward pass; `average`
     counts the seconds that a rank waits after it. Other models (sparse rows, labels
     in blocks) compute all gradients first, each a whole tensor: with several ranks the lazy updates
-    of sparse rows become those of PyTorch's dense optimisers. Without Horovod, and on a GPU,
-    gradients are averaged after the backward pass.
+    of sparse rows become those of PyTorch's dense optimisers, but where labels are sampled: then
+    the rows that some rank used are averaged and updated. Without Horovod, and on a GPU, gradients
+    are averaged after the backward pass.
 
     averages     averages over the same ranks
     compression  none, or fp16 (Horovod only): gradients are summed as half precision numbers
@@ -36,11 +38,12 @@ class DataParallel(Replicas):
         model: Model,
         optimizer: Optimizer,
         device: torch.device,
+        seed: int,
         carry: bool,
         averages: Averages,
         compression: str = "none",
     ) -> None:
-        super().__init__(comm, model, optimizer, device, carry)
+        super().__init__(comm, model, optimizer, device, seed, carry)
         self._averages, self.averaged_by = averages, averages.by
         self._hvd = averages.hvd if isinstance(averages, HorovodAverages) else None
         assert self._hvd is not None or compression == "none"
@@ -54,7 +57,8 @@ class DataParallel(Replicas):
         """Give rank 0's shared weights to all ranks, and the weights to Horovod. Collective."""
         self._averages.broadcast(self.shared | self.shared_slots)
         if self._wraps and self._hvd is not None and self.device.type == "cpu":
-            parameters = [(key, self._weights[key].requires_grad_()) for key in self._slots]
+            whole = [key for key in self._slots if key not in self._by_rows]
+            parameters = [(key, self._weights[key].requires_grad_()) for key in whole]
             plain = _Update([{"params": [weight for _, weight in parameters]}])
             self._distributed = self._hvd.DistributedOptimizer(
                 plain, named_parameters=parameters, compression=self._compression
@@ -62,29 +66,35 @@ class DataParallel(Replicas):
 
     def _step(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
         """A step on the mean of the ranks' gradients. Collective."""
-        weights = {key: self._weights[key] for key in self._slots}
+        weights = {key: self._weights[key] for key in self._slots if key not in self._by_rows}
+        gradients: Gradients = {}
         if self._distributed is not None and self.model.differentiable:
             assert isinstance(features, Tensor)
             assert isinstance(labels, Tensor)
-            loss = self.model.loss(self._weights, features, labels)
+            loss = self.model.loss(self._weights, features, labels, self._local_step(trained))
             loss.backward()
         else:
-            loss, gradients = self._own_gradients(features, labels)
+            loss, gradients = self._own_gradients(features, labels, trained)
             for key, weight in weights.items():
                 weight.grad = self._dense(key, gradients.pop(key))
         with self.meter.timing("average"):
+            for key, gradient in gradients.items():
+                assert isinstance(gradient, RowGradient)
+                gradients[key] = self._mean_of_rows(key, gradient)
             if self._distributed is not None:
                 self._distributed.synchronize()
             else:
                 self._average_gradients(weights)
         elements = sum(weight.numel() for weight in weights.values())
         self.meter.count_average(elements, self.ranks, self._element_bytes)
-        self._step_on_means(weights, lr, trained)
+        self._step_on_means(weights, gradients, lr, trained)
         return loss.detach()
 
-    def _step_on_means(self, weights: dict[str, Tensor], lr: float, trained: int) -> None:
+    def _step_on_means(
+        self, weights: dict[str, Tensor], of_rows: Gradients, lr: float, trained: int
+    ) -> None:
         """The optimiser's step; frees the gradients. Local."""
-        means = gradients_of(weights)
+        means = gradients_of(weights) | of_rows
         if self._distributed is not None:
             (group,) = self._distributed.param_groups
             group["update"] = lambda: self._update(means, lr, trained)
@@ -108,6 +118,27 @@ class DataParallel(Replicas):
             for columns, values in gradient.blocks:
                 whole[:, columns] = values
         return whole
+
+    def _mean_of_rows(self, key: str, gradient: RowGradient) -> RowGradient:
+        """The mean of the ranks' gradients, of the rows that any of them uses. Collective."""
+        rows = self._rows_of_all(gradient.rows)
+        values = gradient.values.new_zeros(len(rows), *gradient.values.shape[1:])
+        values.index_copy_(0, torch.searchsorted(rows, gradient.rows), gradient.values)
+        packed, kind = values, None
+        if self._compression is not None:
+            packed, kind = self._compression.compress(values)
+        self._averages.average([packed], f"rows/{key}")
+        self.meter.count_average(values.numel(), self.ranks, self._element_bytes)
+        if self._compression is not None:
+            packed = self._compression.decompress(packed, kind)
+        return RowGradient(rows, packed)
+
+    def _rows_of_all(self, rows: Tensor) -> Tensor:
+        """The rows that any rank uses, of which this rank uses `rows`. Collective."""
+        together = rows_of_all(self.comm, rows)
+        # Each rank gets the numbers of the others, of which an allreduce would send each twice.
+        self.meter.count_average(len(rows) * self.ranks, self.ranks, element_bytes=2)
+        return together
 
     def _average_gradients(self, weights: dict[str, Tensor]) -> None:
         """Average gradients after all are computed. Collective."""

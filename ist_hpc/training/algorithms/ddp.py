@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ist_hpc.common.errors import InputError
 from ist_hpc.data.sparse_rows import Rows
 from ist_hpc.models.base import Model
+from ist_hpc.models.local_step import LocalStep
 from ist_hpc.models.optimizer import Optimizer
 from ist_hpc.runtime.launch import check_on_all, on_root
 from ist_hpc.runtime.sockets import (
@@ -57,11 +58,12 @@ class Ddp(Replicas):
         comm: "MPI.Comm",
         model: Model,
         optimizer: Optimizer,
+        seed: int,
         carry: bool,
         silence_s: float,
     ) -> None:
         assert model.differentiable
-        super().__init__(comm, model, optimizer, torch.device("cpu"), carry)
+        super().__init__(comm, model, optimizer, torch.device("cpu"), seed, carry)
         if self.ranks > 1:
             join(comm, silence_s)
         self._ddp: DistributedDataParallel | None = None
@@ -88,7 +90,7 @@ class Ddp(Replicas):
     def _step(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
         """A step on the mean of the ranks' gradients. Collective."""
         assert self._ddp is not None
-        loss: Tensor = self._ddp(features, labels)
+        loss: Tensor = self._ddp(features, labels, self._local_step(trained))
         self._missing = len(self._slots)
         with self._after_last_gradient:
             loss.backward()
@@ -114,9 +116,9 @@ class _Loss(nn.Module):
         self._model, self._weights = model, weights
         self.trained = nn.ParameterList(weights[key] for key in trained)
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, features: Tensor, labels: Tensor, step: LocalStep) -> Tensor:
         """Mean loss of a batch, with autograd's graph."""
-        return self._model.loss(self._weights, features, labels)
+        return self._model.loss(self._weights, features, labels, step)
 
 
 def join(comm: "MPI.Comm", silence_s: float) -> None:

@@ -1,14 +1,15 @@
 """Independent subnet training: deal, train alone, deal again (paper, sections 3 and 4)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ist_hpc.data.sparse_rows import Rows
+from ist_hpc.data.sparse_rows import Batch, Rows
 from ist_hpc.exchange.exchanger import Exchanger, allocate_home, drop_home_copies
-from ist_hpc.exchange.placement import TensorSpec, at_round, home
+from ist_hpc.exchange.placement import Placement, TensorSpec, at_round, home
 from ist_hpc.exchange.tensors import State, zeros_at
 from ist_hpc.models.base import Model
 from ist_hpc.models.optimizer import Optimizer, as_broadcast, slot_key
@@ -40,20 +41,22 @@ class IndependentSubnets(Algorithm):
         averages: Averages | None,
     ) -> None:
         assert averages is not None or not model.shared
-        super().__init__(comm, model, optimizer, exchanger.device, carry)
-        self.exchanger, self.seed, self._averages = exchanger, seed, averages
+        super().__init__(comm, model, optimizer, exchanger.device, seed, carry)
+        self.exchanger, self._averages = exchanger, averages
         self.averaged_by = None if averages is None else averages.by
         self.placement = home(self.ranks)
+        self._demanded = {spec.demanded: spec.rows for spec in model.specs if spec.demanded}
+        self.looks_ahead = bool(self._demanded) and self.ranks > 1
 
-    def start_new(self, seed: int, given: Mapping[str, Tensor] | None = None) -> None:
+    def start_new(self, given: Mapping[str, Tensor] | None = None) -> None:
         """Draw the home blocks of the weights block by block; slots begin at zero. Collective."""
         at_home = home(self.ranks)
         self.state = allocate_home(self.model.specs, self.rank, self.ranks, self.device)
         for spec in self.model.specs:
-            self._draw(spec, seed)
+            self._draw(spec)
         self.state |= zeros_at(self.slot_specs, at_home, self.rank, self.device)
         self.shared = {
-            spec.key: initial_shared(self.model, spec, seed, given).to(self.device)
+            spec.key: initial_shared(self.model, spec, self.seed, given).to(self.device)
             for spec in self.model.shared
         }
         self.shared_slots = {
@@ -61,14 +64,14 @@ class IndependentSubnets(Algorithm):
         }
         self._start()
 
-    def _draw(self, spec: TensorSpec, seed: int) -> None:
+    def _draw(self, spec: TensorSpec) -> None:
         """Fill a home block, some rows at a time: the CPU draws them, beside the block."""
         block = self.state[spec.key].place("home")
         first, last = spec.home_rows(self.rank, self.ranks)
         step = max(1, _DRAWN_ELEMENTS * len(block) // max(1, block.numel()))
         for start in range(first, last, step):
             stop = min(start + step, last)
-            values = self.model.initial_rows(spec, seed, (start, stop))
+            values = self.model.initial_rows(spec, self.seed, (start, stop))
             block[start - first : stop - first].copy_(torch.from_numpy(values))
 
     def start_from(
@@ -88,21 +91,41 @@ class IndependentSubnets(Algorithm):
         if self._averages is not None:
             self._averages.broadcast(self.shared | self.shared_slots)
 
-    def begin_round(self, round_index: int) -> ExchangeReport:
-        """Exchange the weights, and carried slots, to the subnets of the round. Collective."""
+    def begin_round(
+        self, round_index: int, batches: Sequence[Batch] = (), trained: int = 0
+    ) -> ExchangeReport:
+        """Exchange the weights, and carried slots, to the subnets of the round. Collective.
+
+        Of demanded tensors come the rows that `batches` will use; see the base class.
+        """
         target = at_round(self.model.axes, self.ranks, self.seed, round_index)
+        asking = ExchangeReport()
+        if self.looks_ahead:
+            target, asking = self._with_demands(target, batches, trained)
         self._weights, self._slots = {}, {}  # so that the exchange can free the old subnets
         specs = (*self.model.specs, *self.slot_specs)
         report = self.exchanger.exchange(specs, self.placement, target, self.state)
         self.placement = target
         self._bind_tensors()
-        return report
+        return asking + report
+
+    def _with_demands(
+        self, placement: Placement, batches: Sequence[Batch], trained: int
+    ) -> tuple[Placement, ExchangeReport]:
+        """The placement of a round in which these batches are trained. Collective."""
+        demands, report = {}, ExchangeReport()
+        wanted = self.model.demanded_rows(batches, self.seed, trained)
+        for name, size in self._demanded.items():
+            demands[name], asking = self.exchanger.ask(size, wanted[name])
+            report += asking
+            self._held[name] = torch.from_numpy(demands[name].rows).to(self.device)
+        return replace(placement, demands=demands), report
 
     def _bind_tensors(self) -> None:
         """Let `step` train the subnet's tensors and the shared ones."""
         self._steps_in_round = 0
         for spec in self.model.specs:
-            self._weights[spec.key] = self.state[spec.key].place("subnet")
+            self._weights[spec.key] = self._trained(spec)
             self._slots[spec.key] = {
                 slot: self._slot(slot, spec)
                 for slot in self.optimizer.slot_names(spec.has_two_axes)
@@ -122,11 +145,17 @@ class IndependentSubnets(Algorithm):
         """A slot of a weight in the shape for the optimiser."""
         slot_spec = self.optimizer.slot_spec(slot, spec)
         if self.carry:
-            stored = self.state[slot_spec.key].place("subnet")
+            stored = self._trained(slot_spec)
         else:
-            shape = slot_spec.subnet_shape(self.rank, self.ranks)
-            stored = torch.zeros(shape, device=self.device)
+            stored = torch.zeros(
+                self.placement.trained_shape(slot_spec, self.rank), device=self.device
+            )
         return as_broadcast(stored, slot_spec, spec)
+
+    def _trained(self, spec: TensorSpec) -> Tensor:
+        """What the round trains of a tensor: the subnet, or one rank's home block."""
+        at_home = self.placement.trains_at_home(spec)
+        return self.state[spec.key].place("home" if at_home else "subnet")
 
     def step(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
         """One step of the thin network. Local."""
@@ -135,9 +164,9 @@ class IndependentSubnets(Algorithm):
         return loss
 
     def end_round(self) -> None:
-        """Average the shared weights and the copies of shared units, with carried slots.
+        """Average the shared weights and the copies of shared units; give demanded rows back.
 
-        Collective if there are any.
+        With carried slots. Collective if there are any.
         """
         self._room = {}
         if self._averages is not None:
@@ -147,6 +176,10 @@ class IndependentSubnets(Algorithm):
             self.meter.count_average(sum(tensor.numel() for tensor in averaged), self.ranks)
         specs = (*self.model.specs, *self.slot_specs)
         self.meter.count_exchange(self.exchanger.settle(specs, self.placement, self.state))
+        if self.looks_ahead:
+            with self.meter.timing("exchange"):
+                report = self.exchanger.give_back(specs, self.placement, self.state)
+            self.meter.count_exchange(report)
 
     def visit_home(self, with_slots: bool) -> ExchangeReport:
         """Exchange home, keeping the subnets. Collective."""

@@ -5,22 +5,24 @@ has its rows of it, as under independent subnets, so evaluation and checkpoints 
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ist_hpc.data.sparse_rows import Rows
+from ist_hpc.data.sparse_rows import Batch, Rows
 from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.exchange.tensors import Held, State
-from ist_hpc.models.base import Gradients, SharedSpec
-from ist_hpc.models.optimizer import as_broadcast, slot_key
+from ist_hpc.models.base import Model
+from ist_hpc.models.gradients import Gradients
+from ist_hpc.models.optimizer import Optimizer, as_broadcast, slot_key
+from ist_hpc.models.shapes import SharedSpec
 from ist_hpc.runtime.meters import ExchangeReport
 from ist_hpc.training.algorithms.base import Algorithm, initial_shared
 
 if TYPE_CHECKING:
-    pass
+    from mpi4py import MPI
 
 _PIECE_ELEMENTS = 1 << 22
 
@@ -36,20 +38,35 @@ class Replicas(Algorithm):
 
     _whole_slots: dict[str, Tensor]  # those of `_slots` by slot key, as stored
 
+    def __init__(
+        self,
+        comm: "MPI.Comm",
+        model: Model,
+        optimizer: Optimizer,
+        device: torch.device,
+        seed: int,
+        carry: bool,
+    ) -> None:
+        super().__init__(comm, model, optimizer, device, seed, carry)
+        demands = any(spec.demanded for spec in model.specs)
+        # Of weights with demanded rows, and of others beside them, only the rows that a step uses
+        # are averaged: all others are equal on the ranks.
+        self._by_rows = frozenset(model.row_gradient_keys if demands else ())
+
     # The start.
 
-    def start_new(self, seed: int, given: Mapping[str, Tensor] | None = None) -> None:
+    def start_new(self, given: Mapping[str, Tensor] | None = None) -> None:
         """Draw the weights, each block by one rank; slots begin at zero. Collective."""
         self._whole_slots = {}
         for spec in self.model.specs:
             self._weights[spec.key] = self._assembled(
                 spec,
                 lambda first, last, spec=spec: torch.from_numpy(  # type: ignore[misc]
-                    self.model.initial_rows(spec, seed, (first, last))
+                    self.model.initial_rows(spec, self.seed, (first, last))
                 ),
             )
         for shared in self.model.shared:
-            values = initial_shared(self.model, shared, seed, given)
+            values = initial_shared(self.model, shared, self.seed, given)
             self.shared[shared.key] = values.to(self.device)
         self._bind_tensors()
         self._wrap()
@@ -137,7 +154,9 @@ class Replicas(Algorithm):
 
     # A round.
 
-    def begin_round(self, round_index: int) -> ExchangeReport:
+    def begin_round(
+        self, round_index: int, batches: Sequence[Batch] = (), trained: int = 0
+    ) -> ExchangeReport:
         """Reset the optimiser state if it is not carried; nothing moves. Local."""
         self._steps_in_round = 0
         if not self.carry:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from ist_hpc.models import plain
 from ist_hpc.models.base import Model
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.convolutional.resnet import ResNet
+from ist_hpc.models.convolutional.vgg import VGG11
+from ist_hpc.models.local_step import LocalStep
 from ist_hpc.models.norms import NORM_EPSILON, NORM_MOMENTUM
-from ist_hpc.models.resnet import ResNet
-from ist_hpc.models.vgg import VGG11
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from tests.helpers.image_runs import CLASSES, thin_weights
 
 CHANNELS = [4, 4, 6, 5, 6, 5, 6, 7]
@@ -83,7 +84,7 @@ def test_what_is_trained_at_one_rank_is_the_module_in_training_mode(name: str) -
     model, labels = NETWORKS[name](), torch.arange(6) % CLASSES
     weights, rows = thin_weights(model, 1), torch.rand(6, 3072)
     module = _with(model, weights)
-    loss, gradients = model.loss_and_gradients(weights, rows, labels, {})
+    loss, gradients = model.loss_and_gradients(weights, rows, labels, LocalStep())
     expected = F.cross_entropy(module(rows), labels)
     expected.backward()
     torch.testing.assert_close(loss, expected)

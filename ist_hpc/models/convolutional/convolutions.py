@@ -17,16 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ist_hpc.exchange.placement import Axis, TensorSpec
-from ist_hpc.models.base import (
-    Peers,
-    SharedSpec,
-    Statistics,
-    StatisticSpec,
-    Tensors,
-)
+from ist_hpc.models.base import Peers, Statistics, Tensors
 from ist_hpc.models.layers import IMAGES_AT_ONCE, Layer
 from ist_hpc.models.norms import Norm, by_all_units, by_batch, by_batch_keeping, by_running
 from ist_hpc.models.plain.vgg import IMAGE, POOLED
+from ist_hpc.models.shapes import SharedSpec, StatisticSpec
 
 BODY_PREFIX = "conv"
 """The prefix of the keys of all its tensors."""

@@ -18,8 +18,8 @@ from ist_hpc.data.shards import Dataset
 from ist_hpc.models import networks
 from ist_hpc.runtime.launch import check_on_all
 from ist_hpc.runtime.meters import Meter
-from ist_hpc.training.full_network import HomeNetwork, metrics_for
-from ist_hpc.training.predictions import PredictionsFile, columns_of, origin_of
+from ist_hpc.training.evaluation.full_network import HomeNetwork, metrics_for
+from ist_hpc.training.evaluation.predictions import PredictionsFile, columns_of, origin_of
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -13,19 +13,15 @@ from torch import Tensor
 from ist_hpc.config.keys import VGG11_CHANNELS
 from ist_hpc.data.sparse_rows import Rows
 from ist_hpc.exchange.placement import TensorSpec
-from ist_hpc.models.base import (
-    Model,
-    Peers,
-    SharedSpec,
-    Statistics,
-    Tensors,
-)
-from ist_hpc.models.convolutions import Convolutions
+from ist_hpc.models.base import Model, Peers, Statistics, Tensors
+from ist_hpc.models.convolutional.convolutions import Convolutions
 from ist_hpc.models.export import Plain
 from ist_hpc.models.initial import initial_rows
 from ist_hpc.models.layers import Layer
-from ist_hpc.models.mlp import MultiLayerPerceptron
+from ist_hpc.models.local_step import LocalStep
+from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.models.plain.vgg import IMAGE, vgg11
+from ist_hpc.models.shapes import SharedSpec
 
 
 class VGG11(Model):
@@ -78,9 +74,9 @@ class VGG11(Model):
         """The same values as in a dealt body; running mean zero, variance one."""
         return initial_rows(spec.key, spec.shape, seed, (0, spec.shape[0]))
 
-    def loss(self, weights: Tensors, features: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, weights: Tensors, features: Tensor, labels: Tensor, step: LocalStep) -> Tensor:
         """Mean cross entropy of a batch of images [batch, 3 x 32 x 32]; see the base class."""
-        return self._head.loss(weights, self._body.train(weights, features), labels)
+        return self._head.loss(weights, self._body.train(weights, features), labels, step)
 
     def full_hidden(
         self,

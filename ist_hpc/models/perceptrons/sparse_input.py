@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ist_hpc.common.sizes import ELEMENT_BYTES
 from ist_hpc.data.sparse_rows import SparseRows
-from ist_hpc.models.base import RowGradient
+from ist_hpc.models.gradients import RowGradient
 
 HOME_ENTRIES_AT_ONCE = 1 << 15
 """Entries of sparse rows for which the columns of a home block are gathered at a time."""

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO, cast
 
+from ist_hpc.common.disk.names import ENCODING_ERRORS, printable, quoted
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.names import ENCODING_ERRORS, printable, quoted
 
 _NO_FLUSH_OF_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}

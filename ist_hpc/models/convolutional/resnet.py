@@ -26,17 +26,12 @@ from torch import Tensor
 
 from ist_hpc.data.sparse_rows import Rows
 from ist_hpc.exchange.placement import Axis, TensorSpec
-from ist_hpc.models.base import (
-    Model,
-    Peers,
-    SharedSpec,
-    Statistics,
-    StatisticSpec,
-    Tensors,
-)
+from ist_hpc.models.base import Model, Peers, Statistics, Tensors
+from ist_hpc.models.convolutional.residual import BlockShape, sections_of
 from ist_hpc.models.export import Plain
 from ist_hpc.models.initial import initial_rows
 from ist_hpc.models.layers import IMAGES_AT_ONCE, Layer
+from ist_hpc.models.local_step import LocalStep
 from ist_hpc.models.norms import (
     Norm,
     by_batch,
@@ -46,7 +41,7 @@ from ist_hpc.models.norms import (
     stored_norm,
 )
 from ist_hpc.models.plain import resnet as plain
-from ist_hpc.models.residual import BlockShape, sections_of
+from ist_hpc.models.shapes import SharedSpec, StatisticSpec
 
 AXIS = "blocks"
 _DEALT_SECTION = 2  # of 0 to 3
@@ -161,9 +156,8 @@ class ResNet(Model):
 
     # A step of a thin network, which on one rank is the full one.
 
-    def loss(self, weights: Tensors, features: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, weights: Tensors, features: Tensor, labels: Tensor, step: LocalStep) -> Tensor:
         """Mean cross entropy of a batch of images [batch, 3 x 32 x 32]; see the base class."""
-
         values = plain.front(weights, by_batch_keeping(weights), features, self._before)
         for own in plain.unstacked(weights):
             values = plain.block(own, by_batch(own), AXIS, values)

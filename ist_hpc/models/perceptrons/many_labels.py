@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ist_hpc.common.sizes import ELEMENT_BYTES
 from ist_hpc.data.sparse_rows import SparseRows
-from ist_hpc.models.base import ColumnGradient
+from ist_hpc.models.gradients import ColumnGradient
 from ist_hpc.runtime.precision import low_type
 
 _BLOCKS_OF_RANKED = 4

@@ -1,56 +1,26 @@
-"""The folder of a run: its settings, its progress, its end. Written by rank 0.
+"""The folder of a run: made, locked, and what is replaced in it as the run goes on.
 
-config.yaml    the resolved configuration
-run.json       versions, MPI, host, git, command; one entry a start
-metrics.jsonl  one row per round and per evaluation, flushed
-summary.json   at the end
-STATUS         starting | running | finished | stopped: by what | failed: why
-.lock          held by rank 0 as long as the run goes on; names the holder
-checkpoints/   round-00000040/ ...
+Written by rank 0, but for STATUS by a rank that fails.
 """
 
 import json
 import logging
-import math
 import os
-import platform
 import shutil
-import socket
-import subprocess
-import sys
-import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ist_hpc import __version__
+from ist_hpc.common.disk.files import json_text, open_text, partial_names, put_in_place, write_text
+from ist_hpc.common.disk.locks import FileLock, owner_facts, owner_of
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.files import json_text, open_text, partial_names, put_in_place, write_text
-from ist_hpc.common.locks import FileLock, owner_facts, owner_of
-from ist_hpc.common.names import command_line
 from ist_hpc.config import loading
 from ist_hpc.config.keys import Config
-from ist_hpc.runtime.meters import KINDS
+from ist_hpc.runtime.run_folder.metrics import MetricsFile, finite
 
 log = logging.getLogger("ist_hpc")
-# Slurm's variables that describe the job; others may contain secrets of the site.
-_SLURM = (
-    "SLURM_JOB_ID",
-    "SLURM_JOB_NAME",
-    "SLURM_JOB_PARTITION",
-    "SLURM_JOB_NODELIST",
-    "SLURM_JOB_NUM_NODES",
-    "SLURM_NTASKS",
-    "SLURM_CPUS_PER_TASK",
-    "SLURM_MEM_PER_NODE",
-    "SLURM_RESTART_COUNT",
-    "SLURM_ARRAY_JOB_ID",
-    "SLURM_ARRAY_TASK_ID",
-    "SLURM_STEP_ID",
-    "SLURM_CLUSTER_NAME",
-)
 UNSAID_END = "ended without a word: killed, out of memory, or its host was lost"
 """The end of a run that does not run although its STATUS says so."""
 
@@ -63,7 +33,7 @@ _REPLACED = ("STATUS", "config.yaml", "metrics.jsonl", "run.json", "summary.json
 
 
 class RunFolder:
-    """Paths and files of one run; rank 0 writes them, but a failing rank may write STATUS."""
+    """Paths and files of one run."""
 
     def __init__(self, path: Path, or_beside: bool = False) -> None:
         """The folder at `path`; `or_beside`: if another run takes that, `create` adds a number."""
@@ -79,7 +49,7 @@ class RunFolder:
         """Move the folder to another place, as nothing was made yet."""
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self.metrics = path / "metrics.jsonl"
+        self.metrics = MetricsFile(path / "metrics.jsonl")
         self._lock = FileLock(path / ".lock")
 
     @contextmanager
@@ -242,57 +212,16 @@ class RunFolder:
             log.warning("%s is damaged, and renamed to damaged-run.json", path)
             return []
 
-    def rewind_metrics(self, round_index: int) -> None:
-        """Drop the rows of rounds that a resume from `round_index` trains again."""
-        if not self.metrics.exists():
-            return
-        kept = [json_text(row, indent=None) for row in self.rows() if row["round"] <= round_index]
-        write_text(self.metrics, "".join(line + "\n" for line in kept))
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The whole rows of the metrics; a killed run, or a lost host, may leave half a row."""
-        if not self.metrics.exists():
-            return
-        with self.metrics.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue
-                whole = isinstance(row, dict) and isinstance(row.get("round"), int)
-                if whole and isinstance(row.setdefault("seconds", {}), dict):
-                    yield row
-
-    def totals(self) -> dict[str, dict[str, Any]]:
-        """Seconds by kind (means over ranks) and bytes of all rows, over all starts of the run."""
-        seconds, sizes = dict.fromkeys(KINDS, 0.0), {"sent": 0, "received": 0, "averaged": 0}
-        for row in self.rows():
-            for kind in KINDS:
-                seconds[kind] += row["seconds"].get(kind, 0.0)
-            for direction in sizes:
-                sizes[direction] += row.get(f"bytes_{direction}", 0)
-        return {"seconds": seconds, "bytes": sizes}
-
     def add_metrics(self, row: dict[str, Any]) -> None:
-        """Append a row; numbers that are not finite, which JSON does not have, become null.
-
-        A row that cannot be written is left out, with one warning: training continues.
-        """
-        line = json_text(_finite(row), indent=None) + "\n"
-        whole_bytes = None
+        """Append a row; one that cannot be written is left out: training goes on. Said once."""
         try:
-            with open_text(self.metrics, "a") as file:
-                whole_bytes = file.tell()
-                file.write(line)
+            self.metrics.add(row)
         except OSError as error:
-            if whole_bytes is not None:  # the row may have been written in part
-                with suppress(OSError):
-                    os.truncate(self.metrics, whole_bytes)
-            self._say_unwritable(self.metrics, error)
+            self._say_unwritable(self.metrics.path, error)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, or warn if that fails: what it sums up is saved."""
-        text = json_text(_finite(summary))
+        text = json_text(finite(summary))
         try:
             write_text(self.path / "summary.json", text + "\n")
         except OSError as error:
@@ -304,79 +233,3 @@ def _is_of_this_job(owner: str) -> bool:
     job = os.environ.get("SLURM_JOB_ID")
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
     return job is not None and restarts != "0" and f", Slurm job {job}," in owner
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def facts_of_start(ranks: int, threads: int, mpi_library: str) -> dict[str, Any]:
-    """The facts about a start for run.json. Local."""
-    versions = {"ist_hpc": __version__, "python": platform.python_version()}
-    for package in ("torch", "numpy", "h5py", "mpi4py", "horovod"):
-        versions[package] = _version_of(package)
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "host": socket.gethostname(),
-        "command": command_line([sys.executable, *sys.orig_argv[1:]]),
-        "folder": os.getcwd(),
-        "ranks": ranks,
-        "threads_a_rank": threads,
-        "mpi": mpi_library.split("\n")[0].strip("\x00 "),
-        "slurm": {name: os.environ[name] for name in _SLURM if name in os.environ},
-        "versions": versions,
-        "git": _git_state(),
-    }
-
-
-def _version_of(package: str) -> str:
-    """The version of a package as imported, which may differ from what pip installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    imported = getattr(sys.modules.get(package), "__version__", None)
-    if imported is not None:
-        return str(imported)
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _git_state() -> str:
-    """Commit of the package's checkout, with `-dirty` if it was changed; empty without a checkout.
-
-    It is a checkout if git has this very file: the package may be installed inside a repository of
-    other things, and the environment may point git to yet another repository.
-    """
-    own = Path(__file__).resolve()
-    try:
-        _git(own.parent, "ls-files", "--error-unmatch", "--", own.name)
-        if not own.is_relative_to(Path(_git(own.parent, "rev-parse", "--show-toplevel")).resolve()):
-            return ""
-        commit = _git(own.parent, "describe", "--always", "--dirty", "--abbrev=12")
-        package = own.parents[1]
-        new = _git(package, "ls-files", "--others", "--exclude-standard", "--", "*.py")
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return ""
-    return f"{commit}-dirty" if new and not commit.endswith("-dirty") else commit
-
-
-def _git(folder: Path, *words: str) -> str:
-    """The output of a git command; raises `CalledProcessError` if it fails, and others."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    done = subprocess.run(
-        ["git", *words],
-        cwd=folder,
-        env={**ours, "GIT_OPTIONAL_LOCKS": "0"},  # reading must change nothing
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="surrogateescape",
-        timeout=10,
-        check=True,
-    )
-    return done.stdout.rstrip("\n")

@@ -3,7 +3,7 @@
 import socket
 
 from ist_hpc.runtime.launch import AgreedInputError, AgreedRunError, say
-from ist_hpc.runtime.run_folder import RunFolder
+from ist_hpc.runtime.run_folder.folder import RunFolder
 from ist_hpc.runtime.stopping import name_of
 
 

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from ist_hpc import __version__
 from ist_hpc.checkpoint.folder import MANIFEST, Checkpoint
-from ist_hpc.common.errors import InputError
-from ist_hpc.common.files import (
+from ist_hpc.common.disk.files import (
     exists_error,
     followed,
     hidden_beside,
     put_in_place,
     sha256_of,
 )
-from ist_hpc.common.hdf5_writing import Hdf5Output
+from ist_hpc.common.disk.hdf5_writing import Hdf5Output
+from ist_hpc.common.errors import InputError
 from ist_hpc.config.keys import EvaluateConfig
 from ist_hpc.data.shard_meta import META_FILE
 from ist_hpc.data.shards import Dataset

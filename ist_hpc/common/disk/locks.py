@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from ist_hpc.common.files import open_text
-from ist_hpc.common.names import ENCODING_ERRORS
+from ist_hpc.common.disk.files import open_text
+from ist_hpc.common.disk.names import ENCODING_ERRORS
 
 log = logging.getLogger("ist_hpc")
 

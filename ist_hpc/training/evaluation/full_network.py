@@ -22,8 +22,13 @@ from ist_hpc.data.shards import Dataset
 from ist_hpc.data.sparse_rows import Rows, SparseRows, to_device
 from ist_hpc.models.base import Model, Statistics
 from ist_hpc.models.layers import GATHER_BYTES
-from ist_hpc.training.metrics import ClassificationMetrics
-from ist_hpc.training.ranking import RankingMetrics, TopLabels, inverse_propensities, merge_top
+from ist_hpc.training.evaluation.metrics import ClassificationMetrics
+from ist_hpc.training.evaluation.ranking import (
+    RankingMetrics,
+    TopLabels,
+    inverse_propensities,
+    merge_top,
+)
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -1,0 +1,1 @@
+"""Files and folders: their names, locks, and how they come to be whole; HDF5."""

@@ -1,0 +1,1 @@
+"""Networks of convolutions on images: VGG11 and pre-activation residual networks."""

@@ -1,0 +1,1 @@
+"""Multi-layer perceptrons, with what sparse rows and many labels need."""

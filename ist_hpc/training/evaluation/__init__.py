@@ -1,0 +1,1 @@
+"""The full network on the rows of a data set: its outputs, metrics and predictions."""
