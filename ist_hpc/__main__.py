@@ -23,11 +23,11 @@ COMMANDS = {
     "quadratic": "independent subnets on quadratics, against their theory",
     "check": "do MPI, Horovod and HDF5 work together here?",
 }
-"""What each command is for."""
+"""The purpose of each command."""
 
 
 def main() -> int:
-    """Become the command that is named. Returns only where none is."""
+    """Become the named command. Returns only if none is named."""
     words = sys.argv[1:]
     if words[:1] == ["--version"]:
         _say(f"ist_hpc {__version__}")
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def script() -> None:
-    """The entry point `ist-hpc` that installing makes."""
+    """The entry point `ist-hpc` that an installation makes."""
     # as `ist_hpc` does for `python -m`: until a command has begun a Ctrl-C just ends it
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     run("ist-hpc", main)

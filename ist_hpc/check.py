@@ -1,9 +1,9 @@
 """Do Python, MPI, Horovod and HDF5 work together on these ranks?
 
-Run on two ranks, `mpirun -np 2 python -m ist_hpc.check`: rank 0 prints the versions, then an
-Alltoallv and a Horovod allreduce are done and their results compared with what must come out. The
-last line is `check: ok`, exit code 0; or one line that says what is wrong and what cures it,
-exit code 1. With `--alone` one rank is wanted. `make check` starts it in every way that there is.
+Run it on two ranks, `mpirun -np 2 python -m ist_hpc.check`: rank 0 prints the versions, then the
+ranks do an Alltoallv and a Horovod allreduce and compare the results with the expected ones. The
+last line is `check: ok`, exit code 0; or one line that says what is wrong and how to cure it,
+exit code 1. `--alone` expects one rank. `make check` starts it in every way that there is.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CheckError(Exception):
 
 
 def import_or_explain(name: str, cure: str) -> ModuleType:
-    """Import a module, or say in one line why that failed and what cures it."""
+    """Import a module, or say in one line why that failed and how to cure it."""
     try:
         __import__(name)
     except Exception as error:  # a library that does not load may raise anything
@@ -80,7 +80,7 @@ class TimeLimit:
 
 
 def report_libraries(rank: int) -> None:
-    """Print the versions of what does not communicate, and fail if any of it is missing."""
+    """Print the versions of libraries that do not communicate; fail if any is missing."""
     say(rank, "python", f"{platform.python_version()} ({sys.executable})")
     say(rank, "ist_hpc", __version__)
     again = "use the python of .venv, or make that anew with `rm -r .venv; make setup`"
@@ -95,7 +95,7 @@ def report_libraries(rank: int) -> None:
 
 
 def check_mpi(alone: bool) -> MPI.Comm:
-    """Start MPI, print what it is, and return its world (collective)."""
+    """Start MPI, print its version, and return its world (collective)."""
     mpi_environment.find_wheel()
     mpi_environment.refuse_step_without_pmix()
     with mpi_environment.as_started():
@@ -134,10 +134,10 @@ def check_mpi(alone: bool) -> MPI.Comm:
 
 
 def check_alltoallv(comm: MPI.Comm) -> None:
-    """Exchange blocks of uneven length and compare what came (collective over comm)."""
+    """Exchange blocks of uneven length and compare the results (collective over comm)."""
     import numpy as np
 
-    # rank s sends 3 s + 5 q + 1 numbers to rank q, each of which says where it comes from and goes
+    # rank s sends 3 s + 5 q + 1 numbers to rank q; each number encodes both ranks
     def block(source: int, target: int) -> Any:
         return (source * comm.size + target) * 1000.0 + np.arange(3 * source + 5 * target + 1)
 
@@ -159,7 +159,7 @@ def check_alltoallv(comm: MPI.Comm) -> None:
 
 
 def mpi_libraries() -> list[str]:
-    """Return the MPI libraries that this process has loaded, as far as the system says."""
+    """Return the MPI libraries that this process has loaded, as far as the system shows."""
     try:
         with open("/proc/self/maps", encoding="utf-8") as maps:
             paths = {line.split()[-1] for line in maps if "/libmpi.so" in line}
@@ -169,7 +169,7 @@ def mpi_libraries() -> list[str]:
 
 
 def check_allreduce(comm: MPI.Comm) -> None:
-    """Compare an allreduce of MPI's, which stands in for Horovod (collective over comm)."""
+    """Check an allreduce by MPI, which replaces Horovod (collective over comm)."""
     import numpy as np
 
     say(comm.rank, "Horovod", "not installed: what ranks share is averaged by MPI.Allreduce")
@@ -183,9 +183,9 @@ def check_allreduce(comm: MPI.Comm) -> None:
 
 
 def check_horovod(comm: MPI.Comm) -> None:
-    """Start Horovod on this communicator and compare an allreduce (collective over comm).
+    """Start Horovod on this communicator and check an allreduce (collective over comm).
 
-    Where no rank has a Horovod, the allreduce is MPI's.
+    If no rank has Horovod, MPI does the allreduce.
     """
     rebuild = "build it again with `make distclean setup`, and see INSTALL.md"
     hvd, problem = None, ""
@@ -271,7 +271,7 @@ def main() -> int:
         if rank != 0:
             time.sleep(3)
         print(f"check: {text}", flush=True)
-        os._exit(1)  # without MPI_Finalize, which would wait for ranks that do not get there
+        os._exit(1)  # without MPI_Finalize, which would wait for ranks that never call it
     if rank == 0:
         print("check: ok", flush=True)
     return 0

@@ -1,8 +1,8 @@
 """Does every way of starting that the README names work here? The program of `make check`.
 
 Each starts `ist_hpc.check`, whose report is printed once, and gets a line: right, what is wrong, or
-why it was not tried. The last line of all is `check: ok`, exit code 0; or `check: ` and what is
-wrong, exit code 1. Nothing is written.
+why it was not tried. The very last line is `check: ok`, exit code 0; or `check: ` and what is
+wrong, exit code 1. It writes no files.
 """
 
 import os
@@ -21,9 +21,9 @@ WAYS = {
     "srun": ("srun", "--mpi=pmix", "-n", "2"),
     "python": (),
 }
-"""What stands before `python`."""
+"""The words before `python`."""
 
-_LIMIT_S = 100.0  # longer than ist_hpc.check waits for a rank that does not come
+_LIMIT_S = 100.0  # longer than ist_hpc.check waits for a missing rank
 _GRACE_S = 5.0
 # by which horovodrun has Open MPI and MPICH mark lines
 _OF_HOROVODRUN = re.compile(r"\[\d+,\d+\]<std(?:out|err)>:|^\[\d+\] ", re.MULTILINE)
@@ -65,7 +65,7 @@ def _options(name: str) -> tuple[str, ...]:
 
 
 def _why_not(name: str, environment: Mapping[str, str]) -> str:
-    """Why a way is not tried here; "" if it is."""
+    """Why a way is not tried here; "" if it is tried."""
     if not shutil.which(name):
         return f"there is no {name} on PATH"
     if name == "horovodrun" and not shutil.which("mpirun"):
@@ -79,7 +79,7 @@ def _why_not(name: str, environment: Mapping[str, str]) -> str:
 
 
 def _run(command: list[str]) -> tuple[int | None, list[str]]:
-    """The exit code of a command, None after the time limit, and what it printed."""
+    """The exit code of a command (None after the time limit) and its output."""
     environment = dict(os.environ)
     if "SLURM_STEP_ID" in environment:  # else srun would wait for this step to end
         environment.setdefault("SLURM_OVERLAP", "1")
@@ -107,7 +107,7 @@ def _run(command: list[str]) -> tuple[int | None, list[str]]:
 
 
 def _end(process: subprocess.Popen[str]) -> str:
-    """End a command, which is asked to first; what it had printed."""
+    """End a command, with a request first; return its output."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)

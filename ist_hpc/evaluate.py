@@ -1,4 +1,4 @@
-"""`python -m ist_hpc.evaluate`: a checkpoint on a data set, at any number of ranks."""
+"""`python -m ist_hpc.evaluate`: a checkpoint on a data set, on any number of ranks."""
 
 import argparse
 from collections.abc import Sequence
@@ -110,7 +110,7 @@ def _evaluate(runtime: Runtime, arguments: argparse.Namespace) -> int:
         on_root(comm, lambda: refuse_target(target, "--predictions", arguments.overwrite))
     folder = on_root(comm, lambda: resolve(arguments.checkpoint))
 
-    # After what can be refused without torch, which takes seconds to load.
+    # After the checks that need no torch, which takes seconds to load.
     from ist_hpc.checkpoint import restore
     from ist_hpc.common.disk.names import spoken
     from ist_hpc.runtime import devices

@@ -1,7 +1,7 @@
-"""`python -m ist_hpc.plan`: what a run will need, before a cluster is asked; no MPI, no data.
+"""`python -m ist_hpc.plan`: what a run will need, before it gets a cluster; no MPI, no data.
 
-Memory of a rank, bytes of a round and operations of a step, under independent subnet training and,
-beside it, under local SGD and data parallel training. `counts` and `memory` say how they are
+Memory of a rank, bytes of a round and operations of a step, for independent subnet training and, in
+comparison, for local SGD and data parallel training. `counts` and `memory` say how they are
 counted.
 """
 

@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, checked as far as it can be without the number of ranks."""
+    """The command line, checked as far as possible without the number of ranks."""
     given = _parser().parse_args(argv)
     for name, least in (
         ("q", 1),
@@ -120,7 +120,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _refuse_output(output: Path) -> None:
-    """What would be found wrong only after minutes of measuring. Local, on the rank that draws."""
+    """Refuse an output that would fail only after minutes. Local, on the rank that draws."""
     if not output.parent.is_dir():
         raise InputError(f"--output: there is no folder {output.parent}")
     pictures.require_matplotlib(figures.OTHERWISE)

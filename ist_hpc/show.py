@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    # Here, as `--help` needs neither HDF5 nor torch.
+    # Imported here, as `--help` needs neither HDF5 nor torch.
     from ist_hpc.checkpoint.description import describe
     from ist_hpc.checkpoint.folder import Checkpoint, resolve
     from ist_hpc.checkpoint.run_facts import describe_run, is_run

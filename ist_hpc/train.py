@@ -36,7 +36,7 @@ keys of a configuration (and of --set):
 
 
 class _PrintSchema(argparse.Action):
-    """Prints as --version does: at once, and on one rank."""
+    """Prints the schema as --version prints: at once, and on one rank."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         parser._print_message(json.dumps(loading.schema(), indent=2) + "\n", sys.stdout)
@@ -115,7 +115,7 @@ def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
             if runtime.rank == 0:
                 rounds, is_saved = trainer.progress.round, trainer.saved is not None
                 record_stop(folder, trainer.stopped_by, rounds, is_saved)
-            comm.Barrier()  # the first to leave would make launchers end the others
+            comm.Barrier()  # the first to exit would make launchers end the others
             return EXIT_GO_ON
     if runtime.rank == 0:
         folder.set_status("finished")
@@ -130,7 +130,7 @@ def _train(runtime: Runtime, arguments: argparse.Namespace) -> int:
 
 
 def _say_stopped_early(runtime: Runtime, stop: StopRequest, stopped_by: int) -> int:
-    """Say that the run stopped before it was one; the exit code. Collective."""
+    """Report a stop before the run began; return the exit code. Collective."""
     stop.leave()
     if runtime.rank == 0:
         say(f"train: stopped: {name_of(stopped_by)}, before there were data; the same goes on")
@@ -139,7 +139,7 @@ def _say_stopped_early(runtime: Runtime, stop: StopRequest, stopped_by: int) -> 
 
 
 def _configuration(arguments: argparse.Namespace) -> tuple[Config, bool]:
-    """The configuration, and whether its data are the quickstart's and still to be made."""
+    """The configuration, and whether the quickstart's data have to be made first."""
     path = arguments.config
     if arguments.resume and not arguments.name:
         raise InputError("--resume goes on with a run that has a name; give its --name")

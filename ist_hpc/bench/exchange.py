@@ -126,7 +126,7 @@ def _raw(comm: "MPI.Comm", plan: "Plan", late_s: float = 0.0) -> float:
 
 
 def _copy(device: torch.device, size_bytes: int) -> float:
-    """Seconds of a bare copy of so many bytes: in memory, or to a GPU from pinned memory."""
+    """Seconds of a bare copy of this many bytes: in memory, or to a GPU from pinned memory."""
     pinned = device.type == "cuda"
     source = torch.ones(size_bytes, dtype=torch.uint8, pin_memory=pinned)
     target = torch.ones(size_bytes, dtype=torch.uint8, device=device)

@@ -68,7 +68,7 @@ def make_data(config: Config, path: Path, rows: int) -> None:
 
 
 def _image_shape(config: Config, inputs: int) -> tuple[int, ...]:
-    """Square images of so many numbers, with the configured channels (three, if not configured)."""
+    """Square images of `inputs` numbers, with the configured channels, by default three."""
     channels = len(config.data.mean) or _CHANNELS
     side = math.isqrt(inputs // channels)
     if channels * side**2 != inputs:
@@ -80,7 +80,7 @@ def _image_shape(config: Config, inputs: int) -> tuple[int, ...]:
 
 
 def _random_rows(generator: np.random.Generator, rows: int, entries: int, width: int) -> Csr:
-    """Rows of about so many entries: drawn with repetition, which is then dropped."""
+    """Rows of about `entries` entries: drawn with repetition, without the repeated ones."""
     drawn = np.sort(generator.integers(width, size=(rows, min(entries, width))), axis=1)
     fresh = np.ones(drawn.shape, dtype=bool)
     fresh[:, 1:] = np.diff(drawn, axis=1) > 0

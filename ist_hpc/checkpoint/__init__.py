@@ -1,1 +1,1 @@
-"""Checkpoints: written, read, restored, described, exported."""
+"""Writes, reads, restores, describes and exports checkpoints."""

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, on one screen."""
+"""The contents of a checkpoint, on one screen."""
 
 import json
 import math
@@ -22,9 +22,9 @@ _MOST_CLASSES = 10  # named
 
 
 def describe(checkpoint: Checkpoint) -> list[str]:
-    """Check the files of a checkpoint; the lines about it. Local.
+    """Check the files of a checkpoint; return the lines about it. Local.
 
-    Raises `InputError` if a file is damaged: what is said is what was saved.
+    Raises `InputError` if a file is damaged: the lines describe only what was saved.
     """
     checkpoint.check_files(checkpoint.files)
     with checkpoint.opened() as opened:
@@ -39,7 +39,7 @@ def describe(checkpoint: Checkpoint) -> list[str]:
 
 
 def _facts(checkpoint: Checkpoint, opened: OpenCheckpoint) -> Iterator[tuple[str, str]]:
-    """What is printed on top, as (name, value)."""
+    """The facts printed on top, as (name, value)."""
     attributes, progress = opened.file.attrs, opened.progress
     epochs = _epochs(checkpoint.folder, progress.round)
     passed = f"{epochs:.2f} epochs, " if epochs is not None else ""
@@ -79,9 +79,9 @@ def _widths(model: ModelConfig) -> str:
 
 
 def _epochs(folder: Path, round_index: int) -> float | None:
-    """Passes over the training rows, from the run's metrics.jsonl if it is there.
+    """Passes over the training rows, from the run's metrics.jsonl if it exists.
 
-    The checkpoint alone does not know how many rows there were.
+    The checkpoint alone does not have the number of rows.
     """
     try:
         with (folder.parent.parent / "metrics.jsonl").open(encoding="utf-8") as file:
@@ -145,7 +145,7 @@ def _file_lines(checkpoint: Checkpoint) -> list[str]:
 
 
 def _configuration_lines(opened: OpenCheckpoint) -> list[str]:
-    """A line for each section, as YAML that `train --config` takes."""
+    """A line for each section, as YAML for `train --config`."""
     lines = ["", "configuration"]
     values_of = read_yaml(str(opened.file.attrs["config"]), f"of {opened.path}")
     for section, values in values_of.items():

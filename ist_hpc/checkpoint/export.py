@@ -23,9 +23,9 @@ def scaled(rows):
 
 
 class Export:
-    """The export of a checkpoint, whose files are checked first. Local.
+    """The export of a checkpoint, after a check of its files. Local.
 
-    mib  what `write` holds in memory, the whole model
+    mib  MiB that `write` holds in memory, the whole model
 
     Raises `InputError` for a damaged file.
     """
@@ -46,7 +46,7 @@ class Export:
     def write(self, target: Path, overwrite: bool) -> None:
         """Write the state dict; `target` appears complete or not at all.
 
-        Raises `InputError`, without `overwrite` for a file that came up meanwhile, too.
+        Raises `InputError`; without `overwrite` also for a file that appeared meanwhile.
         """
         with self._checkpoint.opened() as opened:
             state = {entry.name: _value(opened, entry) for entry in self._entries}
@@ -60,7 +60,7 @@ class Export:
             raise InputError(f"--export {target}: cannot be written ({reason})") from None
 
     def loading_source(self, target: Path) -> str:
-        """The Python that loads what was written to `target`."""
+        """The Python code that loads `target`."""
         data, mean, std = self._data, self._config.data.mean, self._config.data.std
         stored = (
             "dense rows, sparse ones filled with zeros"

@@ -1,6 +1,6 @@
-"""Checkpoints as folders: finding the newest, and checking files against the manifest.
+"""Checkpoints as folders: finds the newest, and checks files against the manifest.
 
-No MPI in here: `show` reads a checkpoint alone, a resume reads it on every rank.
+This file uses no MPI: `show` reads a checkpoint alone, a resume reads it on every rank.
 """
 
 import json
@@ -23,7 +23,7 @@ FOLDER_PATTERN = re.compile(r"round-([0-9]{8})")
 
 
 def round_folder(checkpoints: Path, round_index: int) -> Path:
-    """Where the checkpoint after `round_index` rounds lies."""
+    """The folder of the checkpoint after `round_index` rounds."""
     return checkpoints / f"round-{round_index:08d}"
 
 
@@ -55,10 +55,10 @@ def resolve(path: Path) -> Path:
 
 
 class Checkpoint:
-    """A checkpoint whose manifest was read; `check_files` before anything is read by HDF5.
+    """A checkpoint whose manifest was read; call `check_files` before HDF5 reads anything.
 
-    folder  where it lies
-    files   of each file (bytes, SHA-256), by name
+    folder  its folder
+    files   (bytes, SHA-256) of each file, by name
     """
 
     def __init__(self, folder: Path) -> None:
@@ -86,13 +86,13 @@ class Checkpoint:
                 raise _unreadable(path, error) from None
 
     def check_contents(self) -> None:
-        """Raise `InputError` if another version wrote the main file, or it is of other ranks."""
+        """Raise `InputError` if another version or other ranks wrote the main file."""
         with self.opened():
             pass
 
     @contextmanager
     def opened(self) -> Iterator[OpenCheckpoint]:
-        """The contents, through the main file. Raises `InputError` for what cannot be read."""
+        """The contents, through the main file. Raises `InputError` if they cannot be read."""
         refuse_vds_prefix()
         path = self.folder / MAIN_FILE
         with reporting(path):

@@ -1,7 +1,7 @@
-"""Shared weights to start from, of another run or made elsewhere: `model.body_from`.
+"""Shared weights to start from, from another run or another program: `model.body_from`.
 
-Either a checkpoint of this package, of any model with such weights, or an HDF5 file that has a
-dataset for each, `conv1.weight` or `parameters/conv1.weight`. Nothing that is read can run code.
+They come from a checkpoint of this package, of any model with such weights, or from an HDF5 file
+with a dataset for each, `conv1.weight` or `parameters/conv1.weight`. No such file can run code.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def read_shared(path: Path, specs: Sequence[SharedSpec]) -> dict[str, Tensor]:
 def _from_checkpoint(opened: OpenCheckpoint, spec: SharedSpec) -> Tensor:
     group, key = "parameters", spec.key
     for running, statistic in _STATISTICS.items():
-        if key.endswith(running) and key not in opened.keys(group):  # channels were dealt out there
+        if key.endswith(running) and key not in opened.keys(group):  # channels were dealt out
             group, key = "statistics", key.removesuffix(running) + statistic
     return torch.from_numpy(opened.rows(group, key, spec.shape))
 

@@ -1,4 +1,4 @@
-"""What is in a checkpoint: how far its run was, and any rows of its tensors. No MPI in here."""
+"""Reads a checkpoint: how far its run was, and any rows of its tensors. Uses no MPI."""
 
 import dataclasses
 import json
@@ -28,15 +28,15 @@ def rank_file(rank: int) -> str:
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run is, at the end of a round.
+    """The position of a run at the end of a round.
 
     round        the next round's index
     steps        local steps every rank has trained
     samples      rows trained on by all ranks
     stream_rows  rows each rank has drawn from its stream
     ranks        how many ranks drew them
-    best         the best test metric so far, of 1; -1 before the first evaluation
-    owes_evaluation  one was due after this round, and given up as the run was asked to stop
+    best         the best test metric so far, as a fraction of 1; -1 before the first evaluation
+    owes_evaluation  whether one was due after this round, and given up on a request to stop
     """
 
     round: int = 0
@@ -50,12 +50,12 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class DataShape:
-    """What of a data set a model depends on.
+    """The properties of a data set on which a model depends.
 
-    features  numbers a row
-    outputs   classes, or labels
-    sparse    rows are sparse, and labels are sets
-    classes   names of the classes; none if they have none
+    features  numbers per row
+    outputs   number of classes, or of labels
+    sparse    whether rows are sparse and labels are sets
+    classes   names of the classes; empty if they have none
     """
 
     features: int
@@ -65,7 +65,7 @@ class DataShape:
 
     @staticmethod
     def of(dataset: Dataset) -> "DataShape":
-        """That of a data set."""
+        """The shape of a data set."""
         return DataShape(dataset.features, dataset.outputs, dataset.sparse, dataset.classes)
 
 
@@ -73,9 +73,9 @@ class OpenCheckpoint:
     """The contents of a checkpoint whose files were checked.
 
     file    the main file
-    ranks   how many rank files there are
+    ranks   the number of rank files
 
-    Raises `InputError` for a checkpoint of another version, and for what is missing in it.
+    Raises `InputError` for a checkpoint of another version, and for missing contents.
     """
 
     def __init__(self, path: Path, file: h5py.File, ranks: int) -> None:
@@ -135,7 +135,7 @@ class OpenCheckpoint:
     ) -> npt.NDArray[np.float32]:
         """The rows [rows[0], rows[1]) (all by default) of a tensor of global shape `shape`.
 
-        Float32. Raises `InputError` if the checkpoint has no such tensor.
+        They are float32. Raises `InputError` if the checkpoint has no such tensor.
         """
         dataset = self._dataset(group, key)
         if dataset.shape != tuple(shape):
@@ -162,9 +162,9 @@ class OpenCheckpoint:
         return found
 
     def _require_parts(self, rows: int, start: int, stop: int) -> None:
-        """Raise `InputError` unless the files that have these of all rows can be opened here.
+        """Raise `InputError` unless the files with these rows can be opened here.
 
-        HDF5 reads NaN where it finds no file, as on a host that does not see it.
+        HDF5 reads NaN if it does not find a file, for example on a host that does not see it.
         """
         bounds = block_bounds(rows, self.progress.ranks)
         first, last = np.searchsorted(bounds, start, "right") - 1, np.searchsorted(bounds, stop)

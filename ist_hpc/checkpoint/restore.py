@@ -1,4 +1,4 @@
-"""Bringing a saved model back on any number of ranks: which checkpoint is whole, and its parts."""
+"""Restores a saved model on any number of ranks: finds a whole checkpoint, and reads its parts."""
 
 import dataclasses
 import shutil
@@ -24,19 +24,19 @@ from ist_hpc.runtime.launch import AgreedInputError, check_on_all, log, on_root
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_MOST_HOSTS = 8  # that are named
-# Widths are compared apart, and channels with those that stand for none; a block is a matter of
-# memory and speed; where convolutions came from, whether they are trained, and how many blocks a
-# rank trains are others.
+_MOST_HOSTS = 8  # named in a message
+# Widths are compared separately, and channels after their defaults are filled in. A block concerns
+# memory and speed. The source of convolutions, whether they are trained, and how many blocks a rank
+# trains may change.
 _NOT_OF_THE_MODEL = frozenset(
     ("inputs", "outputs", "channels", "label_block", "body_from", "freeze_body", "min_blocks")
 )
 
 
 def check(comm: "MPI.Comm", folder: Path) -> Checkpoint:
-    """Read the manifest and check every file, each by one rank. Collective.
+    """Read the manifest and check every file, each on one rank. Collective.
 
-    Raises `AgreedInputError` that names what is damaged, or hosts that do not see the folder.
+    Raises `AgreedInputError` that names damaged files, or hosts that do not see the folder.
     """
     _refuse_unseen(comm, folder)
     checkpoint = check_on_all(comm, lambda: Checkpoint(folder))
@@ -47,7 +47,7 @@ def check(comm: "MPI.Comm", folder: Path) -> Checkpoint:
 
 
 def _refuse_unseen(comm: "MPI.Comm", folder: Path) -> None:
-    """Raise `AgreedInputError` if rank 0 sees the folder and others do not: it is not damaged."""
+    """Raise `AgreedInputError` if rank 0 sees the folder and others do not: that is no damage."""
     seen = comm.allgather((folder.is_dir(), socket.gethostname()))
     blind = sorted({host for is_seen, host in seen if not is_seen})
     if seen[0][0] and blind:
@@ -61,10 +61,10 @@ def _refuse_unseen(comm: "MPI.Comm", folder: Path) -> None:
 
 
 def newest_valid(comm: "MPI.Comm", checkpoints: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; damaged ones are named and passed over. Collective.
+    """The newest checkpoint that is whole; names and skips damaged ones. Collective.
 
     None if there is no checkpoint at all; `AgreedInputError` if all are damaged, or if one cannot
-    be read, which says nothing of what is in it.
+    be read, so that its contents are unknown.
     """
     candidates = on_root(comm, lambda: newest_first(checkpoints))
     damaged: list[tuple[Path, str]] = []
@@ -87,7 +87,7 @@ def newest_valid(comm: "MPI.Comm", checkpoints: Path) -> Checkpoint | None:
 
 
 def _set_aside(damaged: Sequence[tuple[Path, str]]) -> None:
-    """Rename damaged checkpoints, so that they are not counted among those that are kept."""
+    """Rename damaged checkpoints, so that they do not count among those to keep."""
     for folder, problem in damaged:
         aside = folder.with_name(f"damaged-{folder.name}")
         if aside.exists():
@@ -97,7 +97,7 @@ def _set_aside(damaged: Sequence[tuple[Path, str]]) -> None:
 
 
 def check_model(opened: OpenCheckpoint, config: Config, data: DataShape) -> None:
-    """Raise `InputError` unless the checkpoint is of the configured model, data and optimiser."""
+    """Raise `InputError` unless the checkpoint fits the configured model, data and optimiser."""
     saved = opened.config
     pairs: list[tuple[str, Any, Any]] = [("model.kind", saved.model.kind, config.model.kind)]
     if saved.model.kind == config.model.kind:
@@ -124,7 +124,7 @@ def check_model(opened: OpenCheckpoint, config: Config, data: DataShape) -> None
             )
     thaws = is_frozen(saved.model) and not is_frozen(config.model)
     if thaws and (config.optimizer.kind, config.optimizer.state) == ("adam", "carry"):
-        # Moments that begin at zero would be taken for those of all steps of the run.
+        # Moments that begin at zero would be treated as those of all steps of the run.
         raise InputError(
             f"{opened.path}: `model.freeze_body` was true there, and Adam has no moments of the "
             "convolutions; leave it true, or start another run from these by `model.body_from`"
@@ -149,7 +149,7 @@ def restore(
     rank: int,
     ranks: int,
 ) -> Restored:
-    """Read the home blocks that `rank` of `ranks` holds, and no more. Local.
+    """Read only the home blocks that `rank` of `ranks` holds. Local.
 
     Raises `InputError` if the checkpoint has other tensors.
     """

@@ -1,4 +1,4 @@
-"""How a run stands: how far it is, how fast, how well, and why it stopped. No MPI."""
+"""The state of a run: how far it is, how fast, how well, and why it stopped. Uses no MPI."""
 
 import json
 import time
@@ -20,14 +20,14 @@ _MOST_CHECKPOINTS = 4
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run's, and no checkpoint's."""
+    """Whether a folder belongs to a run, and not to a checkpoint."""
     return (path / "run.json").is_file() and not (path / MANIFEST).is_file()
 
 
 def describe_run(path: Path, now_s: float | None = None) -> Iterator[str]:
     """The lines about a run. Local. Raises `InputError` for files that cannot be read.
 
-    now_s  the time, seconds since 1970; by default it is asked for
+    now_s  the time, seconds since 1970; by default the present
     """
     folder, now_s = RunFolder(path), time.time() if now_s is None else now_s
     starts = _starts(path)
@@ -58,7 +58,7 @@ def _starts(path: Path) -> Sequence[Mapping[str, Any]]:
 
 
 def _config(path: Path) -> Config | None:
-    """The configuration, none where it cannot be read: what is known otherwise is still shown."""
+    """The configuration; none if it cannot be read: other facts are still shown."""
     try:
         return loading.load(path / "config.yaml")
     except InputError:

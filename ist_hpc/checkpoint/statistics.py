@@ -16,7 +16,7 @@ _BLOCK_BYTES = 8 << 20  # read at a time
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean, standard deviation and range of the finite values, and how many are not finite."""
+    """Mean, standard deviation and range of the finite values, and the number of others."""
 
     mean: float
     std: float
@@ -26,7 +26,7 @@ class Summary:
 
 
 def summarise(blocks: Iterator[npt.NDArray[Any]]) -> Summary:
-    """Statistics of values that come in blocks, in float64, by merging those of the blocks."""
+    """Statistics of values in blocks, in float64, merged from those of the blocks."""
     count, mean, squares = 0, 0.0, 0.0
     low, high, unusable = math.inf, -math.inf, 0
     for block in blocks:
@@ -48,7 +48,7 @@ def summarise(blocks: Iterator[npt.NDArray[Any]]) -> Summary:
 
 
 def statistics_of(opened: OpenCheckpoint, group: str, key: str, shape: tuple[int, ...]) -> Summary:
-    """Statistics of a tensor, in memory for a block of it. Local; `InputError` if it is damaged."""
+    """Statistics of a tensor, read block by block. Local; `InputError` if it is damaged."""
     return summarise(_blocks(opened, group, key, shape))
 
 

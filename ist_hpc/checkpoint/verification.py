@@ -9,10 +9,10 @@ from ist_hpc.common.errors import InputError
 
 
 def verify(checkpoint: Checkpoint) -> Iterator[str]:
-    """The verdict of each file and of all values, a line as soon as it is known. Local.
+    """Yield a verdict on each file and on all values, as soon as it is known. Local.
 
-    The SHA-256 of every file against the manifest; then every dataset is read, which checks HDF5's
-    own checksums. Raises `InputError` for the first damaged file, or a value that is not finite.
+    Compares the SHA-256 of every file with the manifest, then reads every dataset, which checks
+    HDF5's own checksums. Raises `InputError` for the first damaged file or value not finite.
     """
     yield str(checkpoint.folder)
     problems = []

@@ -1,10 +1,10 @@
-"""Saving the sharded model; `restore` brings it back, on any number of ranks.
+"""Saves the sharded model; `restore` reads it on any number of ranks.
 
 A checkpoint is a folder, complete or absent:
 
     round-00000040/
       manifest.json          bytes and SHA-256 of every other file
-      checkpoint.h5          what people open: every tensor at its full global shape
+      checkpoint.h5          the file to open: every tensor at its full global shape
         attributes           format, format_version, round, steps, samples, ranks, config, ...
         /parameters/fc1.weight   virtual, over the home blocks in the rank files
         /optimizer/momentum/fc1.weight
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 _Entry = tuple[str, dict[str, object]]
-"""A file of the manifest: its name, its bytes and SHA-256."""
+"""A file in the manifest: its name, its bytes and SHA-256."""
 
 _CHUNK_BYTES = 1 << 20
 
@@ -85,7 +85,7 @@ class Contents:
 class _Block:
     """One dataset of a rank file: this rank's rows, float32, of a tensor of `shape`.
 
-    Copied to the CPU when it is written: a GPU's weights and slots at once might not fit there.
+    They are copied to the CPU when written: all weights and slots of a GPU might not fit there.
     """
 
     name: str
@@ -97,14 +97,14 @@ class _Block:
 def save(comm: "MPI.Comm", checkpoints: Path, contents: Contents, keep: int) -> Path:
     """Write a checkpoint, then remove all but the newest `keep`; returns its folder. Collective.
 
-    Everything is written beside, flushed to disk and checked before the folder gets its name.
-    Raises `AgreedRunError` if it cannot be written, and before anything is if there are numbers
-    that are not finite.
+    Everything is written under another name, flushed to disk and checked before the folder gets its
+    name. Raises `AgreedRunError` if it cannot be written, and also, before anything is written, if
+    some numbers are not finite.
     """
     blocks = _blocks(contents)
     _refuse_infinite(comm, blocks, contents)
     final = round_folder(checkpoints, contents.progress.round)
-    partial = comm.bcast(hidden_beside(final))  # of its own, should another start be at work, too
+    partial = comm.bcast(hidden_beside(final))  # unique, in case another start is also at work
     at_root = comm.Get_rank() == 0
     what = f"the checkpoint of round {contents.progress.round} cannot be saved"
     try:
@@ -129,7 +129,7 @@ def save(comm: "MPI.Comm", checkpoints: Path, contents: Contents, keep: int) -> 
 
 
 def _make_folder(partial: Path) -> None:
-    """The folder to write into; what a killed run left beside it goes."""
+    """Make the folder to write into; remove what a killed run left beside it."""
     for left in partial.parent.glob(".round-*"):
         _remove(left)
     partial.mkdir(parents=True)
@@ -138,7 +138,7 @@ def _make_folder(partial: Path) -> None:
 def _complete(
     partial: Path, contents: Contents, blocks: Sequence[_Block], entries: Sequence[_Entry]
 ) -> None:
-    """Write what rank 0 writes, and see whether it can be read."""
+    """Write the files of rank 0, and check that the whole can be read."""
     main = _write_main_file(partial / MAIN_FILE, contents, blocks, len(entries))
     manifest = {
         "format": FORMAT,
@@ -165,9 +165,9 @@ def _refuse_infinite(comm: "MPI.Comm", blocks: Sequence[_Block], contents: Conte
 
 
 def _publish(partial: Path, final: Path, keep: int) -> list[Path]:
-    """Give a finished checkpoint its name; returns those that are to be removed.
+    """Give a finished checkpoint its name; return those to remove.
 
-    They are one of the same round, which is replaced, and all but the newest `keep`.
+    These are one of the same round, which is replaced, and all but the newest `keep`.
     """
     replaced = [set_aside(final)] if final.exists() else []
     put_in_place(partial, final)
@@ -175,13 +175,13 @@ def _publish(partial: Path, final: Path, keep: int) -> list[Path]:
 
 
 def _remove_together(comm: "MPI.Comm", folders: Sequence[Path]) -> None:
-    """Remove folders that are no checkpoints any more, each rank some of the files. Collective.
+    """Remove folders that are no longer checkpoints; each rank removes some files. Collective.
 
-    Giving back the memory in which the system keeps large files takes one process a while.
+    For large files the system has to free cached memory, which takes a single process a while.
     """
     for folder in folders:
         for path in sorted(folder.glob("*"))[comm.Get_rank() :: comm.Get_size()]:
-            with suppress(OSError):  # what is left is removed, or complained about, below
+            with suppress(OSError):  # leftovers are removed, or reported, below
                 path.unlink()
     comm.Barrier()
     if comm.Get_rank() == 0:
@@ -190,9 +190,9 @@ def _remove_together(comm: "MPI.Comm", folders: Sequence[Path]) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove what is no checkpoint any more; if that fails, the next save tries again.
+    """Remove a former checkpoint; if that fails, the next save tries again.
 
-    It does on NFS as long as somebody reads one of the files.
+    It fails on NFS as long as somebody reads one of the files.
     """
     try:
         shutil.rmtree(folder)
@@ -201,7 +201,7 @@ def _remove(folder: Path) -> None:
 
 
 def _flushed_entry(path: Path) -> _Entry:
-    """Flush a written file to disk, and what the manifest has of it; the two at the same time."""
+    """Flush a written file to disk, and at the same time compute its entry for the manifest."""
     with ThreadPoolExecutor(1) as other:
         flushed = other.submit(flush_to_disk, path)
         entry = path.name, {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
@@ -238,7 +238,7 @@ def _about(spec: TensorSpec) -> str:
 
 
 def _write_rank_file(partial: Path, part: Mapping[str, int], blocks: Sequence[_Block]) -> _Entry:
-    """Write this rank's blocks; `part` are the attributes that say whose they are."""
+    """Write this rank's blocks; `part` has the attributes that say whose they are."""
     path = partial / rank_file(part["rank"])
     with written(path) as file:
         file.attrs.update(part)
@@ -293,7 +293,7 @@ def _write_main_file(
 
 
 def _check_readable(folder: Path, contents: Contents) -> None:
-    """Open what was written as a reader would, before it replaces anything."""
+    """Open the written files as a reader would, before they replace anything."""
     with Checkpoint(folder).opened() as opened:
         for group, specs in (("parameters", contents.specs), ("optimizer", contents.slot_specs)):
             for spec in specs:

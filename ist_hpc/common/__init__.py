@@ -1,1 +1,1 @@
-"""What every folder may use: errors, files, text, HDF5, command lines."""
+"""Used by every folder: errors, files, text, HDF5, command lines."""

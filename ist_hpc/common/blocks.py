@@ -16,5 +16,5 @@ def block_bounds(size: int, ranks: int) -> Units:
 
 
 def block_of(size: int, ranks: int) -> Units:
-    """For each unit of range(size) the rank of its block; int64, shape [size]."""
+    """The rank of the block of each unit in range(size); int64, shape [size]."""
     return np.repeat(np.arange(ranks, dtype=np.int64), np.diff(block_bounds(size, ranks)))

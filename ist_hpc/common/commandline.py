@@ -1,4 +1,4 @@
-"""What the command lines of all commands have in common."""
+"""The common parts of all command lines."""
 
 import argparse
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _MOST_MESSAGE = 600  # characters
 
 
 def given_path(text: str) -> Path:
-    """The type of every option that is a path: a `~` that the shell left is expanded."""
+    """The type of every option that is a path: expands a `~` that the shell left."""
     try:
         return path_of(text)
     except InputError as error:
@@ -41,7 +41,7 @@ count = count_from(1)
 class Parser(argparse.ArgumentParser):
     """Keeps the line breaks of its texts, and raises `InputError` for a wrong command line.
 
-    Options of the types int and float take `decimals` only.
+    Options of the types int and float accept `decimals` only.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -52,12 +52,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing usage: a mistake is one line, once for all ranks."""
-        if len(message) > _MOST_MESSAGE:  # it repeats what was given, which may be pages
+        if len(message) > _MOST_MESSAGE:  # it repeats the arguments, which may be pages
             message = f"{message[:_MOST_MESSAGE]} ..."
         raise InputError(f"{message}; see {self.prog} --help")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print help and version once, not once a rank."""
+        """Print help and version once, not on every rank."""
         if rank_of_launcher() == 0:
             super()._print_message(message, file)
 

@@ -1,6 +1,6 @@
-"""Numbers as people write them, in ASCII: what an option, a variable or a field of a table says.
+"""Numbers as people write them, in ASCII: in an option, a variable or a field of a table.
 
-Python's own readings take more: `1_0` is 10, `０１` of another script 1, and `²` a digit.
+Python itself accepts more: `1_0` is 10, `０１` of another script 1, and `²` a digit.
 """
 
 import re
@@ -18,12 +18,12 @@ def whole(text: str) -> int:
 
 
 def number(text: str) -> float:
-    """The number, which may be infinite or none (nan). Raises ValueError."""
+    """The number, which may be infinite or nan. Raises ValueError."""
     return float(_only(_NUMBER, text))
 
 
 def whole_from(least: int, text: str) -> int:
-    """The whole number, of at least `least`. Raises ValueError that says so."""
+    """The whole number, at least `least`. Raises ValueError that names this minimum."""
     try:
         found = whole(text)
     except ValueError:

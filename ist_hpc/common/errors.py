@@ -1,8 +1,8 @@
 """The one exception for mistakes of a user, as opposed to mistakes of this package.
 
-An `InputError` is an answer, not a trace: what was got, what is allowed, where it stands, and
+An `InputError` is an answer, not a trace: the value, what is allowed, where it was given, and
 the likely fix, in one line. The entry points print it once for the whole job and end with
-exit code 2; anything else that is raised is a fault of the program and ends with a traceback.
+exit code 2; any other exception is a fault of the program and ends with a traceback.
 """
 
 import math
@@ -16,7 +16,7 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_GO_ON = 75  # EX_TEMPFAIL of sysexits.h: stopped in order and saved; the same command goes on
 
-_SURROGATES = (0xDC80, 0xDCFF)  # by which Python carries the bytes 0x80 to 0xFF of a name
+_SURROGATES = (0xDC80, 0xDCFF)  # with which Python represents the bytes 0x80 to 0xFF of a name
 _LINE_BREAK = re.compile(r"\s*[\n\r\v\f]\s*")  # blanks of a name stay as they are
 _BYTE_IN_REPR = re.compile(r"\\udc([89a-f][0-9a-f])")  # what `printable` shows as \xe9
 
@@ -24,8 +24,8 @@ _BYTE_IN_REPR = re.compile(r"\\udc([89a-f][0-9a-f])")  # what `printable` shows 
 def printable(text: str, ascii_only: bool = False) -> str:
     r"""The text as any terminal, log or file can have it: other characters as `\xe9` or `\u20ac`.
 
-    Those are: a byte of a name that is not UTF-8, and what a terminal would take for a command.
-    With `ascii_only` all but ASCII.
+    These are bytes of a name that is not UTF-8, and what a terminal would take for a command. With
+    `ascii_only` they are all except ASCII.
     """
     if text.isprintable() and not (ascii_only and not text.isascii()):
         return text
@@ -44,7 +44,7 @@ def _shown(character: str, ascii_only: bool) -> str:
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used; the message is one line that says what and where."""
+    """The user's input cannot be used; the message is one line that says what and where."""
 
     def __init__(self, message: str) -> None:
         one_line = _LINE_BREAK.sub(" ", message.strip())
@@ -52,11 +52,11 @@ class InputError(Exception):
 
 
 class UnreadableError(InputError):
-    """A file that is there, and that the system does not read now: nothing is known of it."""
+    """A file exists, but the system cannot read it now: nothing is known about its content."""
 
 
 def describe(hint: Any) -> str:
-    """A type in a user's words."""
+    """A type in words for users."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return describe(arguments[0])
@@ -74,7 +74,7 @@ def describe(hint: Any) -> str:
 
 
 def _plain(hint: Any) -> Any:
-    """A type without what is annotated to it."""
+    """A type without its annotations."""
     while typing.get_origin(hint) is typing.Annotated:
         hint = typing.get_args(hint)[0]
     return hint

@@ -1,9 +1,9 @@
-"""What launchers say of this process in its environment, read before MPI, or without it.
+"""What launchers say about this process in its environment, read before MPI, or without it.
 
-A rank's variables are inherited by all that a rank starts: in a shell of `srun --pty bash` and in a
-notebook of a job they are those of the shell or of the notebook. Whether this process is a rank is
-therefore asked here and nowhere else. Where it is not sure it counts as none, and speaks: what is
-said twice can be read, what is not said cannot.
+All processes that a rank starts inherit its variables: in a shell of `srun --pty bash` and in a
+notebook of a job they are those of the shell or of the notebook. So only this module decides
+whether this process is a rank. In doubt it is none, and the process prints: a line printed twice
+can be read, a missing line cannot.
 """
 
 import os
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from ist_hpc.common.errors import InputError
 
-# A launcher's rank counts beside its number of ranks only.
+# A launcher's rank counts only together with its number of ranks.
 _RANK_AND_RANKS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("PMI_RANK", "PMI_SIZE"),
@@ -24,7 +24,7 @@ _OF_A_STEP = ("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS")
 
 
 def rank_of_launcher(environment: Mapping[str, str] = os.environ) -> int:
-    """The rank as the launcher's environment has it, before or without MPI; 0 if it has none."""
+    """The rank from the launcher's environment, before or without MPI; 0 if it has none."""
     for rank_name, ranks_name in _RANK_AND_RANKS:
         rank, ranks = _number(environment, rank_name), _number(environment, ranks_name)
         if rank is not None and ranks is not None and rank < ranks:
@@ -42,7 +42,7 @@ def rank_of_launcher(environment: Mapping[str, str] = os.environ) -> int:
 
 
 def ranks_of_launcher(environment: Mapping[str, str] = os.environ) -> int:
-    """How many ranks the launcher started, as its environment has it; 1 if there is none."""
+    """How many ranks the launcher started, from its environment; 1 without a launcher."""
     for _, ranks_name in _RANK_AND_RANKS:
         ranks = _number(environment, ranks_name)
         if ranks is not None:
@@ -51,7 +51,7 @@ def ranks_of_launcher(environment: Mapping[str, str] = os.environ) -> int:
 
 
 def variable_of_a_rank(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The variable by which this process would be a rank of an MPI launcher; None if it is none."""
+    """The variable that makes this process a rank of an MPI launcher; None if none does."""
     if _is_alone_in_its_step(environment):
         return None
     return next((name for name in _OF_MPI if name in environment), None)
@@ -59,9 +59,9 @@ def variable_of_a_rank(environment: Mapping[str, str] = os.environ) -> str | Non
 
 @contextmanager
 def as_started(environment: MutableMapping[str, str] = os.environ) -> Iterator[None]:
-    """For the block, in which MPI starts, hide a Slurm step of which this process is no rank.
+    """While MPI starts in the block, hide a Slurm step to which this process does not belong.
 
-    MPI would want to join the step's ranks. Open MPI ends with advice to build it anew if Slurm
+    MPI would try to join the step's ranks. Open MPI ends with advice to rebuild it if Slurm
     offers no PMIx, and otherwise joins once: a second program in the same shell ends the step, and
     the shell with it.
     """
@@ -80,12 +80,12 @@ def as_started(environment: MutableMapping[str, str] = os.environ) -> Iterator[N
 def find_wheel(
     environment: MutableMapping[str, str] = os.environ, prefix: str = sys.prefix
 ) -> None:
-    """Say where the MPI from PyPI lies, if it was installed beside this Python by pip alone.
+    """Set the place of the MPI from PyPI, if pip alone installed it beside this Python.
 
-    Else a plain `python`, its own only rank, would look for it where the wheel was built. `make
-    setup` has Python say it as it starts; a place that is given already is believed.
+    Otherwise a plain `python`, as a single rank, would look for it where the wheel was built. `make
+    setup` lets Python set it as it starts; a place that is already given is kept.
 
-    prefix  of this Python; a virtual environment, since a system's MPI knows where it lies
+    prefix  the prefix of this Python; a virtual environment, since a system's MPI knows its place
     """
     is_own = prefix != sys.base_prefix and os.path.exists(os.path.join(prefix, "lib/libmpi.so.40"))
     if is_own and os.path.exists(os.path.join(prefix, "bin/orterun")):
@@ -93,9 +93,9 @@ def find_wheel(
 
 
 def refuse_step_without_pmix(environment: Mapping[str, str] = os.environ) -> None:
-    """Raise `InputError` where the MPI from PyPI would end with advice to build it anew.
+    """Raise `InputError` if the MPI from PyPI would end with advice to rebuild it.
 
-    It knows no other way into a Slurm step than PMIx. Other MPIs may know one.
+    It can join a Slurm step only by PMIx. Other MPIs may have other ways.
     """
     from_pypi = environment.get("OPAL_PREFIX") == sys.prefix
     without = _is_in_a_step(environment) and "PMIX_NAMESPACE" not in environment
@@ -104,9 +104,9 @@ def refuse_step_without_pmix(environment: Mapping[str, str] = os.environ) -> Non
 
 
 def refuse_alone(ranks: int, environment: Mapping[str, str] = os.environ) -> None:
-    """Raise `InputError` if MPI has one rank where a launcher started several processes.
+    """Raise `InputError` if MPI has one rank although a launcher started several processes.
 
-    ranks  of MPI's world
+    ranks  size of MPI's world
     """
     started = ranks_of_launcher(environment)
     if ranks > 1 or started <= 1:
@@ -125,12 +125,12 @@ def refuse_alone(ranks: int, environment: Mapping[str, str] = os.environ) -> Non
 
 
 def _is_in_a_step(environment: Mapping[str, str]) -> bool:
-    """Whether srun is the launcher next to this process, and not an mpirun within the step."""
+    """Whether srun started this process, and not an mpirun within the step."""
     return "SLURM_STEP_ID" in environment and "OMPI_COMM_WORLD_SIZE" not in environment
 
 
 def _is_alone_in_its_step(environment: Mapping[str, str]) -> bool:
-    """Whether this process surely shares no MPI with another one of its Slurm step."""
+    """Whether this process certainly shares no MPI with another process of its Slurm step."""
     if not _is_in_a_step(environment) or (_number(environment, "PMI_SIZE") or 1) > 1:
         return False
     # steps of several components count the tasks of each by itself
@@ -139,10 +139,10 @@ def _is_alone_in_its_step(environment: Mapping[str, str]) -> bool:
 
 
 def _is_apart(environment: Mapping[str, str]) -> bool:
-    """Whether this process is surely no task of its Slurm step, but of a shell or notebook in it.
+    """Whether this process is certainly not a task of its Slurm step: a shell or notebook began it.
 
-    A task, and what a script that is a task starts, have the step's session. With `srun --pty` the
-    shell has one of its own; a notebook gives one to each kernel.
+    A task, and processes that its script starts, have the step's session. With `srun --pty` the
+    shell has its own; a notebook gives each kernel its own.
     """
     task, session = _number(environment, "SLURM_TASK_PID"), _task_session(environment)
     if session is None or task == os.getpid():
@@ -152,7 +152,7 @@ def _is_apart(environment: Mapping[str, str]) -> bool:
 
 
 def _task_session(environment: Mapping[str, str]) -> int | None:
-    """The session of the Slurm task of this process; None without one that can be seen."""
+    """The session of the Slurm task of this process; None if none can be seen."""
     task = _number(environment, "SLURM_TASK_PID")
     if task is None or not _is_in_a_step(environment):
         return None

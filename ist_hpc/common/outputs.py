@@ -1,8 +1,8 @@
-"""Standard streams that are no terminal's: closed, full, unread, or unable to show a character.
+"""Standard streams other than a terminal: closed, full, unread, or unable to show a character.
 
-Python ends with a traceback, or without a word, where one of them fails; in the middle of a run
-that is worth more than its lines. A command calls `mend` first; then no `print`, log line or
-progress bar raises, and `unwritten` says at the end what became of them.
+If one of them fails, Python ends with a traceback or silently, even in the middle of a run that is
+worth more than its lines. A command calls `mend` first; then no `print`, log line or progress bar
+raises, and `unwritten` reports at the end what was lost.
 """
 
 import errno
@@ -17,13 +17,13 @@ from ist_hpc.common.disk.names import ENCODING_ERRORS
 
 
 class ReaderGone(BaseException):
-    """Nobody reads what is printed any more; raised within `only_printing`."""
+    """Nobody reads the printed lines any more; raised within `only_printing`."""
 
 
 class Output(io.TextIOWrapper):
-    """A standard stream whose failures are kept, and not raised.
+    """A standard stream that keeps its failures instead of raising them.
 
-    failure  the first; None if all that was written has gone where it should
+    failure  the first failure; None if everything was written
     """
 
     failure: OSError | None = None
@@ -31,7 +31,7 @@ class Output(io.TextIOWrapper):
     raises_reader_gone = False
 
     def write(self, text: str) -> int:
-        """Write, or forget what nobody will have."""
+        """Write, or discard what cannot be written."""
         if self.is_closed and text:
             self._failed(OSError(errno.EBADF, "it is closed"))
         try:
@@ -41,7 +41,7 @@ class Output(io.TextIOWrapper):
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or forget what nobody will have."""
+        """Flush, or discard what cannot be written."""
         try:
             super().flush()
         except OSError as error:
@@ -50,7 +50,7 @@ class Output(io.TextIOWrapper):
     def _failed(self, error: OSError) -> None:
         if self.failure is None:
             self.failure = error
-            # What is written next goes nowhere, as does what is in the buffer.
+            # Later writes go nowhere, and so does the buffer.
             with suppress(OSError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self.fileno())
@@ -60,10 +60,10 @@ class Output(io.TextIOWrapper):
 
 
 def mend() -> None:
-    """Make the standard streams of this process such that writing to them never raises. Local.
+    """Change the standard streams of this process so that writing to them never raises. Local.
 
-    A closed one is opened on /dev/null first: else the next file that is opened, a checkpoint say,
-    would have its number, and what libraries print would go into it.
+    A closed one is first opened on /dev/null: otherwise the next file opened, such as a checkpoint,
+    would get its number, and libraries would print into it.
     """
     for number, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         try:
@@ -80,11 +80,11 @@ def mend() -> None:
 def _mended(stream: Any, number: int) -> Output:
     if isinstance(stream, Output):
         return stream
-    if not isinstance(stream, io.TextIOWrapper):  # Python has none for one that was closed
+    if not isinstance(stream, io.TextIOWrapper):  # Python has no stream for a closed one
         output = Output(open(number, "wb", closefd=False), "utf-8", ENCODING_ERRORS)  # noqa: SIM115
         output.is_closed = True
         return output
-    if not os.get_blocking(number):  # shared with a program that left it so; writing would fail
+    if not os.get_blocking(number):  # another program set it non-blocking; writing would fail
         os.set_blocking(number, True)
     encoding, lines, through = stream.encoding, stream.line_buffering, stream.write_through
     return Output(
@@ -93,7 +93,7 @@ def _mended(stream: Any, number: int) -> Output:
 
 
 def complain(text: str) -> None:
-    """Write a line that nobody should miss to stderr, or to stdout if stderr is closed. Local."""
+    """Write an important line to stderr, or to stdout if stderr is closed. Local."""
     error: TextIO = sys.stderr
     if isinstance(error, Output) and error.is_closed:
         error = sys.stdout
@@ -102,7 +102,7 @@ def complain(text: str) -> None:
 
 @contextmanager
 def only_printing() -> Iterator[None]:
-    """A block that does nothing but print: it ends when nobody reads any more (`... | head`)."""
+    """A block that only prints: it ends when nobody reads any more (`... | head`)."""
     output = cast(Any, sys.stdout)
     try:
         output.raises_reader_gone = isinstance(output, Output)
@@ -116,7 +116,7 @@ def only_printing() -> Iterator[None]:
 
 
 def unwritten() -> str:
-    """Why what was printed is not where it should be; empty if it is, or if its reader has left."""
+    """Why printed lines were lost; empty if none were, or if their reader has left."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

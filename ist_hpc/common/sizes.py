@@ -1,4 +1,4 @@
-"""Bytes of what ranks send to each other."""
+"""Bytes that ranks send to each other."""
 
 ELEMENT_BYTES = 4
 """Everything that is exchanged is float32."""

@@ -1,10 +1,10 @@
-"""Random numbers that are a function of what they are for, and of nothing else.
+"""Random numbers that depend on their purpose, and on nothing else.
 
-Every stream is keyed by (purpose, seed, index) and made of the raw 64-bit words of Philox-4x64, a
-counter-based generator. Raw words, unlike the distributions built on them, are fixed for ever by
-NumPy's compatibility promise, so deals, initial weights and data order survive library upgrades;
-and any part of a stream can be drawn without drawing what is before it, so no rank needs another
-rank's numbers.
+Every stream is keyed by (purpose, seed, index) and consists of the raw 64-bit words of Philox-4x64,
+a counter-based generator. NumPy's compatibility promise fixes raw words for ever, but not the
+distributions built on them, so deals, initial weights and data order survive library upgrades.
+Any part of a stream can be drawn without the part before it, so no rank needs another rank's
+numbers.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ def permutation(purpose: str, seed: int, index: int, size: int) -> npt.NDArray[n
     """A uniformly random permutation of range(size); int64, shape [size].
 
     Sorting 64-bit keys is uniform up to ties, whose probability for a million units is 3e-8; a
-    stable sort makes even those the same everywhere.
+    stable sort makes even ties the same everywhere.
     """
     return np.argsort(words(purpose, seed, index, size), kind="stable").astype(np.int64)
 
@@ -44,7 +44,7 @@ def uniform(
 ) -> npt.NDArray[np.float32]:
     """Rows `rows[0]` to `rows[1]` of a matrix of numbers uniform in [-bound, bound).
 
-    An element depends on its row and column only, so any division of the rows over ranks gives the
+    An element depends only on its row and column, so any division of the rows over ranks gives the
     same matrix. Returns float32, shape [rows[1] - rows[0], columns].
     """
     start, stop = rows

@@ -1,8 +1,8 @@
-"""Filling the sections of a configuration from untrusted mappings, with errors that answer.
+"""Fills the sections of a configuration from untrusted mappings, with helpful errors.
 
 A section is a pydantic dataclass, whose fields have a type with its bounds, a default and a help.
-pydantic checks them; what it finds wrong first becomes one line, which names the dotted key, where
-it was given, what was got and what is allowed.
+pydantic checks them; its first error becomes one line with the dotted key, where it was given, the
+value and what is allowed.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from ist_hpc.common.disk.names import expanded
 from ist_hpc.common.errors import InputError, describe, show
 
 Where = Callable[[str], str]
-"""dotted key -> where its value was given, such as `in configs/x.yaml, line 3`."""
+"""From a dotted key to where its value was given, such as `in configs/x.yaml, line 3`."""
 
 Whole = Annotated[int, Strict()]
 Number = Annotated[float, Strict(), AllowInfNan(False)]
@@ -37,7 +37,7 @@ Text = Annotated[str, Strict(), MinLen(1)]
 
 
 def _path(value: Any) -> str:
-    """A path, whose `~` is expanded. Names of files are bytes; pydantic's texts are Unicode."""
+    """A path with `~` expanded. Names of files are bytes; pydantic's texts are Unicode."""
     if not isinstance(value, str) or not value:
         raise PydanticCustomError("path", "no path")
     try:
@@ -50,13 +50,13 @@ FilePath = Annotated[str, PlainValidator(_path), WithJsonSchema({"type": "string
 """A file or folder, which may begin with `~`."""
 
 NO_OTHERS = ConfigDict(extra="forbid", defer_build=True)
-"""Of a section: it has no other keys; what checks it is built where it is first used."""
+"""The settings of a section: no other keys; pydantic builds its check on first use."""
 
 
 def key(default: Any = ..., help: str = "", **bounds: float) -> Any:
     """A field of a section: its default, if it has one, its meaning, and `ge`, `gt` or `le`."""
     limits: dict[str, Any] = {"description": help, **bounds}
-    if isinstance(default, type):  # a section, whose keys have defaults
+    if isinstance(default, type):  # a section; its keys have defaults
         return Field(default_factory=default, **limits)
     if isinstance(default, list):
         return Field(default_factory=lambda: list(default), **limits)
@@ -72,7 +72,7 @@ def default_of(field: "dataclasses.Field[Any]") -> Any:
 
 
 def help_of(field: "dataclasses.Field[Any]") -> str:
-    """What a key means."""
+    """The meaning of a key."""
     return str(typing.cast(Any, field.default).description)
 
 
@@ -83,7 +83,7 @@ def fill(kind: type, values: Any, where: Where) -> Any:
             "`the configuration` must be a mapping of keys to values, got "
             f"{show(values)} {where('')}"
         )
-    # A section that is not given has what it must have missing.
+    # In a section that is not given, the required keys are missing.
     required = [
         field.name
         for field in dataclasses.fields(kind)
@@ -144,7 +144,7 @@ def _answer(kind: type, values: Any, problem: dict[str, Any], where: Where) -> I
 
 
 def _plain(number: float) -> float:
-    """A bound as it was written: 1 and not 1.0."""
+    """A bound as it was written: 1, not 1.0."""
     return int(number) if float(number).is_integer() and abs(number) < 2**53 else number
 
 
@@ -160,12 +160,12 @@ def choices_of(hint: Any) -> tuple[str, ...]:
 
 
 def kind_of_section(section: Any) -> str:
-    """The kind that a section is for, the one value of its key `kind`."""
+    """The kind of a section, the only value of its key `kind`."""
     return str(choices_of(section.__annotations__["kind"])[0])
 
 
 def sections_in(hint: Any) -> list[Any]:
-    """The sections that a field of this type can hold: none, one, or one of several kinds."""
+    """The sections that a field of this type can hold: none, one, or several kinds."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return [hint]
     return [found for inner in typing.get_args(hint) for found in sections_in(inner)]
@@ -176,9 +176,9 @@ class _Place:
     """Where in a configuration something is wrong.
 
     parent     dotted key of the section, empty for the whole
-    name       the key in it, which it may not know
+    name       the key in it, which the section may not know
     names      the keys that it knows
-    field      the key's, if it knows it
+    field      the field of the key, if it knows the key
     value      what was given
     is_within  whether an item of a list is wrong
     """

@@ -1,8 +1,8 @@
 """Keys of one kind of network in the section of another.
 
-Until version 0.1.0 a configuration held the keys of all kinds, and so do the checkpoints that it
-wrote. Such a key is dropped where it has a value that it could have without a meaning, and refused
-where someone meant something by it.
+Until version 0.1.0 a configuration held the keys of all kinds, and so do checkpoints from then.
+Such a key is dropped if its value could be there without a meaning, and refused if someone set it
+on purpose.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ def drop_foreign(values: Any, where: Where) -> None:
     for name in [name for name in model if name not in _KEYS[kind]]:
         owners = [other for other, keys in _KEYS.items() if name in keys]
         if not owners:
-            continue  # nobody's, which is said where keys are checked
+            continue  # no section's key: the check of keys reports it
         value = model[name]
         if not any(value == none and type(value) is type(none) for none in _MEANINGLESS[name]):
             raise InputError(

@@ -20,7 +20,7 @@ def describe_keys() -> str:
 
 
 def _section_lines(kinds: list[type], prefix: str) -> list[str]:
-    """Of a section, which may be one of several kinds: a key that these share is listed once."""
+    """The lines of a section, which may have several kinds: a key they share is listed once."""
     lines = []
     for fields in _alike(kinds):
         field = next(iter(fields.values()))
@@ -39,7 +39,7 @@ def _section_lines(kinds: list[type], prefix: str) -> list[str]:
 
 
 def _alike(kinds: list[type]) -> list[dict[str, Field]]:
-    """The fields of all kinds, in their order; those that say the same in one dict, by kind."""
+    """The fields of all kinds, in their order; equal fields share one dict, by kind."""
     found: dict[Any, dict[str, Field]] = {}
     for kind in kinds:
         of = kind_of_section(kind) if len(kinds) > 1 else ""
@@ -52,7 +52,7 @@ def _alike(kinds: list[type]) -> list[dict[str, Field]]:
 
 
 def _default(field: Field) -> str:
-    """As one would write it in YAML."""
+    """The default as written in YAML."""
     default = default_of(field)
     if default is dataclasses.MISSING:
         return "required"

@@ -10,13 +10,13 @@ from pydantic.dataclasses import dataclass
 from ist_hpc.config.filling import NO_OTHERS, FilePath, Flag, Number, Text, Whole, key
 
 MOST_TOP = 10_000
-"""Of `evaluate.top`: every rank keeps so many labels for each row of a batch."""
+"""Maximum of `evaluate.top`: every rank keeps as many labels for each row of a batch."""
 
 VGG11_CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)
-"""Of the paper that VGG11 is from, configuration A (Simonyan and Zisserman 2015)."""
+"""From the VGG paper, configuration A (Simonyan and Zisserman 2015)."""
 RESNET_CHANNELS = (64, 128, 256, 512)
 RESNET_SECTIONS = (3, 4, 23, 3)
-"""Basic blocks of the network of ResIST (section 4)."""
+"""Basic blocks in the network of ResIST (section 4)."""
 
 Scale = Annotated[Number, Ge(1e-30), Le(1e30)]  # so that float32 holds it
 Width = Annotated[Whole, Ge(1), Le(2**26)]
@@ -155,7 +155,7 @@ ModelConfig = MlpConfig | Vgg11Config | ResnetConfig
 
 
 def kind_of(model: Any) -> str:
-    """The kind of a network, of its section or of a mapping of its keys."""
+    """The kind of a network, from its section or a mapping of its keys."""
     if isinstance(model, ModelConfig):
         return model.kind
     return str(model.get("kind", "mlp")) if isinstance(model, dict) else "mlp"
@@ -327,7 +327,7 @@ def is_frozen(model: ModelConfig) -> bool:
 
 
 def subnets_of(config: Config, ranks: Whole) -> int:
-    """How many networks such ranks train at a time; 1 where every rank trains the whole one."""
+    """How many networks the ranks train at a time; 1 if every rank trains the whole network."""
     return ranks if config.train.algorithm == "ist" else 1
 
 

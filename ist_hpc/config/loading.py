@@ -1,4 +1,4 @@
-"""The configuration of a run: reading it from YAML and --set, and writing it."""
+"""Reads the configuration of a run from YAML and --set, and writes it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ def parse(text: str, source: str, settings: Sequence[str] = ()) -> Config:
 def resolve(values: Any, where: Where) -> Config:
     """The configuration of a mapping, which it may change. Raises `InputError`.
 
-    where  says of a dotted key where its value was given, for errors
+    where  from a dotted key to where its value was given, for errors
     """
     drop_foreign(values, where)
     config: Config = fill(Config, values, where)
@@ -107,6 +107,6 @@ def dump(config: Config) -> str:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of a configuration, by which editors complete and check YAML."""
+    """The JSON Schema of a configuration, with which editors complete and check YAML."""
     made = TypeAdapter(Config).json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}

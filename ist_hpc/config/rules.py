@@ -1,4 +1,4 @@
-"""Rules between the keys of a configuration: what values do not allow together."""
+"""Rules between the keys of a configuration: values that exclude each other."""
 
 from ist_hpc.common.errors import InputError, show
 from ist_hpc.common.streams import SEED_LIMIT
@@ -15,13 +15,13 @@ from ist_hpc.config.keys import (
     sections_of,
 )
 
-_FEWEST_EPOCHS = 1e-6  # between evaluations; fewer is less than a row of any data set
+_FEWEST_EPOCHS = 1e-6  # between evaluations; less is below one row of any data set
 
 
 def check_together(config: Config, where: Where) -> None:
-    """Raise `InputError` for what keys do not allow together.
+    """Raise `InputError` for values that exclude each other.
 
-    where  says of a key, by its dotted name, where its value comes from
+    where  from a dotted key to where its value was given, for errors
     """
     train, model, optimizer = config.train, config.model, config.optimizer
     if (train.epochs is None) == (train.rounds is None):

@@ -1,4 +1,4 @@
-"""The YAML of configurations: read safely, each key once and its line known; and written."""
+"""Reads the YAML of configurations safely, each key once and with its line; and writes it."""
 
 import math
 import re
@@ -13,8 +13,8 @@ from yaml.reader import ReaderError
 from ist_hpc.common.errors import InputError, show
 
 _TAG = "tag:yaml.org,2002:"
-# The rules of YAML 1.2's core schema (section 10.3.2) for what a plain word is, without its octal
-# and hexadecimal numbers. YAML 1.1, which the library has, reads 010 as 8, 1:30 as 90, `no` as
+# The rules of YAML 1.2's core schema (section 10.3.2) for the type of a plain word, without octal
+# and hexadecimal numbers. The library has YAML 1.1, which reads 010 as 8, 1:30 as 90, `no` as
 # false and 2026-01-02 as a date.
 _RULES = {
     "null": (r"~|null|Null|NULL|", ("~", "n", "N", "")),
@@ -31,7 +31,7 @@ _FORMS = {name: re.compile(form, re.ASCII) for name, (form, _) in _RULES.items()
 
 
 def _resolvers() -> dict[str, list[tuple[str, Any]]]:
-    """By the first character of a word: the types that it may have, and their forms."""
+    """By first character, the types that a word may have, and their forms."""
     found: dict[str, list[tuple[str, Any]]] = {}
     for name, (form, firsts) in _RULES.items():
         for first in firsts:
@@ -43,8 +43,8 @@ def _resolvers() -> dict[str, list[tuple[str, Any]]]:
 class _Loader(yaml.SafeLoader):
     """Safe YAML by the core rules of YAML 1.2: a whole number is decimal, `no` is a text.
 
-    What YAML has and no configuration needs is an error: aliases, by which a value may have no end,
-    and types beyond JSON's.
+    Features of YAML that no configuration needs are errors: aliases, which can make a value
+    endless, and types beyond JSON's.
     """
 
     yaml_implicit_resolvers = _resolvers()
@@ -54,7 +54,7 @@ class _Loader(yaml.SafeLoader):
     }
 
     def check_printable(self, data: Any) -> None:
-        """Refuse what YAML has not, but for bytes of names: see `names`."""
+        """Refuse characters outside YAML, except bytes of names: see `names`."""
         super().check_printable(_NAME_BYTES.sub("x", data))
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -65,7 +65,7 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """The value of a node; a scalar that is not of its type is an error as any other is."""
+        """The value of a node; a scalar that does not fit its type is an error like any other."""
         kind = str(node.tag).removeprefix(_TAG)
         try:
             form = _FORMS.get(kind)
@@ -79,11 +79,11 @@ class _Loader(yaml.SafeLoader):
             raise ConstructorError(None, None, problem, node.start_mark) from None
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Nothing: the merging of mappings (<<) is no part of YAML 1.2."""
+        """Do nothing: merging mappings (<<) is not part of YAML 1.2."""
 
 
 def _both() -> dict[str, list[tuple[str, Any]]]:
-    """The rules of YAML 1.1, which other readers of our files may have, and those of 1.2."""
+    """The rules of YAML 1.1, which other readers of our files may use, and those of 1.2."""
     old, new = yaml.SafeDumper.yaml_implicit_resolvers, _resolvers()
     return {first: [*old.get(first, []), *new.get(first, [])] for first in {*old, *new}}
 
@@ -108,10 +108,10 @@ def write_yaml(value: Any, one_line: bool = False) -> str:
 def read_yaml(
     text: str, where: str, on_key: Callable[[str, int], None] = lambda key, line: None
 ) -> Any:
-    """The value of a YAML text; tells `on_key` the dotted keys and their lines.
+    """The value of a YAML text; calls `on_key` with the dotted keys and their lines.
 
-    where  the text is from, for errors: "in runs/a/config.yaml"
-    Raises `InputError` for what is not YAML, or has a key twice.
+    where  where the text comes from, for errors: "in runs/a/config.yaml"
+    Raises `InputError` for text that is not YAML, or has a key twice.
     """
     try:
         loader = _Loader(text)

@@ -1,1 +1,1 @@
-"""What a run costs before it is started: bytes, memory, operations."""
+"""The cost of a run, computed before it starts: bytes, memory, operations."""

@@ -1,9 +1,9 @@
-"""What a run costs before it is started: bytes of a round, operations of a step.
+"""The cost of a run, computed before it starts: bytes of a round, operations of a step.
 
 Everything is counted from shapes and deals: no MPI, no torch, no data. Bytes are what the exchange
 passes to Alltoallv, exactly; operations are those of the matrix products. The same is counted for
 data parallel training and for local SGD, where every rank holds the whole model and averages by a
-ring allreduce. What a rank holds is counted in memory.py.
+ring allreduce. memory.py counts what a rank holds.
 """
 
 import math
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is trained, on how many ranks, as far as its cost depends on it.
+    """What is trained, and on how many ranks: all that the cost depends on.
 
-    model, rule      the network and the optimiser, which say what they need themselves
-    carry            whether slots travel with their weights, else they are begun anew each round
-    keeps_rounds     whether a round's weights and carried slots are kept, so as to give it up
-    batch_size       rows a rank trains on in one step
-    row_entries      non-zeros of a sparse row, on average; None for dense rows
+    model, rule      the network and the optimiser, which state their own needs
+    carry            whether slots travel with their weights, else each round resets them
+    keeps_rounds     whether a round's weights and carried slots are kept, to give the round up
+    batch_size       rows that a rank trains on in one step
+    row_entries      average non-zeros in a sparse row; None for dense rows
     calibration_rows, evaluation_rows
                      rows through the full network at a time, on every rank
     window_bytes     bound of the rows that are kept for shuffling
     buffer_bytes     bound of the exchange's send and receive buffer together
-    product_bytes    of a number that enters a product and comes out of it: 2 under bf16
+    product_bytes    bytes per number that enters or leaves a product: 2 under bf16
     """
 
     model: "Model"
@@ -66,7 +66,7 @@ class Job:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """First to last."""
+        """The layers, first to last."""
         return self.model.layers
 
     @cached_property
@@ -76,7 +76,7 @@ class Job:
 
     @property
     def exchanged(self) -> tuple[TensorSpec, ...]:
-        """What every round exchanges: the weights, and the slots if they are carried."""
+        """The tensors that every round exchanges: the weights, and the slots if carried."""
         return (*self.weights, *(self.slots if self.carry else ()))
 
     @property
@@ -86,12 +86,12 @@ class Job:
 
     @property
     def untrained_elements(self) -> int:
-        """Of the shared weights those without a gradient."""
+        """Elements of the shared weights without a gradient."""
         return sum(spec.elements for spec in self.model.shared if not spec.trained)
 
     @property
     def frozen_elements(self) -> int:
-        """Of the shared weights those that do not change."""
+        """Elements of the shared weights that do not change."""
         return sum(spec.elements for spec in self.model.shared if not spec.changes)
 
     @property
@@ -101,9 +101,9 @@ class Job:
 
     @property
     def replica_slot_elements(self) -> int:
-        """Elements of the other slots where weights are not dealt out.
+        """Elements of the other slots if weights are not dealt out.
 
-        Under data parallel training and local SGD no element has a count of updates of its own.
+        Under data parallel training and local SGD no element has its own count of updates.
         """
         return sum(
             elements(self.rule.slot_spec(slot, spec))
@@ -162,7 +162,7 @@ def expected_received(spec: TensorSpec, ranks: int, asked: float = 0.0) -> float
 def expected_received_at_home(spec: TensorSpec, ranks: int) -> float:
     """Elements of a tensor that a rank receives in a visit home, on average.
 
-    What a subnet has: S/N of a tensor with one dealt axis, S/N^2 of one with two; times 1 - 1/N.
+    The size of its subnet, S/N with one dealt axis and S/N^2 with two; times 1 - 1/N.
     Demanded tensors are at home.
     """
     if spec.demanded is not None:
@@ -193,7 +193,7 @@ def expected_bytes(
 
 @dataclass(frozen=True, eq=False)
 class ExchangeBytes:
-    """The bytes of one exchange: of each rank, int64 [ranks]; the total is the same both ways.
+    """The bytes of one exchange per rank, int64 [ranks]; sent and received totals are equal.
 
     round_index  the round that the exchange leads to
     """
@@ -246,7 +246,7 @@ def averaging_bytes(job: Job) -> float:
 def data_parallel_bytes(job: Job) -> float:
     """Bytes that a rank receives in `local_steps` steps of data parallel training.
 
-    An allreduce of the gradient a step, and one of running statistics at the end.
+    One allreduce of the gradient per step, and one of running statistics at the end.
     """
     weights = _updated_elements(job, steps=1, with_slots=False)
     gradient = allreduce_bytes(weights - job.untrained_elements, job.ranks)
@@ -278,9 +278,9 @@ def _updated_elements(job: Job, steps: int, with_slots: bool) -> float:
 
 
 def subnets_through_server_bytes(job: Job) -> int:
-    """Bytes of a round if every rank's subnet went to a server and back, of all ranks together.
+    """Bytes per round of all ranks together, if every subnet went to a server and back.
 
-    So ResIST (table 3) counts: float32, weights alone, without running statistics.
+    ResIST (table 3) counts in this way: float32, weights alone, without running statistics.
     """
     own = sum(
         math.prod(spec.subnet_shape(rank, job.ranks))

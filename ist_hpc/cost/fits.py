@@ -1,4 +1,4 @@
-"""Whether a planned run fits: into the memory of a rank, and its ranks to the shards."""
+"""Whether a planned run fits into the memory of a rank, and whether its ranks fit the shards."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ def fits(
     needs_of_ranks: Callable[[int], int],
     most_ranks: int,
 ) -> dict[str, Any]:
-    """What fits into the memory of a rank, and the fewest ranks with which IST does."""
+    """Which algorithms fit into the memory of a rank, and the fewest ranks with which IST does."""
     fewest = fewest_ranks(lambda n: needs_of_ranks(n) <= memory_bytes, most_ranks)
     return {
         "memory_bytes": memory_bytes,
@@ -32,10 +32,10 @@ def fits(
 
 
 def fewest_ranks(fits: Callable[[int], bool], most_ranks: int) -> int | None:
-    """The fewest ranks for which `fits` is true, None if it is for none up to `most_ranks`.
+    """The fewest ranks for which `fits` is true; None if there are none up to `most_ranks`.
 
-    One rank is tried by itself, as it exchanges nothing. From two on what fits once is taken to
-    fit with more ranks, too: the search doubles, then halves.
+    One rank is tried separately, as it exchanges nothing. From two on, a number that fits is
+    assumed to fit with more ranks, too: the search doubles, then halves.
     """
     if fits(1):
         return 1
@@ -55,10 +55,10 @@ def fewest_ranks(fits: Callable[[int], bool], most_ranks: int) -> int | None:
 
 
 def refuse_unfit(config: Config, report: Mapping[str, Any]) -> None:
-    """Raise `InputError` for a run that its `plan_report`, or the shards, say cannot be. Local."""
+    """Raise `InputError` for a run that its `plan_report` or the shards rule out. Local."""
     algorithm, ranks = config.train.algorithm, report["ranks"]
     if "fits" in report:
-        # DDP keeps the weights and gradients that Horovod's data parallel training does.
+        # DDP keeps the same weights and gradients as Horovod's data parallel training.
         fit = report["fits"]["data_parallel" if algorithm == "ddp" else algorithm]
         if not fit["fits"]:
             raise InputError(
@@ -79,7 +79,7 @@ def refuse_unfit(config: Config, report: Mapping[str, Any]) -> None:
 
 
 def _enough_ranks(algorithm: str, report: Mapping[str, Any]) -> str:
-    """What more ranks would help, as the beginning of a list; empty if they would not."""
+    """How many more ranks would help, as the beginning of a list; empty if none would."""
     fewest = report["fits"]["fewest_ranks_ist"]
     if fewest is None:
         return ""

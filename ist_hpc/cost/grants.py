@@ -1,8 +1,8 @@
 """The memory that a node grants to the ranks on it.
 
-What bounds the ranks of a node together: its physical memory, the cgroups they are in, Slurm's
-allocation; and what is free at the moment. What bounds each: `ulimit -v` and `ulimit -d`. Nothing
-here communicates: every rank says what it finds, and `limits.refusal` judges what all ranks of a
+Bounds on the ranks of a node together: its physical memory, their cgroups, Slurm's allocation, and
+the memory that is free at the moment. Bounds on each rank: `ulimit -v` and `ulimit -d`. Nothing
+here communicates: every rank reports what it finds, and `limits.refusal` judges what all ranks of a
 node have found.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import psutil
 
 _NODE = "node"
-_UNLIMITED = 1 << 60  # cgroup v1 writes the largest number of pages where there is no limit
+_UNLIMITED = 1 << 60  # cgroup v1 writes the largest number of pages if there is no limit
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -25,9 +25,9 @@ _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40
 class SharedLimit:
     """A bound on processes together.
 
-    limit_bytes  what they may have
-    source       where it comes from, for people
-    shared_by    a name that is equal for those ranks of a node which the bound counts together
+    limit_bytes  bytes that they may have
+    source       where the bound comes from, in words
+    shared_by    a name that is equal for the ranks of a node that the bound counts together
     """
 
     limit_bytes: int
@@ -37,7 +37,7 @@ class SharedLimit:
 
 @dataclass(frozen=True)
 class ProcessLimit:
-    """A bound on one process; `used_bytes` is what it had of it when the bound was looked up."""
+    """A bound on one process; `used_bytes` is what the process used of it at the time."""
 
     limit_bytes: int
     used_bytes: int
@@ -46,11 +46,11 @@ class ProcessLimit:
 
 @dataclass(frozen=True)
 class Grant:
-    """What one rank found, to be compared with what the other ranks of its node found.
+    """The bounds that one rank found, to compare with those of the other ranks of its node.
 
     host             name of the node
     shared           at least one, the physical memory; the smallest first
-    available_bytes  of the physical memory what no process holds now; page cache counts as free
+    available_bytes  physical memory that no process holds now; page cache counts as free
     process          the `ulimit` that leaves least, None if there is none
     """
 
@@ -61,10 +61,10 @@ class Grant:
 
 
 def granted_bytes(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Grant:
-    """What this process' node grants. Local; raises nothing: what cannot be read is no bound.
+    """The memory granted by this process's node. Local; raises nothing: unreadable bounds are none.
 
-    root     where /proc/self/cgroup and /sys/fs/cgroup are looked for
-    environ  where Slurm's variables are looked for
+    root     the folder that contains /proc/self/cgroup and /sys/fs/cgroup
+    environ  the environment that contains Slurm's variables
     """
     memory = psutil.virtual_memory()
     physical = SharedLimit(memory.total, "physical memory", _NODE)
@@ -108,13 +108,13 @@ def _slurm_limits(environ: Mapping[str, str]) -> list[SharedLimit]:
 
 
 def _slurm_bytes(text: str) -> int:
-    """Bytes of `16000` (MiB) or `16G`; 0, which means all of the node, also for other words."""
+    """Bytes of `16000` (MiB) or `16G`; 0, which means the whole node, also for other words."""
     found = re.fullmatch(r"([0-9]+)([KMGT]?)", text.strip().upper())
     return int(found[1]) * _SUFFIXES[found[2]] if found else 0
 
 
 def _cgroup_limits(root: Path) -> list[SharedLimit]:
-    """Limits of the memory cgroups (version 2 and 1) of this process and of those around them."""
+    """Limits of this process's memory cgroups (version 2 and 1) and of those around them."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -133,9 +133,9 @@ def _cgroup_limits(root: Path) -> list[SharedLimit]:
 
 
 def _limits_upward(mount: Path, path: str, name: str) -> list[SharedLimit]:
-    """Of the group at `path` and of every group that it is in, as far as they can be seen.
+    """Limits of the group at `path` and of every group around it, as far as they are visible.
 
-    Inside a container the path may be the host's, of which only the top is mounted here.
+    Inside a container the path may be the host's, where only the top is mounted.
     """
     parts = PurePosixPath(path).relative_to("/").parts if path.startswith("/") else ()
     if ".." in parts:  # the process is outside what this namespace shows

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from ist_hpc.cost.grants import Grant, ProcessLimit, SharedLimit
 
 BASE_BYTES = 315 << 20
-"""Resident memory of a rank beside its model, as in most runs. About 155 MiB of it are its own; the
-rest are pages of PyTorch's libraries, of which the kernel may map more (630 MiB in all were seen),
-and which it takes back when memory is short."""
+"""Resident memory of a rank without its model, in most runs. About 155 MiB of it are its own; the
+rest are pages of PyTorch's libraries. The kernel may map more of these (630 MiB in all were seen),
+and takes them back when memory is short."""
 
-_FIRST_USE_BYTES = 16 << 20  # what MPI, BLAS and HDF5 take when they are first used
+_FIRST_USE_BYTES = 16 << 20  # MPI, BLAS and HDF5 allocate this on first use
 _SMALLER = "a smaller `data.batch_size`, `exchange.buffer_mib` or `data.window_mib`"
 
 _Demand = tuple[int, int, str]
-"""Bytes that are needed, bytes that are granted, and how a refusal says so."""
+"""Bytes needed, bytes granted, and the words of a refusal."""
 
 
 def refusal(
@@ -25,14 +25,14 @@ def refusal(
 ) -> str | None:
     """One line that says why the ranks of a node cannot have what they need; None if they can.
 
-    predicted_bytes_a_rank  what a rank will need beside what it has before it makes its model
-    node_grants             of every rank on the node, so that all of them come to the same answer
-    base_bytes              what a rank has before that: Python, PyTorch, MPI
+    predicted_bytes_a_rank  bytes that a rank will need in addition to those before its model
+    node_grants             grants of every rank on the node, so that all reach the same answer
+    base_bytes              bytes of a rank before its model: Python, PyTorch, MPI
     configured_gb           `runtime.memory_gb`: GB of the node, instead of everything found
 
-    Local. A `ulimit` counts addresses, not memory, and what is free now is what the ranks have
-    left: there the prediction is added to what was found, and `base_bytes` has no part in it.
-    The threads of Horovod, where a model needs it, and of `runtime.threads` reserve addresses
+    Local. A `ulimit` counts addresses, not memory, and memory that is free now excludes what the
+    ranks already have: for both the prediction is added to what was found, without `base_bytes`.
+    The threads of Horovod, if a model needs it, and of `runtime.threads` reserve addresses
     later, which are not counted: about 480 MiB, and 80 MiB each.
     """
     ranks = len(node_grants)

@@ -1,4 +1,4 @@
-"""What a rank holds before a run is started: its memory, phase by phase.
+"""The memory that a rank will hold, phase by phase, computed before a run starts.
 
 Only what is held at the same time is said here. How many bytes each part takes is said beside what
 allocates it: by the network (`models.shapes.Shapes`), the optimiser, the exchange
@@ -39,7 +39,7 @@ class Memory:
 
     @property
     def peak_phase(self) -> str:
-        """The phase that holds most."""
+        """The phase that holds the most."""
         return max(self.phases, key=self.total)
 
     @property
@@ -48,10 +48,10 @@ class Memory:
         return self.total(self.peak_phase)
 
     def peaks_with_gpu(self) -> tuple[int, int]:
-        """(host, GPU) bytes, each at its peak, where weights and activations are on a GPU.
+        """(host, GPU) bytes, each at its peak, if weights and activations are on a GPU.
 
-        Rows stay on the host; buffers are on both, pinned on the host; a checkpoint's home blocks
-        are copied to it tensor by tensor, counted here all at once.
+        Rows stay on the host; buffers are on both, pinned on the host. A checkpoint's home blocks
+        are copied to the host tensor by tensor, but counted here all at once.
         """
         on_host = ("window", "calibration", "buffers")
         host = max(sum(items.get(name, 0) for name in on_host) for items in self.phases.values())
@@ -66,13 +66,13 @@ class Memory:
 def subnet_memory(job: Job) -> Memory:
     """Memory of rank 0 under independent subnet training.
 
-    Deals and home blocks give the first ranks the extra units, so no rank holds more but for the
-    buffers, which are those of the busiest rank. Phases:
+    Deals and home blocks give the first ranks the extra units, so no rank holds more. Buffers are
+    those of the busiest rank. Phases:
 
     training    a step: gradient, activations of a batch, temporaries of the optimiser's update
-    exchange    to the next round: what its chunks hold twice
+    exchange    to the next round: tensors that its chunks hold twice
     evaluation  a visit home: home blocks of input and output layers, the full network's activations
-    checkpoint  the same with the slots' home blocks; statistics are computed for a checkpoint, too
+    checkpoint  the same with the slots' home blocks; a checkpoint also computes statistics
 
     Activations are an estimate; everything else is counted as the code allocates it.
     """
@@ -126,7 +126,7 @@ def subnet_memory(job: Job) -> Memory:
 def replica_memory(job: Job, averages_gradient: bool) -> Memory:
     """Memory of a rank that holds the whole model, in a step: data parallel and local SGD.
 
-    Data parallel training averages the gradient, for which it is a whole tensor even under sparse
+    Data parallel training averages the gradient, which is therefore a whole tensor even with sparse
     rows. Without Horovod's fusion buffer, and without an evaluation, which adds activations.
     """
     weights = job.weight_elements * ELEMENT_BYTES
@@ -155,7 +155,7 @@ def full_activations(job: Job) -> int:
 
 
 def fusion_bytes() -> int:
-    """Size of the buffer in which small tensors are put together before they are averaged."""
+    """Size of the buffer that collects small tensors before they are averaged."""
     given = os.environ.get("HOROVOD_FUSION_THRESHOLD", "")
     try:
         return whole_from(0, given)
@@ -164,14 +164,14 @@ def fusion_bytes() -> int:
 
 
 def _kept_round(job: Job, weights_bytes: int, slots_bytes: int) -> dict[str, int]:
-    """What `Algorithm.keep_round` copies: all that a round changes."""
+    """Bytes that `Algorithm.keep_round` copies: all that a round changes."""
     if not job.keeps_rounds:
         return {}
     return {"kept_round": weights_bytes + (slots_bytes if job.carry else 0)}
 
 
 def _step(job: Job, ranks: int) -> dict[str, int]:
-    """What a step holds beside weights, slots and gradients; `ranks` 1: of the whole model."""
+    """Memory of a step without weights, slots and gradients; `ranks` is 1 for the whole model."""
     model, entries = job.model, job.row_entries
     updates = [job.rule.update_bytes(spec, ranks) for spec in model.dense_specs]
     for spec, of_rows in model.row_gradients(job.batch_size, ranks, entries):
@@ -192,6 +192,6 @@ def _batches(job: Job) -> dict[str, int]:
 
 
 def _rows_kept(job: Job) -> dict[str, int]:
-    """Rows that stay in memory: those for calibration, from the first visit on, and the window."""
+    """Rows kept in memory: those for calibration, from the first visit on, and the window."""
     calibration = job.model.rows_bytes(job.calibration_rows, job.row_entries)
     return {"calibration": calibration, "window": job.window_bytes}

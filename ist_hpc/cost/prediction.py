@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def job_of(config: Config, model: Model, ranks: int, meta: Meta | None) -> counts.Job:
-    """What `counts` needs to know of a run.
+    """What `counts` needs to know about a run.
 
-    meta  describes the data; without it the configured window and `data.row_entries` stand for them
+    meta  describes the data; without it the configured window and `data.row_entries` replace it
     """
     evaluation_rows = config.evaluate.batch_rows
     if meta is not None and meta.shards.get("test"):
@@ -56,12 +56,12 @@ def job_of(config: Config, model: Model, ranks: int, meta: Meta | None) -> count
 
 
 def is_sparse(config: Config, meta: Meta | None) -> bool:
-    """Whether rows are sparse: as the data are, else whether `data.row_entries` is given."""
+    """Whether rows are sparse, by the data, or without data if `data.row_entries` is given."""
     return config.data.row_entries is not None if meta is None else meta.kind == "sparse"
 
 
 def _row_entries(config: Config, meta: Meta | None) -> float | None:
-    """Non-zeros of a row, on average; of data from their size."""
+    """Average non-zeros per row; from the size of the data, if there are any."""
     if not is_sparse(config, meta):
         return None
     if meta is None or not meta.shards.get("train"):
@@ -70,7 +70,7 @@ def _row_entries(config: Config, meta: Meta | None) -> float | None:
 
 
 def grants_of_node(comm: "MPI.Comm") -> list[Grant]:
-    """What each rank of this node is granted. Collective."""
+    """The grants of each rank of this node. Collective."""
     from mpi4py import MPI
 
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
@@ -80,10 +80,10 @@ def grants_of_node(comm: "MPI.Comm") -> list[Grant]:
 
 
 def memory_of(config: Config, job: counts.Job) -> cost_memory.Memory:
-    """What a rank holds under the configured algorithm.
+    """The memory that a rank holds under the configured algorithm.
 
-    Of those that hold whole models, an evaluation and Horovod's fusion buffer are counted, too. Not
-    counted: what Horovod, MPI and gloo allocate for themselves.
+    If ranks hold whole models, an evaluation and Horovod's fusion buffer count, too. Memory that
+    Horovod, MPI and gloo allocate for themselves does not count.
     """
     train = config.train
     if train.algorithm == "ist":
@@ -111,7 +111,7 @@ def memory_of(config: Config, job: counts.Job) -> cost_memory.Memory:
 def refuse_too_large_for_gpu(
     config: Config, job: counts.Job, device: torch.device, sharing: int
 ) -> None:
-    """Raise `InputError` if the ranks that share a GPU will need more than it has free. Local."""
+    """Raise `InputError` if the ranks that share a GPU need more than it has free. Local."""
     if device.type == "cpu":
         return
     needed_bytes, free_bytes = (
@@ -128,7 +128,7 @@ def refuse_too_large_for_gpu(
 
 
 def refuse_too_large(config: Config, job: counts.Job, grants: Sequence[Grant]) -> None:
-    """Raise `InputError` if the ranks of a node will need more memory than it grants. Local."""
+    """Raise `InputError` if the ranks of a node need more memory than it grants. Local."""
     memory = memory_of(config, job)
     needed_bytes = memory.peak if config.device == "cpu" else memory.peaks_with_gpu()[0]
     problem = refusal(needed_bytes, grants, configured_gb=config.runtime.memory_gb)

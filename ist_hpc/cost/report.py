@@ -22,7 +22,7 @@ def plan_report(
 ) -> dict[str, Any]:
     """All numbers, for `json.dumps`; bytes, elements and operations, whole or on average.
 
-    With `memory_gb`, which a rank may have, also `fits`. Raises `InputError` if the widths are
+    With `memory_gb`, the limit per rank, it also has `fits`. Raises `InputError` if the widths are
     unknown or there are more ranks than units.
     """
     for name, value in (("ranks", ranks), ("rounds", rounds)):
@@ -91,7 +91,7 @@ def plan_report(
 
 
 def _widths(config: Config) -> tuple[int, int, Meta | None]:
-    """(inputs, outputs, the data's description if it is there and has these widths)."""
+    """(inputs, outputs, the data's description if it exists and has these widths)."""
     path = Path(config.data.path)
     meta = load_meta(path) if (path / META_FILE).exists() else None
     inputs, outputs = config.model.inputs, config.model.outputs
@@ -99,7 +99,7 @@ def _widths(config: Config) -> tuple[int, int, Meta | None]:
         found = (meta.features, meta.outputs)
         inputs, outputs = inputs or found[0], outputs or found[1]
         if (inputs, outputs) != found:
-            meta = None  # a plan for other data than those that happen to be here
+            meta = None  # the plan is for other data than those found here
     missing = [
         f"model.{name}=..."
         for name, value in (("inputs", inputs), ("outputs", outputs))
@@ -146,7 +146,7 @@ def _ist_bytes(job: counts.Job, exchanges: Sequence[counts.ExchangeBytes]) -> di
 
 
 def _replica_bytes(job: counts.Job, received: float, times: int) -> dict[str, float]:
-    """Of an algorithm whose ranks have the whole model and bring it together `times` a round."""
+    """Bytes of an algorithm whose ranks have the whole model and average it `times` per round."""
     return {
         "expected_a_rank": received,
         "all_ranks": job.ranks * received,

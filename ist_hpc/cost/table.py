@@ -18,13 +18,13 @@ ITEMS = {
     "calibration": "calibration rows (kept)",
     "window": "data window (at most)",
 }
-"""The items of `memory.Memory` in people's words, in the order of the table."""
+"""The items of `memory.Memory` in plain words, in the order of the table."""
 
 _ALGORITHMS = {"ist": "IST", "local_sgd": "local SGD", "data_parallel": "data parallel"}
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """What `report.plan_report` returns as lines of at most 100 characters."""
+    """The result of `report.plan_report` as lines of at most 100 characters."""
     parts = [_heading(report), _comparison(report), _memory_table(report)]
     if "fits" in report:
         parts.append(_verdicts(report["fits"]))
@@ -44,7 +44,7 @@ def _heading(report: Mapping[str, Any]) -> list[str]:
 
 
 def _comparison(report: Mapping[str, Any]) -> list[str]:
-    """One column an algorithm."""
+    """One column per algorithm."""
     memory, traffic, flops = report["memory"], report["bytes_a_round"], report["flops_a_step"]
     ist, rounds = traffic["ist"], report["rounds"]
 
@@ -84,7 +84,7 @@ def _comparison(report: Mapping[str, Any]) -> list[str]:
 
 
 def _memory_table(report: Mapping[str, Any]) -> list[str]:
-    """One column a phase of independent subnet training."""
+    """One column per phase of independent subnet training."""
     memory = report["memory"]["ist"]
     phases = memory["phases"]
     rows: list[tuple[str, list[str]]] = [("memory of a rank (IST), MiB", list(phases))]
@@ -99,7 +99,7 @@ def _memory_table(report: Mapping[str, Any]) -> list[str]:
 
 
 def _verdicts(fits: Mapping[str, Any]) -> list[str]:
-    """A line an algorithm: whether it fits into the memory of a rank."""
+    """One line per algorithm: whether it fits into the memory of a rank."""
     lines = [
         f"in {fits['memory_bytes'] / 1e9:,.1f} GB a rank, {fits['base_bytes'] / 1e9:.2f} GB of it "
         "for Python, PyTorch and MPI:"
@@ -114,7 +114,7 @@ def _verdicts(fits: Mapping[str, Any]) -> list[str]:
 
 
 def _apart(one: float, other: float) -> tuple[str, str]:
-    """Both with one digit after the point, or with as many as tell them apart."""
+    """Both with one digit after the point, or with as many as needed to differ."""
     for digits in range(1, 10):
         texts = f"{one:,.{digits}f}", f"{other:,.{digits}f}"
         if texts[0] != texts[1]:

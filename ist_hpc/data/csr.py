@@ -1,4 +1,4 @@
-"""Sparse rows as compressed arrays (CSR): what shards store and batches are cut from. No torch."""
+"""Sparse rows as compressed arrays (CSR), as in shards and in memory. Uses no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, eq=False)
 class Csr:
-    """Rows of numbers most of which are zero, or sets of labels.
+    """Rows of mostly zeros, or sets of labels.
 
     Row i has `values[indptr[i]:indptr[i + 1]]` in the columns `indices[indptr[i]:indptr[i + 1]]`,
-    which ascend strictly; it may have none.
+    which ascend strictly; a row may be empty.
 
     indptr   int64 [rows + 1], from 0
     indices  int32 [entries], 0 to columns - 1
-    values   float32 [entries]; None where every value is one: sets of labels
+    values   float32 [entries]; None if every value is one: sets of labels
     columns  width of a row
     """
 
@@ -27,12 +27,12 @@ class Csr:
     columns: int
 
     def __len__(self) -> int:
-        """Rows."""
+        """The number of rows."""
         return len(self.indptr) - 1
 
     @property
     def entries(self) -> int:
-        """Stored values."""
+        """The number of stored values."""
         return len(self.indices)
 
     @property
@@ -48,13 +48,13 @@ class Csr:
         return Csr(np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.int32), values, columns)
 
     def row_of(self, entry: int) -> int:
-        """The row that has the entry."""
+        """The row of the entry."""
         return int(np.searchsorted(self.indptr, entry, side="right")) - 1
 
     def first_fault(self) -> tuple[int, str] | None:
-        """(row, what is wrong) of a row whose columns are out of range or do not ascend strictly.
+        """(row, error) for a row whose columns are out of range or do not ascend strictly.
 
-        None if all are well. `indptr` must be: from 0, without a fall, to the entries.
+        None if all rows are right. `indptr` must be right: from 0, never falling, to the entries.
         """
         indices = self.indices
         if len(indices) == 0:
@@ -105,9 +105,9 @@ def concatenate(parts: Sequence[Csr]) -> Csr:
 
 
 class CsrColumn:
-    """See `stores.Column`. In place, since joining parts would hold every row twice.
+    """See `stores.Column`. Filled in place, since joining parts would hold every row twice.
 
-    capacity  entries for which there is room before it has to grow
+    capacity  number of entries before it has to grow
     """
 
     def __init__(self, rows: int, columns: int, capacity: int, with_values: bool) -> None:
@@ -135,7 +135,7 @@ class CsrColumn:
             self._resize(last)
 
     def _resize(self, entries: int) -> None:
-        # No view of them is alive: rows are chosen from windows that are full, and copied.
+        # No view of them exists: rows are chosen from full windows, and copied.
         self._indices.resize(entries, refcheck=False)
         if self._values is not None:
             self._values.resize(entries, refcheck=False)

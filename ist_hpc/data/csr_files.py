@@ -1,7 +1,7 @@
-"""CSR matrices in HDF5 files, in AnnData's layout: written, growing by rows, and read.
+"""CSR matrices in HDF5 files, in AnnData's layout: written row by row, and read.
 
 /NAME          group; attributes encoding-type, encoding-version, shape
-/NAME/data     [entries] float32; of sets of labels uint8, ones
+/NAME/data     [entries] float32; for sets of labels uint8, all ones
 /NAME/indices  [entries] int32, ascending in a row
 /NAME/indptr   [rows + 1] int64, from 0
 """
@@ -22,7 +22,7 @@ Integers = npt.NDArray[np.int64]
 
 
 class MatrixOutput:
-    """A matrix that is being written, by rows; methods raise OSError."""
+    """A matrix that is written row by row; methods raise OSError."""
 
     def __init__(self, file: h5py.File, name: str, columns: int, dtype: str) -> None:
         self.group = file.create_group(name)
@@ -36,7 +36,7 @@ class MatrixOutput:
         self._indptr.append(np.zeros(1, dtype=np.int64))
 
     def append(self, rows: Csr) -> None:
-        """Put rows behind those that are there."""
+        """Append rows."""
         values = np.ones(rows.entries, dtype=np.uint8) if rows.values is None else rows.values
         self._data.append(values)
         self._indices.append(rows.indices)
@@ -52,10 +52,10 @@ class MatrixOutput:
 
 
 class _Vector:
-    """A dataset of one dimension that is written in whole blocks; less than one is kept.
+    """A dataset of one dimension that is written in whole blocks; the rest is kept.
 
-    So a block is written once however few rows a call brings, and one that is never filled is no
-    longer than the vector.
+    So a block is written only once, however few rows a call adds, and a block that is never filled
+    is no longer than the vector.
     """
 
     def __init__(self, group: h5py.Group, name: str, dtype: str, chunk: int) -> None:
@@ -82,7 +82,7 @@ class _Vector:
         self._dataset[start:] = values
 
     def finish(self) -> None:
-        """Write what is kept."""
+        """Write the rest."""
         if self._kept_count or self._dataset is None:
             self._write(np.concatenate(self._kept))
         self._kept, self._kept_count = [], 0
@@ -91,7 +91,7 @@ class _Vector:
 class StoredMatrix:
     """A matrix of an open file, whose objects are checked; methods raise InputError.
 
-    dtype  of `data`: where it is no float32, every value must be one, and rows have no values
+    dtype  type of `data`: if it is not float32, every value must be one, and rows have no values
     """
 
     def __init__(self, file: StoredFile, name: str, dtype: str, rows: int, columns: int) -> None:
@@ -103,7 +103,7 @@ class StoredMatrix:
         self._data = file.dataset(f"{name}/data", dtype, (self._entries,))
 
     def pointers(self, start: int, stop: int) -> Integers:
-        """Where the entries of the rows `start` to `stop` begin, and the last ends; checked."""
+        """Where the entries of the rows `start` to `stop` begin, and the last end; checked."""
         name = f"{self._name}/indptr"
         with self._file.reporting(name):
             indptr = np.asarray(self._indptr[start : stop + 1], dtype=np.int64)

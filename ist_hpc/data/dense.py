@@ -1,12 +1,12 @@
-"""Dense rows: an array of features and one class a row; in shards, in memory and as batches.
+"""Dense rows: an array of features and one class per row; in shards, in memory and as batches.
 
 In a shard:
 
     /features  [rows, *feature_shape]  float32 or uint8
     /labels    [rows]                  int64
 
-docs/data-format.md describes them for users; `stores` says what the methods are for. Rows are kept
-and chosen as they are stored.
+docs/data-format.md describes them for users; `stores` explains the methods. Rows are kept and
+chosen as they are stored.
 """
 
 from collections.abc import Callable, Sequence
@@ -108,7 +108,7 @@ class DenseStore:
     @staticmethod
     def batch(parts: Sequence[Dense]) -> "tuple[Tensor, Tensor]":
         """Features float32 [n, width], labels int64 [n]; bytes become 0 to 1."""
-        import torch  # here: to write data sets, none is needed
+        import torch  # here: writing data sets needs no torch
 
         def joined(part: Sequence[Array]) -> torch.Tensor:
             tensors = [torch.from_numpy(values) for values in part]
@@ -124,7 +124,7 @@ def _feature_bytes(schema: Schema) -> int:
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """An array that begins where a tensor might: a product's last bits may depend on that."""
+    """An array aligned like a tensor: a product's last bits may depend on that."""
     size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     memory = np.empty(size_bytes + _ALIGNMENT, dtype=np.uint8)
     begin = -memory.ctypes.data % _ALIGNMENT
@@ -190,7 +190,7 @@ class DenseShard:
 
 
 class ArrayColumn:
-    """See `stores.Column`; `shape` is that of all rows."""
+    """See `stores.Column`; `shape` is the shape of all rows."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
         self._values = np.empty(shape, dtype=dtype)

@@ -1,7 +1,7 @@
-"""What is done to dense rows on their way to the networks: random crops and flips, normalisation.
+"""Transforms dense rows on their way to the networks: random crops and flips, normalisation.
 
-Nothing of it is stored: the configuration says what is done (`data.augment`, `data.mean`,
-`data.std`), and random numbers are a function of the seed, the rank, the pass and the place in it.
+No result is stored: the configuration says what is done (`data.augment`, `data.mean`, `data.std`),
+and random numbers depend on the seed, the rank, the pass and the position in it.
 """
 
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ from ist_hpc.data.shards import Dataset, StoredRows
 from ist_hpc.data.sparse_rows import Batch
 
 PAD = 4
-"""Pixels of zeros put around an image before it is cut back to its size."""
+"""Pixels of zeros added around an image before it is cut back to its size."""
 
-_OFFSETS = 2 * PAD + 1  # of a crop, in each direction
+_OFFSETS = 2 * PAD + 1  # positions of a crop, in each direction
 _IMAGE_DIMENSIONS = 3  # channels, height, width
 
 Words = npt.NDArray[np.uint64]
 
 
 class Scaling:
-    """(x - mean) / std, for each channel of a row: for each index of its first dimension.
+    """(x - mean) / std, for each channel of a row, that is, each index of its first dimension.
 
-    `mean` and `std` are in the unit of the features as the networks take them, in which uint8
-    features are from 0 to 1. Computed in float32.
+    `mean` and `std` are in the unit of the features for the networks, in which uint8 features are
+    from 0 to 1. Computed in float32.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -54,15 +54,16 @@ class Augmentation:
     rank: int
 
     def words(self, pass_index: int, rows: int) -> Words:
-        """A random word for each of the rows of a pass, in the order they are drawn; [rows]."""
+        """A random word for each row of a pass, in the order in which rows are drawn; [rows]."""
         return streams.words(f"augment/rank{self.rank}", self.seed, pass_index, rows)
 
     @staticmethod
     def apply(images: npt.NDArray[Any], words: Words) -> npt.NDArray[Any]:
         """Each image [channels, height, width], cut and perhaps flipped as its word says. Local.
 
-        Padded with `PAD` zeros on every side and cut back to its size, at one of 81 places that are
-        equally likely; mirrored with probability 1/2. Keeps dtype and shape, [rows, C, H, W].
+        An image is padded with `PAD` zeros on every side and cut back to its size, at one of 81
+        equally likely places, and mirrored with probability 1/2. Keeps dtype and shape,
+        [rows, C, H, W].
         """
         rows, channels, height, width = images.shape
         padded_shape = rows, channels, height + 2 * PAD, width + 2 * PAD
@@ -81,7 +82,7 @@ class Augmentation:
 def scaling_of(data: DataConfig, dataset: Dataset) -> Scaling | None:
     """How the configuration scales the rows of the data set; None if it does not. Local.
 
-    Raises `InputError` if they are not rows that it can scale so.
+    Raises `InputError` if the rows cannot be scaled in this way.
     """
     if not data.mean:
         return None
@@ -122,7 +123,7 @@ def augmentation_of(
 def as_batch(
     dataset: Dataset, parts: Sequence[StoredRows], scaling: Scaling | None = None
 ) -> Batch:
-    """Stored rows, one part behind the other, as the networks take them; dense ones are scaled.
+    """Stored rows, one part after the other, as the networks take them; dense ones are scaled.
 
     Dense: float32 [rows, width] and int64 [rows]. Sparse: `SparseRows` with values and without.
     """

@@ -1,4 +1,4 @@
-"""In how many train rows each label of a sparse data set occurs: counted, stored, read."""
+"""Counts, stores and reads in how many train rows each label of a sparse data set occurs."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ _DATASET = "train"
 
 
 class LabelCounts:
-    """Counts labels of train rows while they are written; 8 bytes a label."""
+    """Counts labels of train rows while they are written; 8 bytes per label."""
 
     def __init__(self, labels: int) -> None:
         self._counts = np.zeros(labels, dtype=np.int64)
@@ -42,7 +42,7 @@ class LabelCounts:
 def read_label_counts(
     folder: Path, listed: SideFile, labels: int, fix: str
 ) -> npt.NDArray[np.int64]:
-    """The counts, int64 [labels]; InputError where the file is not the one listed."""
+    """The counts, int64 [labels]; InputError if the file is not the one listed."""
     path = folder / listed.file
     check_whole(path, listed, checksum=True, fix=fix)
     file = StoredFile(path, fix)

@@ -1,7 +1,7 @@
-"""Reading `meta.json` of a data set.
+"""Reads `meta.json` of a data set.
 
-All of it is checked before anything else trusts it, and no HDF5 file is opened; every complaint is
-an `InputError` that names the file, the key, what stands there and what is allowed.
+All of it is checked before anything else trusts it, and no HDF5 file is opened; every error is an
+`InputError` that names the file, the key, its value and what is allowed.
 """
 
 import json
@@ -38,7 +38,7 @@ _KEYS = {
     "feature_shape": list,
     "feature_dtype": str,
     "feature_description": str,
-    "classes": object,  # a list of names, or how many there are
+    "classes": object,  # a list of names, or their number
     "rows": dict,
     "made_by": dict,
     "shards": dict,
@@ -54,7 +54,7 @@ def load_meta(folder: Path) -> Meta:
     """Read and check `folder/meta.json`; raises InputError, see the module."""
     path = folder / META_FILE
     content = _object(path, "", _load_json(folder, path), _KEYS, _OPTIONAL_KEYS)
-    # The format comes first: of a file of another kind or version no other key need make sense.
+    # The format comes first: in a file of another kind or version other keys need not make sense.
     _check(path, "format", content["format"], content["format"] == FORMAT, f'"{FORMAT}"')
     version = content["format_version"]
     _check(
@@ -117,7 +117,7 @@ def _how_to_make(folder: Path) -> str:
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether a data set may be written there: nothing else is in the way."""
+    """Whether a data set may be written there, as nothing else is in the way."""
     try:
         return not any(folder.iterdir())
     except FileNotFoundError:
@@ -136,7 +136,7 @@ def _object(
 ) -> dict[str, Any]:
     """`value` as an object that has all `keys` and may have `optional` ones, each of its type.
 
-    Others only if allowed. The type `object` is any.
+    It may have others only if allowed. The type `object` means any.
     """
     where = prefix.rstrip(".") or "the file"
     if not isinstance(value, dict):

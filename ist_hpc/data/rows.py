@@ -1,4 +1,4 @@
-"""Which rows a rank has, the endless stream of its batches, and rows that all ranks need alike."""
+"""A rank's rows, the endless stream of its batches, and rows that all ranks need together."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -22,9 +22,9 @@ _MOST_MPI_ELEMENTS = 2**31 - 1  # counts and displacements are C ints
 
 
 def refuse_uncountable(rows: int, width: int) -> None:
-    """Raise `InputError` if MPI cannot count the numbers of so many dense rows, to be gathered.
+    """Raise `InputError` if MPI cannot count the numbers of this many dense rows in a gather.
 
-    How many numbers sparse rows have is known, and checked, only when they are gathered.
+    The count for sparse rows is known, and checked, only when they are gathered.
     """
     _refuse_uncountable(rows, rows * width, f"{rows} rows of {width} numbers")
 
@@ -69,10 +69,10 @@ def rank_segments(
 class BatchStream:
     """The batches of one rank: its rows, reshuffled each pass, without end. Local.
 
-    The order is a function of (seed, rank, pass), so the position in rows is all the state there
-    is. Rows that fit in the window are read once, kept and shuffled whole; else blocks of rows are
+    The order depends on (seed, rank, pass), so the position in rows is the only state. Rows that
+    fit in the window are read once, kept and shuffled as a whole; else blocks of rows are
     shuffled, read a window at a time, and the rows of a window shuffled. Dense rows are kept as
-    they are stored; a batch of them is augmented and scaled as it is drawn.
+    they are stored; a batch of them is augmented and scaled when it is drawn.
     """
 
     def __init__(
@@ -105,14 +105,14 @@ class BatchStream:
         self._blocks_per_window = max(1, window_rows // block_rows)
         self._pass: int | None = None  # of the order of the blocks
         self._block_order = self._window_bounds = np.empty(0, dtype=np.int64)
-        self._words = np.empty(0, dtype=np.uint64)  # of the augmentation, a row of the pass
+        self._words = np.empty(0, dtype=np.uint64)  # for the augmentation, one per row of the pass
         self._loaded: tuple[int, int] | None = None  # (pass, window) of the order of the rows
         self._rows_of: tuple[int, ...] = ()  # the blocks whose rows are in memory
         self._window = dataset.window("train", 0)
         self._order = np.empty(0, dtype=np.int64)
 
     def next_batch(self) -> Batch:
-        """The next batch, as `as_batch` makes it; InputError for a shard that is damaged."""
+        """The next batch, as `as_batch` makes it; InputError for a damaged shard."""
         parts = []
         wanted = self.batch_size
         while wanted:
@@ -129,7 +129,7 @@ class BatchStream:
         return as_batch(self._dataset, parts, self._scaling)
 
     def _load(self) -> int:
-        """Bring the window of the position into memory; the offset of the position in it."""
+        """Load the window of the position; return the offset of the position in it."""
         pass_index, offset = divmod(self.position_rows, self.rows)
         if self._pass != pass_index:
             self._begin_pass(pass_index)
@@ -146,7 +146,7 @@ class BatchStream:
         return offset - int(bounds[window])
 
     def _begin_pass(self, pass_index: int) -> None:
-        """Shuffle the blocks, and find the offset in the pass at which each window begins."""
+        """Shuffle the blocks, and find the offset of each window in the pass."""
         sizes = np.diff(self._block_bounds)
         purpose = f"{self._purpose}/blocks"
         self._block_order = streams.permutation(purpose, self._seed, pass_index, len(sizes))
@@ -160,7 +160,7 @@ class BatchStream:
     def _read(self, blocks: tuple[int, ...], rows: int) -> None:
         if self._rows_of == blocks:
             return
-        # Never two windows in memory, and of the one that is read only a piece twice.
+        # Never two windows in memory, and only a piece of the new one twice.
         self._window, self._rows_of = self._dataset.window("train", 0), ()
         self._window = self._dataset.window("train", rows)
         for start, stop in self._pieces(blocks):
@@ -184,10 +184,10 @@ class BatchStream:
 
 
 class CommonRows:
-    """Rows that every rank needs alike, for calibration and evaluation of the sharded network.
+    """Rows that every rank needs, for calibration and evaluation of the sharded network.
 
-    Each row is read by one rank (under `files` by the one that has its shard), gathered as it is
-    stored, and scaled; none is augmented.
+    One rank reads each row (under `files` the one that has its shard). Rows are gathered as they
+    are stored, and scaled, but not augmented.
     """
 
     def __init__(
@@ -232,14 +232,14 @@ class CommonRows:
             yield rows, self.fetch(rows)
 
     def sample(self, count: int, seed: int) -> npt.NDArray[np.int64]:
-        """`count` rows (all, if fewer) that depend on the seed alone, ascending. Local."""
+        """`count` rows (all, if fewer) that depend only on the seed, ascending. Local."""
         order = streams.permutation("calibration", seed, 0, self.rows)
         return np.sort(order[:count])
 
     def _gather(
         self, rows: int, own: npt.NDArray[Any], counts: npt.NDArray[np.int64], what: str
     ) -> npt.NDArray[Any]:
-        """See `stores.Gather`; it is for so many rows."""
+        """See `stores.Gather`; for the given number of rows."""
         shape = int(counts.sum()), *own.shape[1:]
         _refuse_uncountable(rows, int(np.prod(shape, dtype=np.int64)), what)
         whole = np.empty(shape, dtype=own.dtype)

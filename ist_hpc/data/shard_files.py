@@ -1,4 +1,4 @@
-"""The HDF5 files of a data set: written by rows, and read so that damage is named."""
+"""The HDF5 files of a data set: written row by row, and read so that errors name a damage."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,8 @@ from ist_hpc.common.errors import InputError, show
 from ist_hpc.data.shard_meta import FORMAT_VERSION, META_FILE, Schema, Shard, SideFile
 
 CHUNK_BYTES = 256 * 1024  # small enough to read few rows, large enough for a parallel file system
-SHARD_BYTES = 256 * 1024 * 1024  # where the caller of a writer does not say when a shard ends
-# HDF5 2.0 would keep 8 MiB of the blocks of each dataset, and a rank may have hundreds open.
+SHARD_BYTES = 256 * 1024 * 1024  # if the caller of a writer does not say when a shard ends
+# HDF5 2.0 would cache 8 MiB of blocks per dataset, and a rank may have hundreds open.
 _CACHE_BYTES = 1024 * 1024
 _ATTRIBUTE_BYTES = 32 * 1024  # HDF5 keeps an attribute in 64 KiB; with this much there is room
 
@@ -24,9 +24,9 @@ _ATTRIBUTE_BYTES = 32 * 1024  # HDF5 keeps an attribute in 64 KiB; with this muc
 def create(
     group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str, chunk_rows: int
 ) -> h5py.Dataset:
-    """A dataset without rows yet, each of `shape`; little-endian, with a checksum on every block.
+    """An empty dataset for rows of `shape`; little-endian, with a checksum on every block.
 
-    `chunk_rows` is how many rows a block has. Raises OSError.
+    `chunk_rows` is the number of rows in a block. Raises OSError.
     """
     return group.create_dataset(
         name,
@@ -39,16 +39,16 @@ def create(
 
 
 def describe_classes(labels: h5py.HLObject, outputs: int, classes: Sequence[str]) -> None:
-    """How many classes there are, and their names if they have some that fit, as attributes."""
+    """The number of classes, and their names if they have some that fit, as attributes."""
     labels.attrs["num_classes"] = outputs
     if classes and sum(len(name.encode()) + 24 for name in classes) <= _ATTRIBUTE_BYTES:
         labels.attrs["classes"] = list(classes)
 
 
 class ShardOutput(ABC):
-    """A shard that is being written, which grows by rows; methods raise OSError.
+    """A shard that is written row by row; methods raise OSError.
 
-    rows  that it has so far; at `most_rows` it is full, where that is not None
+    rows  number of rows so far; the shard is full at `most_rows`, unless that is None
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ShardOutput(ABC):
 
     @abstractmethod
     def _create(self, file: h5py.File, schema: Schema) -> None:
-        """Make the datasets, without rows yet."""
+        """Make the empty datasets."""
 
     @property
     def full(self) -> bool:
@@ -81,7 +81,7 @@ class ShardOutput(ABC):
         return self.rows == self._most_rows
 
     def room(self, features: Any, labels: Any, start: int) -> int:
-        """Before which row of a block the shard is full, if its rows from `start` on are added."""
+        """The row of a block before which the shard is full, if rows from `start` on are added."""
         assert self._most_rows is not None
         return min(len(labels), start + self._most_rows - self.rows)
 
@@ -93,7 +93,7 @@ class ShardOutput(ABC):
 
     @abstractmethod
     def _put(self, features: Any, labels: Any, start: int, stop: int) -> None:
-        """Put these rows behind those that are there."""
+        """Append these rows."""
 
     def _end(self) -> None:  # noqa: B027  (most have nothing in memory)
         """Write what is still in memory."""
@@ -113,7 +113,7 @@ class ShardOutput(ABC):
 class StoredFile:
     """An HDF5 file that `meta.json` lists, open for reading; close it.
 
-    Whatever is wrong with it is an `InputError` that names it, what in it, and `fix`, the way out.
+    Any error in it is an `InputError` that names the file, what is wrong in it, and the `fix`.
     """
 
     def __init__(self, path: Path, fix: str) -> None:
@@ -129,7 +129,7 @@ class StoredFile:
             self._file.close()
 
     def must_be_of(self, split: str) -> None:
-        """Raise `InputError` unless the file says that it has rows of this split."""
+        """Raise `InputError` unless the file's attributes name this split."""
         with self.reporting():
             found = self._file.attrs.get("split")
             if not isinstance(found, str) or found != split:
@@ -171,7 +171,7 @@ class StoredFile:
         return dataset
 
     def group(self, name: str, attributes: dict[str, object]) -> None:
-        """Check that there is a group `name` that has these attributes, texts or lists."""
+        """Check that a group `name` exists and has these attributes, texts or lists."""
         group = self._member(name)
         with self.reporting(name):
             if not isinstance(group, h5py.Group):
@@ -195,14 +195,14 @@ class StoredFile:
                 what = f"`{inside}` has: {has}" if inside else f"it has {has}"
                 raise self.error(f"no dataset `{name}` ({what})")
             for part, parent in ((inside, self._file), (last, group)):
-                # Through a link HDF5 would read what no checksum of ours is of.
+                # Through a link HDF5 would read data that our checksums do not cover.
                 if part and parent.get(part, getlink=True).__class__ is not h5py.HardLink:
                     raise self.error(f"`{name}` is a link, and must lie in the file itself")
             return group[last]
 
     @contextmanager
     def reporting(self, name: str = "") -> Iterator[None]:
-        """Turn whatever a missing or damaged file makes HDF5 raise into an InputError."""
+        """Turn any error of HDF5 for a missing or damaged file into an InputError."""
         with reporting(self.path, self.fix, name):
             yield
 
@@ -213,7 +213,7 @@ class StoredFile:
 
 @contextmanager
 def reporting(path: Path, fix: str, name: str = "") -> Iterator[None]:
-    """Turn whatever a missing or damaged file raises into an InputError; `name` is the dataset."""
+    """Turn any error from a missing or damaged file into an InputError; `name` is the dataset."""
     try:
         yield
     except FileNotFoundError:
@@ -221,7 +221,7 @@ def reporting(path: Path, fix: str, name: str = "") -> Iterator[None]:
     except PermissionError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        # h5py raises each of these for one kind of damaged metadata or another.
+        # h5py raises each of these for some kind of damaged metadata.
         if "filter returned failure" in str(error):
             what = f"checksum of a block of `{name}` does not match; the file is damaged"
         else:

@@ -1,4 +1,4 @@
-"""What `meta.json` of a data set says: its records and its text.
+"""The contents of a data set's `meta.json`: its records and its text.
 
 docs/data-format.md describes every key for users; `meta_reading` reads and checks them.
 """
@@ -17,9 +17,9 @@ FORMAT_VERSION = 1
 KINDS = ("dense", "sparse")
 FEATURE_DTYPES = {"dense": ("float32", "uint8"), "sparse": ("float32",)}
 _ITEM_BYTES = {"float32": 4, "uint8": 1}
-_ENTRY_BYTES = 8  # of a sparse row on disk; those of its labels have 5
-_POINTER_BYTES = 16  # of a sparse row beside its entries
-MOST_COLUMNS = 2**31 - 1  # of a sparse row, and unnamed labels: indices are int32
+_ENTRY_BYTES = 8  # in a sparse row on disk; an entry of its labels has 5
+_POINTER_BYTES = 16  # of a sparse row, in addition to its entries
+MOST_COLUMNS = 2**31 - 1  # in a sparse row, and of unnamed labels: indices are int32
 SPLITS = ("train", "test")
 
 
@@ -44,13 +44,13 @@ class SideFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    """What a row of a data set is.
+    """The form of a row of a data set.
 
     kind           "dense": an array of features and one class. "sparse": features and a set of
                    labels, both as the columns that are not zero
-    feature_shape  of one row; [width] of a sparse one
-    feature_dtype  "float32"; of dense features also "uint8"
-    classes        names, () where they have none
+    feature_shape  shape of one row; [width] if sparse
+    feature_dtype  "float32"; for dense features also "uint8"
+    classes        names, () if they have none
     outputs        number of classes or labels, named or not
     """
 
@@ -72,7 +72,7 @@ class Schema:
         return self.kind == "sparse"
 
     def check(self) -> None:
-        """Raise InputError unless a data set can be so."""
+        """Raise InputError unless a data set can have this form."""
         if self.kind not in KINDS:
             raise InputError(f"kind must be {' or '.join(KINDS)} (got {self.kind})")
         dtypes, shape = FEATURE_DTYPES[self.kind], self.feature_shape
@@ -98,8 +98,8 @@ class Schema:
 class Meta(Schema):
     """The content of a valid `meta.json`.
 
-    shards        a split -> its shards in row order
-    label_counts  the file that has in how many train rows each label occurs; sparse sets only
+    shards        the shards of each split, in row order
+    label_counts  the file with the number of train rows per label; sparse sets only
     """
 
     name: str
@@ -108,10 +108,9 @@ class Meta(Schema):
     label_counts: SideFile | None = None
 
     def row_bytes(self, split: str) -> int:
-        """About what a row of `split` takes in memory, bytes; a function of `meta.json` alone.
+        """Approximate bytes in memory of a row of `split`, from `meta.json` alone.
 
-        Dense: features as they are stored and an int64 label. Sparse: what it takes on disk on
-        average.
+        Dense: features as they are stored and an int64 label. Sparse: the average size on disk.
         """
         if not self.sparse:
             return _ITEM_BYTES[self.feature_dtype] * self.features + 8
@@ -119,19 +118,19 @@ class Meta(Schema):
         return -(-sum(shard.bytes for shard in shards) // sum(shard.rows for shard in shards))
 
     def window_bytes(self, ranks: int, most_bytes: int) -> int:
-        """At most what the training rows of a rank's window take: all that it has, if they fit."""
+        """Maximum of bytes of a rank's window: all its training rows, if they fit."""
         rows = sum(shard.rows for shard in self.shards["train"])
         return min(most_bytes, -(-rows // ranks) * self.row_bytes("train"))
 
     def row_entries(self, split: str) -> float:
-        """Non-zeros of a sparse row of `split`, on average, from what it takes on disk.
+        """Average number of non-zeros in a sparse row of `split`, from its size on disk.
 
-        Somewhat more, since what its labels take is counted as if it were features'.
+        Somewhat too large, since the bytes of its labels count as those of features.
         """
         return max(1.0, (self.row_bytes(split) - _POINTER_BYTES) / _ENTRY_BYTES)
 
     def to_json(self) -> str:
-        """The text of `meta.json`. Raises TypeError where `made_by` is not JSON."""
+        """The text of `meta.json`. Raises TypeError if `made_by` is not JSON."""
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,

@@ -1,15 +1,15 @@
-"""Reading a data set of HDF5 shards: `Dataset`. Writing one: `DatasetWriter` (in writing/).
+"""Reads a data set of HDF5 shards: `Dataset`. `DatasetWriter` (in writing/) writes one.
 
 A data set is a folder (docs/data-format.md):
 
-    meta.json        what the data is, how it was made, and of each shard its rows and SHA-256
-    train-0000.h5    rows; dense.py and sparse.py say how
+    meta.json        what the data is, how it was made, and the rows and SHA-256 of each shard
+    train-0000.h5    rows, as described in dense.py and sparse.py
     train-0001.h5
     test-0000.h5
-    label-counts.h5  of a sparse set: in how many train rows each label occurs
+    label-counts.h5  in a sparse set: in how many train rows each label occurs
 
-Rows are numbered through all shards of a split, in the order of `meta.json`. No MPI and no torch in
-here, and nothing that is read can run code. Whatever is wrong with a file is an `InputError` that
+Rows are numbered through all shards of a split, in the order of `meta.json`. This file uses no MPI
+and no torch, and nothing that it reads can run code. Any error in a file is an `InputError` that
 names it.
 """
 
@@ -32,7 +32,7 @@ from ist_hpc.data.writing.writer import DatasetWriter
 
 __all__ = ["SPLITS", "Dataset", "DatasetWriter", "Shard", "StoredRows"]
 
-_MOST_OPEN_FILES = 64  # well under the usual limit of 1024 a process
+_MOST_OPEN_FILES = 64  # well under the usual limit of 1024 per process
 _MOST_RUN_BYTES = 8 * 1024 * 1024  # bounds the extra memory of `take`
 
 
@@ -102,14 +102,14 @@ class Dataset:
         return int(self._split_starts(split)[-1])
 
     def row_bytes(self, split: str) -> int:
-        """About what a row of `split` takes in memory, bytes; as `shard_meta.Meta.row_bytes`."""
+        """Approximate bytes in memory of a row of `split`; as `shard_meta.Meta.row_bytes`."""
         self._split_starts(split)
         return self._meta.row_bytes(split)
 
     def label_counts(self) -> npt.NDArray[np.int64] | None:
-        """In how many train rows each label occurs, int64 [outputs]; None if it is not stored.
+        """In how many train rows each label occurs, int64 [outputs]; None if not stored.
 
-        Checks the file's size, SHA-256 and content when first asked. Raises InputError.
+        The first call checks the file's size, SHA-256 and content. Raises InputError.
         """
         file = self._meta.label_counts
         if file is not None and self._label_counts is None:
@@ -117,15 +117,15 @@ class Dataset:
         return self._label_counts
 
     def shard_range(self, split: str, index: int) -> tuple[int, int]:
-        """The rows of the split, start to stop, that shard number `index` holds."""
+        """The rows of the split, start to stop, in shard number `index`."""
         starts = self._split_starts(split)
         return int(starts[index]), int(starts[index + 1])
 
     def check_shard(self, split: str, index: int, checksum: bool = True) -> None:
         """Check one shard against `meta.json`; raises InputError that names the file.
 
-        Its presence and size; with `checksum` its SHA-256, which reads all of it and is what
-        covers HDF5's own metadata; then names, shapes, dtypes, rows and fletcher32 of the datasets.
+        Checks its presence and size; with `checksum` its SHA-256, which reads all of it and covers
+        HDF5's own metadata; then names, shapes, dtypes, rows and fletcher32 of the datasets.
         Their content is checked when it is read.
         """
         self._split_starts(split)
@@ -148,20 +148,20 @@ class Dataset:
         return window.rows()
 
     def window(self, split: str, rows: int) -> Window:
-        """Memory for so many rows of `split`, to be filled by `read_into`."""
+        """Memory for the given number of rows of `split`, to be filled by `read_into`."""
         return Window(self.store, rows, self.row_bytes(split))
 
     def read_into(self, window: Window, split: str, start: int, stop: int) -> None:
-        """Put rows of `split`, which exist, behind those in the window. Raises InputError.
+        """Append existing rows of `split` to those in the window. Raises InputError.
 
-        Where they lie in several shards, those of one shard are in memory twice for a moment.
+        If they lie in several shards, those of one shard are in memory twice for a moment.
         """
         for index, first, last in self._pieces(split, start, stop):
             begin = int(self._starts[split][index])
             window.add(self._opened(split, index).read(first - begin, last - begin))
 
     def take(self, split: str, rows: npt.NDArray[np.int64]) -> StoredRows:
-        """The given rows of `split`, as `read` gives them; `rows` is int64 [n], ascending.
+        """The given rows of `split`, as `read` returns them; `rows` is int64 [n], ascending.
 
         Reads every run of neighbouring chunks that holds wanted rows once, instead of row by row.
         Repeated rows are allowed. Raises as `read` does, and ValueError if `rows` is not ascending.
@@ -199,7 +199,7 @@ class Dataset:
         return self._starts[split]
 
     def _pieces(self, split: str, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """(shard, first row, end row) for each shard that has some of the rows start to stop."""
+        """(shard, first row, end row) for each shard with rows between start and stop."""
         starts = self._starts[split]
         index = int(np.searchsorted(starts, start, side="right")) - 1
         while start < stop:
@@ -231,7 +231,7 @@ class Dataset:
 
 
 def _runs(chunk_of_row: npt.NDArray[np.int64], most_chunks: int) -> Iterator[tuple[int, int]]:
-    """Cut ascending chunk numbers into runs of neighbouring chunks, `most_chunks` at the most.
+    """Cut ascending chunk numbers into runs of at most `most_chunks` neighbouring chunks.
 
     Yields (first, last) positions in `chunk_of_row`; no chunk is in two runs.
     """

@@ -5,7 +5,7 @@ In a shard:
     /features  a CSR matrix (csr_files.py) with float32 values, finite
     /labels    a CSR matrix of ones
 
-docs/data-format.md describes them for users; `stores` says what the methods are for.
+docs/data-format.md describes them for users; `stores` explains the methods.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ist_hpc.data.sparse_rows import SparseRows
 
 _FEATURE_BYTES, _LABEL_BYTES, _ROW_BYTES = 4 + 4, 1 + 4, 8 + 8  # an entry, an entry, a row
-_SPARE = 16  # part by which the rows of a window may have more entries than rows on average
+_SPARE = 16  # 1/16: by how much a window's rows may exceed the average number of entries
 
 Integers = npt.NDArray[np.int64]
 Sparse = tuple[Csr, Csr]
@@ -81,8 +81,8 @@ class SparseStore:
     def columns(self, rows: int, row_bytes: int) -> tuple[CsrColumn, CsrColumn]:
         """See `stores.Store`.
 
-        How many entries there are is known only when they have been read. There is room for about
-        as many features as rows have on average, as pages that are not touched cost nothing;
+        The number of entries is known only after they have been read. There is room for about
+        the average number of features, as pages that are not touched cost nothing;
         labels, which are few, grow.
         """
         expected = rows * row_bytes // _FEATURE_BYTES
@@ -161,13 +161,13 @@ def _check_arrays(where: str, rows: Csr, with_values: bool) -> None:
 
 
 def _bytes_before(features: Integers, labels: Integers) -> Integers:
-    """Of each row, and of the end, the bytes stored before it: from both `indptr`s, int64 [n]."""
+    """Bytes stored before each row, and before the end, from both `indptr`s; int64 [n]."""
     rows = np.arange(len(features), dtype=np.int64)
     return _FEATURE_BYTES * features + _LABEL_BYTES * labels + _ROW_BYTES * rows
 
 
 class _SparseOutput(ShardOutput):
-    """Full with `most_rows` rows; where that is None, with the row that reaches SHARD_BYTES."""
+    """Full with `most_rows` rows; if that is None, with the row that reaches SHARD_BYTES."""
 
     def _create(self, file: h5py.File, schema: Schema) -> None:
         self._bytes = 0

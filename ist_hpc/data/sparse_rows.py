@@ -1,4 +1,4 @@
-"""Batches of sparse rows as the networks take them: features with values, or sets of labels."""
+"""Batches of sparse rows for the networks: features with values, or sets of labels."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ class SparseRows:
 
     offsets  int64 [rows + 1]: row i has the entries offsets[i] to offsets[i + 1]
     columns  int64 [entries], ascending in a row
-    values   float32 [entries]; None where every value is one: sets of labels
+    values   float32 [entries]; None if every value is one: sets of labels
     width    columns of the whole matrix
     """
 
@@ -40,7 +40,7 @@ class SparseRows:
         return SparseRows(offsets, classes, None, width)
 
     def __len__(self) -> int:
-        """Rows."""
+        """The number of rows."""
         return len(self.offsets) - 1
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "SparseRows":
@@ -54,33 +54,33 @@ class SparseRows:
 
     @cached_property
     def counts(self) -> Tensor:
-        """Entries of each row; int64 [rows]."""
+        """The number of entries in each row; int64 [rows]."""
         return self.offsets.diff()
 
     @cached_property
     def row_of_entry(self) -> Tensor:
-        """Of each entry its row; int64 [entries]."""
+        """The row of each entry; int64 [entries]."""
         rows = torch.arange(len(self), device=self.columns.device)
         return torch.repeat_interleave(rows, self.counts, output_size=len(self.columns))
 
 
 Rows = Tensor | SparseRows
-"""Features: float32 [rows, width], or sparse. Labels: a class a row, int64 [rows], or sets."""
+"""Features: float32 [rows, width], or sparse. Labels: one class per row, int64 [rows], or sets."""
 
 Batch = tuple[Rows, Rows]
 """(features, labels)."""
 
 
 def rows_bytes(rows: int, width: int, entries: float | None) -> int:
-    """About the bytes of so many rows of features, before there are any.
+    """Approximate bytes of the features of `rows` rows, before any are allocated.
 
-    width    numbers of a dense row
-    entries  of a sparse row, on average: a column and a value each; None for dense rows
+    width    numbers in a dense row
+    entries  average number in a sparse row, a column and a value each; None for dense rows
     """
     of_row = width * _VALUE_BYTES if entries is None else entries * (_COLUMN_BYTES + _VALUE_BYTES)
     return round(rows * of_row)
 
 
 def to_device(rows: Rows, device: torch.device) -> Rows:
-    """A batch on the device; itself if it is there. The GPU's work so far is not waited for."""
+    """The batch on the device; itself if already there. Does not wait for the GPU's work so far."""
     return rows.to(device, non_blocking=True)

@@ -1,7 +1,7 @@
 """The two row stores: all that differs between dense and sparse rows, in shards and in memory.
 
-`store_of` chooses one, from the kind that `meta.json` says. Whoever reads, writes, chooses or
-gathers rows asks the store and need not know the kind.
+`store_of` chooses one by the kind in `meta.json`. Code that reads, writes, chooses or gathers rows
+calls the store and need not know the kind.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,36 +26,36 @@ StoredRows = tuple[Any, Any]
 """(features, labels). Dense: arrays [n, *feature_shape] and int64 [n]. Sparse: both `csr.Csr`."""
 
 Gather = Callable[[Array, Integers, str], Array]
-"""(own, counts, what) -> the arrays of all ranks behind each other; rank r has `counts[r]` rows.
+"""(own, counts, what) -> the arrays of all ranks one after another; rank r has `counts[r]` rows.
 
-`what` describes them all, for the `InputError` where MPI cannot count them. Collective.
+`what` describes them all, for the `InputError` if MPI cannot count them. Collective.
 """
 
 
 class StoredShard(Protocol):
-    """A shard that is open for reading, whose objects are what `meta.json` says.
+    """A shard that is open for reading, whose objects match `meta.json`.
 
-    block_bytes  about what a block of `blocks` takes in memory
+    block_bytes  approximate bytes in memory of a block of `blocks`
     """
 
     file: StoredFile
     block_bytes: int
 
     def blocks(self, rows: Integers) -> Integers:
-        """Of ascending rows the number of the block on disk that each begins in; InputError."""
+        """For ascending rows, the block on disk in which each begins; raises InputError."""
 
     def read(self, start: int, stop: int) -> StoredRows:
-        """The rows `start` to `stop`, in new arrays; InputError."""
+        """The rows `start` to `stop`, in new arrays; raises InputError."""
 
 
 class Column(Protocol):
-    """Features or labels of so many rows in memory, filled from the first to the last."""
+    """Features or labels of a number of rows in memory, filled from first to last."""
 
     def add(self, rows: Any) -> None:
-        """Put rows behind those that are there; if these are all, keep them without a copy."""
+        """Append rows; if these are all, keep them without a copy."""
 
     def rows(self) -> Any:
-        """All rows, as views; they must be there."""
+        """All rows, as views; all must have been added."""
 
 
 class Store(Protocol):
@@ -64,24 +64,24 @@ class Store(Protocol):
     schema: Schema
 
     def check(self, where: str, features: Any, labels: Any) -> StoredRows:
-        """The rows if they may be written; otherwise InputError, which begins with `where`."""
+        """The rows, if they may be written; else raises InputError, which begins with `where`."""
 
     def begin(self, path: Path, name: str, split: str, shard_rows: int | None) -> ShardOutput:
-        """A shard of so many rows (None: of about 256 MiB), to be written; raises OSError."""
+        """A new shard for `shard_rows` rows (None: about 256 MiB) to write; raises OSError."""
 
     def open(self, file: StoredFile, rows: int) -> StoredShard:
-        """The shard in the file, of so many rows; raises InputError."""
+        """The shard in the file, with this number of rows; raises InputError."""
 
     def columns(self, rows: int, row_bytes: int) -> tuple[Column, Column]:
-        """For features and labels of so many rows, of about `row_bytes` each; none is there yet."""
+        """Empty columns for features and labels of rows with about `row_bytes` each."""
 
     def choose(self, stored: StoredRows, rows: Integers) -> StoredRows:
         """A copy of the given rows, in that order."""
 
     def gather(self, own: StoredRows, row_counts: Integers, gather: Gather) -> StoredRows:
-        """The rows of all ranks, of which each has `row_counts`, in the order of the ranks.
+        """The rows of all ranks, by rank; each rank has its number in `row_counts`.
 
-        Collective, as `gather` is; raises InputError if that does.
+        Collective, as `gather` is; raises InputError if `gather` does.
         """
 
     def batch(self, parts: Sequence[StoredRows]) -> "Batch":
@@ -89,13 +89,13 @@ class Store(Protocol):
 
 
 class Window:
-    """So many rows in memory, filled from the first to the last."""
+    """A number of rows in memory, filled from first to last."""
 
     def __init__(self, store: Store, rows: int, row_bytes: int) -> None:
         self._features, self._labels = store.columns(rows, row_bytes)
 
     def add(self, stored: StoredRows) -> None:
-        """Put a block of rows behind those that are there."""
+        """Append a block of rows."""
         features, labels = stored
         self._features.add(features)
         self._labels.add(labels)

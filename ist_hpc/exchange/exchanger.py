@@ -1,8 +1,9 @@
 """Moving weights: the only place where partitioned tensors travel between ranks.
 
-`exchange` takes every element from its holder in one placement to its holder in another: the next
-round, evaluation, checkpoint and resume are all this one operation. One packed buffer a peer, one
-Alltoallv a chunk, no metadata and no handshake (paper, section 3.2, without its coordinator).
+`exchange` moves every element from its holder in one placement to its holder in another: the next
+round, evaluation, checkpoint and resume all use this operation. It needs one packed buffer per
+peer, one Alltoallv per chunk, no metadata and no handshake (paper, section 3.2, without its
+coordinator).
 """
 
 import time
@@ -32,11 +33,17 @@ if TYPE_CHECKING:
 
 
 class Exchanger:
-    """Exchanges between placements over one communicator, with buffers that it keeps.
+    """Moves weights between placements over one communicator, and keeps its buffers.
 
-    buffer_mib  bound of all send and receive buffers together; an exchange that needs more goes
-                in chunks, with two buffers of either kind. On a GPU there is one more, to pack in
-    staging     where the weights are, and how MPI gets at them; by default on the CPU
+    Parameters
+    ----------
+    comm
+        The ranks that hold the weights.
+    buffer_mib
+        Bound of all send and receive buffers together. An exchange that needs more goes in chunks,
+        with two buffers of each kind. On a GPU there is one more, to pack in.
+    staging
+        Where the weights are, and how MPI accesses them; by default on the CPU.
     """
 
     def __init__(self, comm: "MPI.Comm", buffer_mib: float, staging: Staging | None = None) -> None:
@@ -60,8 +67,8 @@ class Exchanger:
     ) -> ExchangeReport:
         """Move `specs` in `state` from `source` to `target`. Collective.
 
-        With `keep_source` what the source placement held stays beside the target's: a visit home,
-        after which the round can go on as if nothing had happened.
+        With `keep_source` the tensors of the source placement are kept beside those of the target:
+        after such a visit home the round can continue as if nothing had happened.
         """
         start = time.perf_counter()
         plan = self.plan(specs, source, target)
@@ -125,11 +132,12 @@ class Exchanger:
     def settle(
         self, specs: Sequence[TensorSpec], placement: Placement, state: State
     ) -> ExchangeReport:
-        """Give each unit that several ranks trained the mean of their copies, at its holder.
+        """Replace each unit that several ranks trained by the mean of its copies, at its holder.
 
-        The other copies are stale then. Sums begin with the holder's and go on by rank, so they
-        are the same in every run. Buffers are those of an exchange, but hold all copies of a unit
-        of one tensor in any case. Does nothing where no unit is shared. Collective.
+        The other copies are stale afterwards. Each sum begins with the holder's copy and continues
+        by rank, so it is the same in every run. The buffers are those of an exchange, but always
+        have room for all copies of a unit of one tensor. Does nothing if no unit is shared.
+        Collective.
         """
         begin = time.perf_counter()
         plans = plan_settling(specs, placement, self.rank, self.buffer_bytes)
@@ -177,7 +185,7 @@ class Exchanger:
         report: ExchangeReport,
         in_flight: "_Flight | None",
     ) -> MpiBuffer:
-        """Fill the send buffer of a chunk, while the one before it is on its way."""
+        """Fill the send buffer of a chunk while the previous chunk is on its way."""
         begin = time.perf_counter()
         packed = self.staging.packing(index % SLOTS, int(chunk.send_counts.sum()))
         for piece, part in _parts(chunk.send_pieces, packed):
@@ -213,7 +221,7 @@ class Exchanger:
         report: ExchangeReport,
         in_flight: "_Flight | None",
     ) -> None:
-        """Empty the receive buffer of a chunk, while the next one is on its way."""
+        """Empty the receive buffer of a chunk while the next chunk is on its way."""
         begin = time.perf_counter()
         received = self.staging.arrived(arrived.index % SLOTS, arrived.elements)
         for piece, part in _parts(arrived.chunk.recv_pieces, received):
@@ -226,9 +234,9 @@ class Exchanger:
 
 @dataclass
 class _Flight:
-    """A chunk on its way, or there already where the call blocked (`request` is None).
+    """A chunk on its way, or already complete if the call blocked (`request` is None).
 
-    elements  that the rank receives, float32
+    elements  how many float32 the rank receives
     """
 
     chunk: Chunk
@@ -237,12 +245,12 @@ class _Flight:
     request: "MPI.Request | None"
 
     def progress(self) -> None:
-        """Let MPI move what it can: without a thread of its own it does so only inside calls."""
+        """Let MPI move data: without a thread of its own MPI does so only inside calls."""
         if self.request is not None:
             self.request.Test()
 
     def wait(self, report: ExchangeReport) -> None:
-        """Wait for all that the chunk brings, and for all that it takes."""
+        """Wait until everything in the chunk is sent and received."""
         begin = time.perf_counter()
         if self.request is not None:
             self.request.Wait()
@@ -250,7 +258,7 @@ class _Flight:
 
 
 def _parts(pieces: Iterable[Piece], buffer: Tensor) -> Iterable[tuple[Piece, Tensor]]:
-    """Each piece with its part of the buffer; pieces lie one behind the other."""
+    """Yield each piece with its part of the buffer; the pieces follow one another."""
     offset = 0
     for piece in pieces:
         yield piece, buffer[offset : offset + piece.size]
@@ -259,7 +267,7 @@ def _parts(pieces: Iterable[Piece], buffer: Tensor) -> Iterable[tuple[Piece, Ten
 
 
 def drop_home_copies(specs: Iterable[TensorSpec], placement: Placement, state: State) -> None:
-    """After a visit home: free the home blocks that `placement` does not use. Local."""
+    """Free the home blocks that `placement` does not use, after a visit home. Local."""
     for spec in specs:
         if not placement.keeps_home_block(spec):
             state[spec.key].home = None
@@ -268,7 +276,7 @@ def drop_home_copies(specs: Iterable[TensorSpec], placement: Placement, state: S
 def allocate_home(
     specs: Iterable[TensorSpec], rank: int, ranks: int, device: torch.device = CPU
 ) -> State:
-    """Uninitialised home blocks, to be filled by initial values or from a checkpoint. Local."""
+    """Uninitialised home blocks, to be filled with initial values or from a checkpoint. Local."""
     return {
         spec.key: Held(home=torch.empty(spec.home_shape(rank, ranks), device=device))
         for spec in specs

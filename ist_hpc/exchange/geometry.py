@@ -18,14 +18,14 @@ from ist_hpc.exchange.placement import Placement, TensorSpec
 
 Place = Literal["home", "subnet"]
 Selection = slice | Units
-"""Units of one dimension: a contiguous slice where that is so (cheaper to copy), else indices."""
+"""Units of one dimension: a slice if they are contiguous (cheaper to copy), else indices."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rectangle:
     """Rows x columns of one tensor that move together, in global units.
 
-    source, target  whether they lie in the home block or in the subnet, before and after
+    source, target  whether they lie in the home block or in the subnet, before and after the move
     """
 
     source: Place
@@ -60,9 +60,9 @@ def _groups(units: Units, *keys: Units) -> Iterator[tuple[tuple[int, ...], Units
 
 
 class TensorGeometry:
-    """What moves of tensors of one shape and axes between two placements.
+    """What moves between two placements, for tensors of one shape with the same axes.
 
-    Slots of the optimiser have the geometry of their weight, so one object serves them all.
+    Optimiser slots have the geometry of their weight, so one object serves them all.
     """
 
     def __init__(self, spec: TensorSpec, source: Placement, target: Placement) -> None:
@@ -76,11 +76,11 @@ class TensorGeometry:
         self._kept_columns: dict[tuple[str, int, int], Selection] = {}
 
     def sent_by(self, rank: int) -> list[tuple[int, Rectangle]]:
-        """(receiver, rectangle) for all that `rank` holds in the source placement."""
+        """(receiver, rectangle) for all elements that `rank` holds in the source placement."""
         return self._rectangles(rank, sending=True)
 
     def received_by(self, rank: int) -> list[tuple[int, Rectangle]]:
-        """(sender, rectangle) for all that `rank` holds in the target placement and moves."""
+        """(sender, rectangle) for all elements that move to `rank` in the target placement."""
         return self._rectangles(rank, sending=False)
 
     def _rectangles(self, rank: int, sending: bool) -> list[tuple[int, Rectangle]]:
@@ -117,7 +117,7 @@ class TensorGeometry:
     # One axis: a unit moves as a whole row or column.
 
     def _moves(self) -> tuple[Units, Units, Units]:
-        """(units, holders before, ranks that take them): a unit may go to several ranks."""
+        """(units, holders before, receiving ranks): a unit may go to several ranks."""
         axis = self.spec.row_axis or self.spec.column_axis
         assert axis is not None
         homes = block_of(self.spec.rows, self.ranks)
@@ -161,7 +161,7 @@ class TensorGeometry:
     # Two axes: subnet to subnet, subnet to home, home to subnet (home to home never moves).
 
     def _holders(self, placement: Placement) -> tuple[Units, Units]:
-        """Row and column holders; for home, values that no rank and no other dimension has."""
+        """Row and column holders; for home, values that match no rank and not each other."""
         if placement.is_home:
             return np.full(self.spec.rows, -1), np.full(self.spec.columns, -2)
         assert self.spec.row_axis is not None
@@ -190,8 +190,8 @@ class TensorGeometry:
                     chosen = compact(columns_of[peer])
                     yield peer, Rectangle("subnet", "subnet", compact(rows), chosen)
 
-        # What a rank trained and no rank will train returns to the homes of its rows; the columns
-        # depend on who trains the row next, hence the second key. The receiver is the home.
+        # Elements that a rank trained and no rank will train return to the homes of their rows. The
+        # columns depend on who trains the row next, hence the second key. The receiver is the home.
         if not self.source.is_home:
             units = trained if sending else at_home
             peers = row_home if sending else rows_before
@@ -201,7 +201,7 @@ class TensorGeometry:
                 if selection_size(left):
                     yield peer, Rectangle("subnet", "home", compact(rows), left)
 
-        # The mirror image: what no rank trained comes from the homes of its rows.
+        # The mirror image: elements that no rank trained come from the homes of their rows.
         if not self.target.is_home:
             units = at_home if sending else trained
             peers = rows_after if sending else row_home
@@ -212,7 +212,7 @@ class TensorGeometry:
                     yield peer, Rectangle("home", "subnet", compact(rows), left)
 
     def _columns_left(self, when: str, trainer: int, other: int) -> Selection:
-        """Columns that `trainer` trains `when`, less those dealt to `other` in the other round."""
+        """Columns of `trainer` at `when`, except those dealt to `other` in the other round."""
         key = (when, trainer, other)
         if key not in self._kept_columns:
             before, after = self._holders(self.source)[1], self._holders(self.target)[1]
@@ -225,8 +225,8 @@ class TensorGeometry:
     def pair_counts(self) -> npt.NDArray[np.int64]:
         """Elements that move from s to q, for all pairs; int64, shape [ranks, ranks].
 
-        The diagonal counts what stays on its rank but is copied there. Computed from histograms of
-        the deals, not from the rectangles, which a test compares with it.
+        The diagonal counts elements that are copied within a rank. The counts come from histograms
+        of the deals, not from the rectangles; a test compares both.
         """
         n = self.ranks
         counts = np.zeros((n, n), dtype=np.int64)
@@ -264,7 +264,8 @@ class TensorGeometry:
             counts += joint_rows * joint
         else:
             joint = np.zeros((n, n), dtype=np.int64)
-        # One term a row: its columns in the trainer's subnet, less those of the other round's.
+        # One term per row: its columns in the trainer's subnet, less those also in the other
+        # round's subnet.
         if not self.source.is_home:
             trained = np.bincount(columns_before, minlength=n)[rows_before]
             leaving = trained - (joint[rows_before, rows_after] if both else 0)

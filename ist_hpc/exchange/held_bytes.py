@@ -1,7 +1,7 @@
-"""Bytes that a rank holds of partitioned tensors, and to exchange them; from shapes, without torch.
+"""Bytes of a rank's partitioned tensors and exchange buffers; from shapes, without torch.
 
-What tensors.py, exchanger.py and staging.py make. What an exchange holds twice is
-`Plan.doubled_bytes`.
+They count what tensors.py, exchanger.py and staging.py allocate. `Plan.doubled_bytes` counts what
+an exchange holds twice.
 """
 
 import math
@@ -18,7 +18,7 @@ from ist_hpc.exchange.settling import settling_buffers
 
 
 def subnet_bytes(specs: Iterable[TensorSpec], ranks: int, rank: int = 0) -> int:
-    """Of the subnets of a rank, which are as large in every round."""
+    """Bytes of a rank's subnets, the same in every round."""
     return sum(math.prod(spec.subnet_shape(rank, ranks)) for spec in specs) * ELEMENT_BYTES
 
 
@@ -29,12 +29,12 @@ def trained_bytes(specs: Iterable[TensorSpec], placement: Placement, rank: int =
 
 
 def home_bytes(specs: Iterable[TensorSpec], ranks: int, rank: int = 0) -> int:
-    """Of the home blocks of a rank."""
+    """Bytes of a rank's home blocks."""
     return sum(math.prod(spec.home_shape(rank, ranks)) for spec in specs) * ELEMENT_BYTES
 
 
 def held_bytes(specs: Iterable[TensorSpec], placement: Placement, rank: int = 0) -> int:
-    """Of what a rank holds in a placement, as `tensors.zeros_at` makes it."""
+    """Bytes that a rank holds in a placement, as `tensors.zeros_at` allocates them."""
     specs = tuple(specs)
     at_home = [spec for spec in specs if placement.keeps_home_block(spec)]
     shapes = [] if placement.is_home else [placement.subnet_shape(spec, rank) for spec in specs]
@@ -43,7 +43,7 @@ def held_bytes(specs: Iterable[TensorSpec], placement: Placement, rank: int = 0)
 
 
 def visit_bytes(specs: Iterable[TensorSpec], placement: Placement, rank: int = 0) -> int:
-    """Of the home blocks that a visit home adds, as `exchanger.drop_home_copies` frees them."""
+    """Bytes of the home blocks that a visit home adds and `exchanger.drop_home_copies` frees."""
     added = [spec for spec in specs if not placement.keeps_home_block(spec)]
     return home_bytes(added, placement.ranks, rank)
 
@@ -55,7 +55,19 @@ def exchange_buffers(
 
     To settle it, and to give demanded rows back. As `Staging` keeps them; all have the same ones.
 
-    buffer_bytes  as of `plan_exchange` and `plan_settling`
+    Parameters
+    ----------
+    specs
+        The tensors that move.
+    source, target
+        The placements before and after.
+    buffer_bytes
+        The limit, as for `plan_exchange` and `plan_settling`.
+
+    Returns
+    -------
+    int
+        Bytes.
     """
     elements = _elements(pair_counts(specs, source, target), buffer_bytes)
     if not target.is_home:

@@ -11,10 +11,10 @@ from ist_hpc.exchange.tensors import State, move, row_numbers
 
 
 class Landing:
-    """The tensors that receive, and when the ones that sent can go.
+    """The tensors that receive, and when the old ones can be freed.
 
-    A tensor is doubled only from the first chunk that writes it to the last chunk that touches it,
-    so an exchange in many chunks holds old and new of few tensors at a time
+    Old and new tensor exist together only from the first chunk that writes the new one to the last
+    chunk that touches either, so an exchange in many chunks doubles few tensors at a time
     (`Plan.doubled_bytes`).
     """
 
@@ -30,7 +30,7 @@ class Landing:
             self.done_at.setdefault(index, []).append(key)
 
     def tensor(self, piece: Piece) -> Tensor:
-        """The tensor a received piece is written to."""
+        """The tensor that a received piece is written to."""
         self._open(piece.spec)
         if piece.place == "home":
             return self.state[piece.spec.key].place("home")
@@ -53,7 +53,7 @@ class Landing:
             move(held.place(source.place), source, written, landing)
 
     def finish_chunk(self, index: int) -> None:
-        """Let go of what the chunk was the last to need."""
+        """Close the tensors that no later chunk touches."""
         for key in self.done_at.get(index, ()):
             self._close(self.specs.pop(key))
 

@@ -25,8 +25,8 @@ from ist_hpc.exchange.demand import Demand
 class Axis:
     """A set of units that is dealt out.
 
-    size   how many
-    least  that a rank trains; where an even deal gives fewer, ranks share units
+    size   the number of units
+    least  the minimum that a rank trains; if an even deal gives fewer, ranks share units
     """
 
     size: int
@@ -44,10 +44,10 @@ _NONE = np.empty(0, dtype=np.int64)
 class Deal:
     """One axis dealt out for one round.
 
-    holder  for each unit the rank that trains it, or of several the one that holds the mean of
-            their copies when the round is over; int64, shape [axis size]
-    copies  (units, ranks) of what other ranks train, too: units ascending, and ranks of a unit;
-            int64, shape [copies] each
+    holder  for each unit the rank that trains it; if several do, the one that holds the mean of
+            their copies after the round; int64, shape [axis size]
+    copies  (units, ranks): the units that other ranks also train, and those ranks, ascending by
+            unit and then by rank; int64, shape [copies] each
     """
 
     axis: str
@@ -57,7 +57,7 @@ class Deal:
 
     @cached_property
     def trained(self) -> tuple[Units, Units]:
-        """(units, ranks): who trains what, units ascending; int64, [axis size + copies] each."""
+        """(units, ranks) that train them, units ascending; int64, [axis size + copies] each."""
         if not len(self.copies[0]):
             return np.arange(len(self.holder), dtype=np.int64), self.holder
         units = np.concatenate([np.arange(len(self.holder)), self.copies[0]])
@@ -83,14 +83,14 @@ class Deal:
         return np.diff(self._ordered[1])
 
     def positions(self, rank: int, units: Units) -> Units:
-        """The indices of some units among those that `rank` trains; int64, of their shape."""
+        """The indices of `units` among those that `rank` trains; int64, same shape."""
         if len(self.copies[0]):
             return np.searchsorted(self.units(rank), units).astype(np.int64)
         return self._position[units]
 
     @cached_property
     def _position(self) -> Units:
-        """For each unit its index among its holder's units; int64, shape [axis size]."""
+        """The index of each unit among its holder's units; int64, shape [axis size]."""
         order, bounds = self._ordered
         position = np.empty_like(order)
         position[order] = np.arange(len(order)) - np.repeat(bounds[:-1], np.diff(bounds))
@@ -101,8 +101,8 @@ def deal(name: str, axis: Axis, ranks: int, seed: int, round_index: int) -> Deal
     """Deal the units of an axis to the ranks, uniformly at random and balanced to within one unit.
 
     The first size % ranks ranks always get the extra unit, so a rank's tensors keep their shapes
-    through the run. A rank whose part is smaller than `axis.least` trains the units, too, that come
-    after its part in the order of the deal. Raises `InputError` if a rank would get no unit.
+    through the run. A rank whose part is smaller than `axis.least` also trains the units that
+    follow its part in the order of the deal. Raises `InputError` if a rank would get no unit.
     """
     size = axis.size
     if size < ranks:
@@ -127,15 +127,15 @@ def deal(name: str, axis: Axis, ranks: int, seed: int, round_index: int) -> Deal
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A partitioned tensor: a weight, or a slot of the optimiser that belongs to one.
+    """A partitioned tensor: a weight, or the optimiser slot of a weight.
 
     key         unique name, such as `fc1.weight` or `momentum/fc1.weight`
     shape       global shape, the logical output dimension first
-    axes        for each dimension its axis or None; dimensions after the second are never dealt
-    transposed  the subnet is stored with its first two dimensions exchanged, which makes the dealt
-                axis of an output layer dimension 0, so that a neuron is one long contiguous row.
-                Home blocks always keep the logical order, output dimension first.
-    least       units of the output dimension that a rank trains at the least, as of its axis
+    axes        the axis of each dimension, or None; dimensions after the second are never dealt
+    transposed  whether the subnet is stored with its first two dimensions exchanged. This makes the
+                dealt axis of an output layer dimension 0, so that a neuron is one long contiguous
+                row. Home blocks always keep the logical order, output dimension first.
+    least       the minimum of units of the output dimension that a rank trains, as in its axis
     demanded    name of the demand by which its rows are held in a round, such as `labels`; None:
                 a rank holds all rows of its units
     mean_over   of a demanded vector, a number a row: the axis over whose units it is a mean
@@ -222,10 +222,10 @@ class TensorSpec:
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """The rule that gives every element its holder: a round's deals, or home when there are none.
+    """The rule that assigns every element a holder: by the deals of a round, or home without deals.
 
     round_index  the round, or None for home
-    deals        a deal for each axis; empty for home
+    deals        one deal per axis, by name; empty for home
     demands      a demand for each name in `TensorSpec.demanded`; empty for home, and for one rank,
                  which trains demanded tensors in its home block
     """
@@ -275,11 +275,11 @@ def home(ranks: int) -> Placement:
 
 
 def at_round(axes: Mapping[str, Axis], ranks: int, seed: int, round_index: int) -> Placement:
-    """The placement of a round; `axes` are by name. Raises as `deal` does."""
+    """The placement of a round; `axes` by name. Raises `InputError` as `deal` does."""
     deals = {name: deal(name, axis, ranks, seed, round_index) for name, axis in axes.items()}
     return Placement(ranks, round_index, deals)
 
 
 def elements(spec: TensorSpec) -> int:
-    """Elements of a whole tensor."""
+    """The number of elements of a whole tensor."""
     return int(np.prod(spec.shape, dtype=np.int64))

@@ -1,8 +1,8 @@
 """The plan of an exchange for one rank: pieces, counts, displacements and chunks; no data, no MPI.
 
-An exchange is one packed buffer a peer. Its plan follows from two placements, so the two sides of
+An exchange needs one packed buffer per peer. Its plan follows from two placements, so both sides of
 every pair agree on order and counts without a message. A limit on the buffers cuts the plan into
-chunks; their number is computed from the counts of all pairs, so that all ranks agree on it too.
+chunks; their number is computed from the counts of all pairs, so that all ranks agree on it, too.
 """
 
 import math
@@ -26,18 +26,18 @@ from ist_hpc.exchange.geometry import (
 from ist_hpc.exchange.placement import Placement, TensorSpec
 
 MOST_ELEMENTS = 2**28
-"""In a buffer, 1 GiB: counts and displacements are C ints before MPI 4, and some libraries count
-bytes in them too. A larger exchange goes in chunks, whatever the buffer limit."""
+"""The maximum in a buffer, 1 GiB: before MPI 4 counts and displacements are C ints, and some
+libraries use them to count bytes. A larger exchange goes in chunks, whatever the buffer limit."""
 
 SLOTS = 2
-"""Send buffers, and as many to receive: a chunk is packed while the one before it is on its way."""
+"""Number of send and of receive buffers: a chunk is packed while the previous one is on its way."""
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
     """Rows x columns of one tensor on this rank, in local units of its home block or subnet.
 
-    Its elements lie in the buffer in storage order: column by column for a transposed tensor.
+    The buffer has its elements in storage order: column by column for a transposed tensor.
     """
 
     spec: TensorSpec
@@ -47,7 +47,7 @@ class Piece:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """The number of elements."""
         across = selection_size(self.rows) * selection_size(self.columns)
         return across * self.spec.element_width
 
@@ -63,12 +63,12 @@ class Chunk:
 
     @property
     def send_displacements(self) -> npt.NDArray[np.int64]:
-        """Where in the send buffer each peer's part begins."""
+        """The offset of each peer's part in the send buffer."""
         return np.cumsum(self.send_counts) - self.send_counts
 
     @property
     def recv_displacements(self) -> npt.NDArray[np.int64]:
-        """Where in the receive buffer each peer's part begins."""
+        """The offset of each peer's part in the receive buffer."""
         return np.cumsum(self.recv_counts) - self.recv_counts
 
 
@@ -77,8 +77,8 @@ class Plan:
     """What one rank does to get from one placement to another.
 
     specs        the tensors that move
-    local_moves  (from, to) pieces whose holder is this rank before and after
-    chunks       the same number on every rank; at least one unless nothing moves anywhere
+    local_moves  (from, to) pieces that this rank holds before and after
+    chunks       as many on every rank; at least one unless no rank moves anything
     """
 
     rank: int
@@ -100,7 +100,7 @@ class Plan:
 
     @cached_property
     def last_chunks(self) -> dict[str, int]:
-        """Of each tensor that chunks touch, by key, the last that does: then the old one can go."""
+        """By key, the last chunk that touches a tensor: after it the old tensor can be freed."""
         return {
             piece.spec.key: index
             for index, chunk in enumerate(self.chunks)
@@ -109,10 +109,10 @@ class Plan:
 
     @property
     def doubled_bytes(self) -> int:
-        """The most that is held twice at a time on the way to another round: old and new tensors.
+        """The largest size of old tensors held beside new ones, on the way to another round.
 
-        A tensor is doubled from the first chunk that writes it to the last that touches it, and one
-        that no chunk touches by itself.
+        A tensor is doubled from the first chunk that writes it to the last that touches it. Tensors
+        that no chunk touches are doubled one at a time.
         """
         size = {
             spec.key: math.prod(spec.subnet_shape(self.rank, self.target.ranks))
@@ -134,13 +134,13 @@ class Plan:
 
 
 _Alike = tuple[TensorGeometry, list[TensorSpec]]
-"""Tensors that move alike, and how."""
+"""Tensors that move in the same way, and their geometry."""
 
 
 def pair_counts(
     specs: Sequence[TensorSpec], source: Placement, target: Placement
 ) -> npt.NDArray[np.int64]:
-    """Elements sent from s to q, for all pairs, zero on the diagonal; int64, [ranks, ranks]."""
+    """Elements that s sends to q, for all pairs, zero on the diagonal; int64, [ranks, ranks]."""
     return _pair_counts(_by_geometry(specs, source, target), source.ranks)
 
 
@@ -161,7 +161,7 @@ def plan_exchange(
 ) -> Plan:
     """Plan the exchange of `specs` from `source` to `target` for `rank`. Local.
 
-    `buffer_bytes` bounds all send and receive buffers together (to within one element a peer, and
+    `buffer_bytes` bounds all send and receive buffers together (to within one element per peer, and
     the slack of buffers that are kept).
     """
     geometries = _by_geometry(specs, source, target)
@@ -203,7 +203,7 @@ def _by_geometry(specs: Sequence[TensorSpec], source: Placement, target: Placeme
 def _localise(
     spec: TensorSpec, rectangle: Rectangle, place: Place, placement: Placement, rank: int
 ) -> Piece:
-    """The rectangle in the local units of the place where `rank` has it in `placement`."""
+    """The rectangle in the local units of its place on `rank` in `placement`."""
     if place == "home":
         start, _ = spec.home_rows(rank, placement.ranks)
         if isinstance(rectangle.rows, slice):
@@ -233,10 +233,10 @@ def _units(selection: Selection) -> Units:
 
 
 def chunk_count(counts: npt.NDArray[np.int64], buffer_bytes: int) -> int:
-    """Chunks of the exchange with these counts between all pairs; the same on all ranks.
+    """The number of chunks of an exchange with these counts between all pairs; equal on all ranks.
 
-    One, with a send and a receive buffer, if these fit in `buffer_bytes`; else as many as two
-    buffers of either kind need, since one chunk is packed while another is on its way.
+    One, with a send and a receive buffer, if these fit in `buffer_bytes`. Else as many as two
+    buffers of each kind require, since one chunk is packed while another is on its way.
     """
     busiest = int(max(counts.sum(axis=0).max(), counts.sum(axis=1).max()))
     alone = buffer_bytes // (2 * ELEMENT_BYTES)
@@ -245,14 +245,14 @@ def chunk_count(counts: npt.NDArray[np.int64], buffer_bytes: int) -> int:
 
 
 def with_slack(elements: int) -> int:
-    """The size of a buffer for `elements` now, and for slightly other counts in later rounds."""
+    """The size of a buffer for `elements` now, and for slightly larger counts in later rounds."""
     return elements + elements // 64
 
 
 def chunks_of(
     sends: list[list[Piece]], receives: list[list[Piece]], count: int
 ) -> tuple[Chunk, ...]:
-    """What goes to each peer and comes from it, in so many chunks."""
+    """Cut the pieces to and from each peer into `count` chunks."""
     if count == 0:
         return ()
     cut_sends = [_cut(pieces, count) for pieces in sends]
@@ -275,8 +275,8 @@ def chunks_of(
 def _cut(pieces: list[Piece], chunk_count: int) -> list[list[Piece]]:
     """Cut one pair's pieces into `chunk_count` runs of nearly equal size.
 
-    Only the sizes and shapes of the pieces decide, which both sides of the pair know, so sender
-    and receiver cut at the same elements.
+    The cuts depend only on sizes and shapes, which both sides of the pair know, so sender and
+    receiver cut at the same elements.
     """
     if chunk_count == 1:
         return [pieces]
@@ -304,10 +304,10 @@ def _cut(pieces: list[Piece], chunk_count: int) -> list[list[Piece]]:
 
 
 def parts_of_at_most(piece: Piece, elements: int) -> Iterator[Piece]:
-    """A piece in parts of at most `elements` numbers, in storage order; a kernel's are never cut.
+    """Cut a piece into parts of at most `elements` numbers, in storage order; never a kernel.
 
-    Whole lines where a line is no longer than that. As in `_cut` only sizes decide, so two pieces
-    of the same rectangle are cut alike wherever they lie.
+    A part has whole lines if a line is no longer than that. As in `_cut` only sizes decide, so two
+    pieces of the same rectangle are cut in the same way wherever they lie.
     """
     room = max(1, elements // piece.spec.element_width)
     pending = [piece]
@@ -322,10 +322,10 @@ def parts_of_at_most(piece: Piece, elements: int) -> Iterator[Piece]:
 
 
 def _split(piece: Piece, elements: int) -> list[Piece] | None:
-    """Split into parts, the first of at most `elements` > 0 whole elements; None if it cannot be.
+    """Split into parts, the first with at most `elements` whole elements; None if `elements` < 1.
 
-    In storage order: whole major lines first (rows; columns of a transposed tensor), else a part
-    of the first line.
+    In storage order: the first part has whole major lines (rows; columns of a transposed tensor),
+    or else a part of the first line.
     """
     transposed = piece.spec.transposed
     major, minor = (piece.columns, piece.rows) if transposed else (piece.rows, piece.columns)

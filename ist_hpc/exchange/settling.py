@@ -1,7 +1,7 @@
-"""The plan of what settles a round: copies of shared units go to their holders; no data, no MPI.
+"""The plan that settles a round: copies of shared units go to their holders; no data, no MPI.
 
-Units that several ranks train in a round end it with the mean of their copies. As in plan.py, both
-sides of every pair derive counts and order from the placement alone.
+At the end of a round, a unit that several ranks trained becomes the mean of its copies. As in
+plan.py, both sides of every pair derive counts and order from the placement alone.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from ist_hpc.exchange.plan import Chunk, Piece, chunk_count, chunks_of
 
 @dataclass(frozen=True, eq=False)
 class Settling:
-    """What brings the copies of shared units together: one Alltoallv for all of some tensors.
+    """One Alltoallv that brings copies of shared units of some tensors to their holders.
 
-    chunk   copies of other ranks to the holder of each unit; pieces of the same peer one behind
-            the other, peers ascending
-    copies  of each tensor by key, for each of this rank's units how many ranks trained it, if it
-            holds the unit, else 1; int64 [local units]
+    chunk   the copies of other ranks to the holder of each unit; pieces of the same peer follow one
+            another, peers ascending
+    copies  by key of a tensor, for each of this rank's units: how many ranks trained it if this
+            rank is its holder, else 1; int64 [local units]
     """
 
     chunk: Chunk
@@ -33,10 +33,10 @@ class Settling:
 def plan_settling(
     specs: Sequence[TensorSpec], placement: Placement, rank: int, buffer_bytes: int
 ) -> list[Settling]:
-    """Plan the means of what several ranks trained in a round, for `rank`; the same number on all.
+    """Plan the calls that average shared units after a round, for `rank`; as many on all ranks.
 
-    Each call moves what fits into `buffer_bytes`, or the copies of one unit of one tensor. All
-    copies of a unit are in one call, so that they are added in the order of the ranks.
+    Each call moves as much as fits into `buffer_bytes`, but at least the copies of one unit of one
+    tensor. All copies of a unit are in one call, so that they are added in the order of the ranks.
     """
     lots = _settling_lots(specs, placement, buffer_bytes)
     return [_settling(lot, placement, rank) for lot, _ in lots]
@@ -45,7 +45,7 @@ def plan_settling(
 def settling_buffers(
     specs: Sequence[TensorSpec], placement: Placement, buffer_bytes: int
 ) -> tuple[int, int]:
-    """(sent, received): the most elements of any rank in one call of `plan_settling`."""
+    """(sent, received): the largest counts of elements of any rank in a call of `plan_settling`."""
     sent, received = 0, 0
     for _, counts in _settling_lots(specs, placement, buffer_bytes):
         sent = max(sent, int(counts.sum(axis=1).max()))
@@ -60,13 +60,13 @@ def settling_counts(specs: Sequence[TensorSpec], placement: Placement) -> npt.ND
 
 
 _Lot = dict[str, tuple[TensorSpec, list[Units]]]
-"""By key: a tensor, and which of its shared units are brought together."""
+"""By key: a tensor, and those of its shared units that one call brings together."""
 
 
 def _settling_lots(
     specs: Sequence[TensorSpec], placement: Placement, buffer_bytes: int
 ) -> list[tuple[_Lot, npt.NDArray[np.int64]]]:
-    """What each call brings together, and its elements from s to q; int64 [ranks, ranks]."""
+    """The lot of each call, and its elements from s to q; int64 [ranks, ranks]."""
     lots: list[tuple[_Lot, npt.NDArray[np.int64]]] = []
     for spec in specs:
         shared = _shared_units(spec, placement)
@@ -85,19 +85,19 @@ def _settling_lots(
 
 def _shared_units(spec: TensorSpec, placement: Placement) -> Units:
     """The units of a tensor that several ranks train, ascending; int64 [units]."""
-    if spec.row_axis is None or spec.column_axis is not None:  # such units are never shared
+    if spec.row_axis is None or spec.column_axis is not None:  # such units are not shared
         return np.empty(0, dtype=np.int64)
     return np.unique(placement.deals[spec.row_axis].copies[0])
 
 
 def _copies_of(dealt: Deal, units: Units) -> tuple[Units, Units]:
-    """(units, ranks) of the copies of some units."""
+    """(units, ranks) of the copies of `units`."""
     chosen = np.isin(dealt.copies[0], units)
     return dealt.copies[0][chosen], dealt.copies[1][chosen]
 
 
 def _copied(spec: TensorSpec, placement: Placement, units: Units) -> npt.NDArray[np.int64]:
-    """Elements that go from s to q as copies of units that q holds; int64 [ranks, ranks]."""
+    """Elements that s sends to q as copies of units that q holds; int64 [ranks, ranks]."""
     ranks = placement.ranks
     if not len(units):
         return np.zeros((ranks, ranks), dtype=np.int64)

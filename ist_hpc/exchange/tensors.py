@@ -1,4 +1,4 @@
-"""The part of a partitioned tensor that one rank holds, and copying rectangles in and out of it."""
+"""The part of a partitioned tensor that one rank holds; copies rectangles in and out of it."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ _MOVE_BYTES = 4 << 20  # beside the tensors while a piece moves from one to the 
 class Held:
     """What one rank holds of one tensor; float32.
 
-    home    the home block, `spec.home_shape`; elements whose holder is another rank are stale.
-            None while every element is in some subnet.
+    home    the home block, `spec.home_shape`; elements that another rank holds are stale. None
+            while every element is in some subnet.
     subnet  the subnet part, `spec.subnet_shape` (as stored); None at home.
     """
 
@@ -34,7 +34,7 @@ class Held:
     subnet: Tensor | None = None
 
     def place(self, place: Place) -> Tensor:
-        """The home block or the subnet, which must be there."""
+        """The home block or the subnet; it must exist."""
         tensor = self.home if place == "home" else self.subnet
         assert tensor is not None, f"no {place} part on this rank"
         return tensor
@@ -62,7 +62,7 @@ def zeros_at(
 def all_finite(values: Tensor) -> bool:
     """Whether no element is NaN or infinite. Local.
 
-    By the extremes, which need no memory beside the tensor: `isfinite` makes a copy of it, and
+    Only the extremes are checked, which needs no further memory: `isfinite` copies the tensor, and
     takes many times as long.
     """
     if not values.numel():
@@ -77,23 +77,23 @@ def state_bytes(state: State) -> int:
 
 
 class Copies(Protocol):
-    """How pieces are copied: lines `major` of a view, and of each the places `minor`.
+    """How pieces are copied: the lines `major` of a view, and in each line the places `minor`.
 
-    The view has its major dimension first and need not be contiguous. A kernel's dimensions come
-    after the two.
+    The view has its major dimension first and need not be contiguous. Dimensions of a kernel follow
+    these two.
     """
 
     def take(self, view: Tensor, major: Selection, minor: Selection, out: Tensor) -> None:
-        """Copy to `out`, contiguous, of `piece_shape`."""
+        """Copy to `out`, which is contiguous and has the `piece_shape`."""
 
     def put(self, view: Tensor, major: Selection, minor: Selection, values: Tensor) -> None:
-        """Copy `values`, contiguous, of `piece_shape`, to the view."""
+        """Copy `values`, which are contiguous and have the `piece_shape`, to the view."""
 
 
 class CpuCopies:
-    """The fastest ways that torch and numpy have on a CPU, for the indices in numpy's memory.
+    """The fastest ways that torch and numpy have on a CPU, where numpy holds the indices.
 
-    By a factor of 3 to 8 over plain advanced indexing; docs/results.md has the figures.
+    They are 3 to 8 times as fast as plain advanced indexing; docs/results.md has the figures.
     """
 
     def take(self, view: Tensor, major: Selection, minor: Selection, out: Tensor) -> None:
@@ -130,7 +130,7 @@ class CpuCopies:
 
 
 class DeviceCopies:
-    """The same with torch alone, on the device of the view, where the indices are copied to."""
+    """The same with torch alone, on the view's device; the indices are copied to it."""
 
     def take(self, view: Tensor, major: Selection, minor: Selection, out: Tensor) -> None:
         """See `Copies`."""
@@ -142,7 +142,7 @@ class DeviceCopies:
             torch.index_select(view[major], 1, _beside(view, minor), out=out)
         else:
             rows, columns = _beside(view, major).unsqueeze(1), _beside(view, minor)
-            # Advanced indexing makes a tensor of its own, so some lines at a time.
+            # Advanced indexing allocates a new tensor, so copy some lines at a time.
             lines = max(1, _ELEMENTS_AT_ONCE * len(rows) // max(1, out.numel()))
             for part, into in zip(rows.split(lines), out.split(lines), strict=True):
                 into.copy_(view[part, columns])
@@ -168,7 +168,7 @@ def copies_of(device: torch.device) -> Copies:
 def gather(source: Tensor, piece: Piece, out: Tensor, copies: Copies | None = None) -> None:
     """Copy a piece of a home block or subnet into `out`, flat and contiguous, in storage order.
 
-    `copies` is by default that of the tensor's device, on which `out` must be, too.
+    `out` must be on the tensor's device; `copies` defaults to the way of that device.
     """
     view, major, minor = _in_storage_order(source, piece)
     target = out.view(piece_shape(view, major, minor))
@@ -190,7 +190,7 @@ def add(target: Tensor, piece: Piece, values: Tensor) -> None:
 
 
 def divide(target: Tensor, by: npt.NDArray[np.int64]) -> None:
-    """Divide the rows of a subnet; by is int64 [rows], and 1 changes nothing."""
+    """Divide the rows of a subnet; `by` is int64 [rows], and 1 leaves a row as it is."""
     for row in np.flatnonzero(by > 1).tolist():  # one at a time: no second copy of them all
         target[row].div_(int(by[row]))
 
@@ -203,7 +203,7 @@ def row_numbers(rows: Selection) -> Tensor:
 
 
 def move(source: Tensor, piece: Piece, target: Tensor, landing: Piece) -> None:
-    """Copy a piece of one tensor to the same rectangle of another, by way of a small buffer."""
+    """Copy a piece of one tensor to the same rectangle of another, through a small buffer."""
     room = min(piece.size, _MOVE_BYTES // ELEMENT_BYTES)
     buffer = torch.empty(max(room, piece.spec.element_width), device=source.device)
     parts = (parts_of_at_most(whole, room) for whole in (piece, landing))
@@ -214,7 +214,7 @@ def move(source: Tensor, piece: Piece, target: Tensor, landing: Piece) -> None:
 
 
 def _beside(view: Tensor, index: Selection) -> Tensor:
-    """Indices on the device of what they select from."""
+    """The indices, on the device of the view that they select from."""
     assert not isinstance(index, slice), "slices are not copied"
     return torch.from_numpy(index).to(view.device, non_blocking=True)
 
@@ -222,7 +222,7 @@ def _beside(view: Tensor, index: Selection) -> Tensor:
 def _flat_indices(major: Units, minor: Units, width: int) -> Iterator[tuple[slice, Units]]:
     """Flat indices of major x minor in a matrix of `width`, some lines at a time.
 
-    Few enough that the indices, twice as large as the data, stay in the cache.
+    The lines are so few that the indices, twice as large as the data, stay in the cache.
     """
     step = max(1, _INDICES_AT_ONCE // max(1, len(minor)))
     for first in range(0, len(major), step):

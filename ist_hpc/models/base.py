@@ -1,4 +1,4 @@
-"""What the rest of the package needs to know of a network.
+"""What the rest of the package needs to know about a network.
 
 A model names its axes, its partitioned tensors and its shared ones (`Shapes`), draws initial
 values, and computes: loss and gradients of a thin network (which at one rank is the full one), and
@@ -33,7 +33,7 @@ class Peers(Protocol):
     def gather(self, own: Tensor, units: int) -> Tensor:
         """All units of a layer from this rank's: [rows, local_units, ...] to [rows, units, ...].
 
-        Which are a rank's is the balanced division of `units` (`blocks.block_bounds`).
+        A rank's units are its block of the balanced division of `units` (`blocks.block_bounds`).
         Collective.
         """
 
@@ -41,13 +41,13 @@ class Peers(Protocol):
         """[own rows, ...] of each rank, its `share` of them, to [rows, ...] on all. Collective."""
 
     def share(self, units: int) -> slice:
-        """This rank's part of so many units or rows. Local."""
+        """This rank's part of the given number of units or rows. Local."""
 
     def relay(self, values: Tensor, stage: Callable[[Tensor], Tensor], rows_at_once: int) -> Tensor:
-        """Rows through the ranks' stages, one after the other: [rows, ...], all on all ranks.
+        """Pass rows through the ranks' stages, one by one: [rows, ...], all rows on all ranks.
 
-        `stage` is this rank's and keeps the shape of [some rows, ...]; while it has some rows,
-        other ranks have others. Collective.
+        `stage` belongs to this rank and keeps the shape of [some rows, ...]; while it works on some
+        rows, other ranks work on others. Collective.
         """
 
 
@@ -65,8 +65,8 @@ class Model(Shapes, ABC):
     ) -> npt.NDArray[np.float32]:
         """Initial values of the global rows [rows[0], rows[1]) of a weight, in logical order.
 
-        A function of the seed and the rows, so that the ranks' blocks make the same full tensor
-        whatever their number.
+        They depend only on the seed and the rows, so that any number of ranks draws the same full
+        tensor.
         """
 
     @abstractmethod
@@ -84,7 +84,7 @@ class Model(Shapes, ABC):
 
     @abstractmethod
     def loss(self, weights: Tensors, features: Tensor, labels: Tensor, step: LocalStep) -> Tensor:
-        """Mean loss of a batch in training mode, with autograd's graph. If `differentiable`."""
+        """Mean loss of a batch in training mode, with autograd's graph; if `differentiable`."""
 
     def loss_and_gradients(
         self, weights: Tensors, features: Rows, labels: Rows, step: LocalStep
@@ -95,7 +95,7 @@ class Model(Shapes, ABC):
         Running statistics among the shared weights are brought up to date.
         Gradients may lie in `step.room`, and are good until the next call with it.
 
-        weights   partitioned ones as stored in subnets, and shared ones, by key
+        weights   partitioned weights as stored in subnets, and shared weights, by key
         features  float32 [batch, ...], or sparse
         labels    a class a row, int64 [batch], or sets of labels
         """
@@ -120,7 +120,7 @@ class Model(Shapes, ABC):
         peers: Peers,
         calibrate: bool,
     ) -> Tensor:
-        """What enters the output layer of the full network, for rows that all ranks give.
+        """The input of the full network's output layer, for rows that all ranks have.
 
         weights     home blocks and shared weights, by key
         statistics  (mean, variance) of the units of this rank's home blocks, by key; with
@@ -140,8 +140,8 @@ class Model(Shapes, ABC):
     ) -> Tensor:
         """Outputs of the full network that are at home here, from `full_hidden`. Local.
 
-        outputs     which of this rank's home block
-        home_start  the global index of the block's first
+        outputs     the outputs to compute, within this rank's home block
+        home_start  the global index of the block's first output
         Returns float32 [rows, outputs]; `weights` and `statistics` as in `full_hidden`.
         """
 

@@ -15,8 +15,8 @@ from torch import nn
 class ExportEntry:
     """One entry of the plain PyTorch state dict that `show --export` writes.
 
-    name    in the state dict, such as `bn1.running_mean`
-    shape   global
+    name    the name in the state dict, such as `bn1.running_mean`
+    shape   the global shape
     source  (group, key) in a checkpoint, such as ("statistics", "bn1.mean"); None for a counter of
             batches, which is int64 and zero
     """
@@ -30,15 +30,15 @@ class ExportEntry:
 class Plain:
     """A call that makes a network in plain PyTorch.
 
-    function   of a file of `plain/`
-    arguments  by name: numbers, words and containers of such, or another such call
+    function   a function from a file in `plain/`
+    arguments  by name: numbers, words and containers of these, or another such call
     """
 
     function: Callable[..., nn.Module]
     arguments: Mapping[str, object]
 
     def module(self) -> nn.Module:
-        """What the call makes, on the current device."""
+        """The module that the call makes, on the current device."""
         found = {k: v.module() if isinstance(v, Plain) else v for k, v in self.arguments.items()}
         return self.function(**found)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class RowGradient:
-    """The gradient of a weight of which a step uses few rows, as stored; all others are zero.
+    """The gradient of a stored weight of which a step uses few rows; all other rows are zero.
 
     rows    ascending; int64 [n]
     values  [n, ...]
@@ -28,8 +28,8 @@ class ColumnGradient:
 
 
 Gradients = dict[str, Tensor | RowGradient | ColumnGradient]
-"""Of every weight, partitioned or shared, by key."""
+"""The gradient of every weight, partitioned or shared, by key."""
 
 GradientBuffers = dict[str, Tensor]
-"""Memory of large gradients, by key, that a model leaves for the next step: fresh pages cost more
-than what is computed into them."""
+"""Memory of large gradients, by key, that a model keeps for the next step: fresh pages cost more
+than computing the gradients."""

@@ -13,8 +13,8 @@ def initial_rows(
 ) -> npt.NDArray[np.float32]:
     """The global rows [rows[0], rows[1]) of a weight; float32, [rows[1] - rows[0], *shape[1:]].
 
-    Linear maps and convolutions uniform in +-1/sqrt(fan-in of the full layer), which is PyTorch's
-    default; vectors are a norm's scale, one, or a shift or bias, zero.
+    Linear maps and convolutions are uniform in +-1/sqrt(fan-in of the full layer), PyTorch's
+    default. Vectors are one if they are a norm's scale, and zero if they are a shift or bias.
     """
     count = rows[1] - rows[0]
     if len(shape) == 1:

@@ -1,4 +1,4 @@
-"""What the cost of a layer depends on, and the activations that it holds: counted from shapes."""
+"""The cost of a layer and the activations that it holds, counted from shapes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,23 +10,23 @@ from ist_hpc.common.sizes import ELEMENT_BYTES
 from ist_hpc.exchange.placement import Axis, TensorSpec
 
 IMAGES_AT_ONCE = 64
-"""Rows that go through the convolutions of the full network at a time."""
+"""Rows that pass through the convolutions of the full network at a time."""
 
 GATHER_BYTES = 8 << 20
-"""Of the activations that the full network's ranks gather, at a time, beside what was gathered."""
+"""Bytes of activations that ranks of the full network gather at a time, beside those gathered."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear map, or a convolution, as far as its cost depends on it.
+    """The properties of a linear map or a convolution on which its cost depends.
 
     outputs, inputs              units on either side: neurons or channels
     dealt_outputs, dealt_inputs  whether these are dealt out, else every rank has all
-    kernel                       weights between two units: 9 of a 3 x 3 convolution
-    positions, positions_in      values of a unit for one row, on either side: height x width
-    trained                      whether it has a gradient; those that have none come first
-    copies                       of a layer that is dealt out as a whole: of how many alike
-    calibrated                   of a shared one: its norm takes all calibration rows at once
+    kernel                       weights between two units: 9 for a 3 x 3 convolution
+    positions, positions_in      values per unit and row, on either side: height x width
+    trained                      whether it has a gradient; layers without come first
+    copies                       if whole layers are dealt out: the number of equal layers
+    calibrated                   if shared: whether its norm takes all calibration rows at once
     beside                       values as many as its outputs that are held at a time in the full
                                  network, with them: two, before and after a norm
     """
@@ -44,7 +44,7 @@ class Layer:
     beside: int = 2
 
     def own_copies(self, ranks: int, rank: int = 0) -> int:
-        """How many such layers, one after the other, a rank has in a round."""
+        """The number of such layers, one after the other, that a rank has in a round."""
         return 1 if self.copies is None else self.copies.count(rank, ranks)
 
     @property
@@ -61,17 +61,17 @@ class Layer:
         return _own(self.inputs, ranks, rank) if self.dealt_inputs else self.inputs
 
     def home_outputs(self, ranks: int) -> int:
-        """Outputs that are at home on rank 0, of a layer whose outputs are dealt out or divided."""
+        """Outputs at home on rank 0, for a layer whose outputs are dealt out or divided."""
         return _own(self.outputs, ranks, 0)
 
     def step_width(self, ranks: int) -> int:
-        """Numbers that come out for one row in a step of rank 0."""
+        """Output numbers per row in a step of rank 0."""
         return self.own_outputs(ranks) * self.positions
 
     def full_rows(self, rows: int, ranks: int, calibrate: bool) -> int:
-        """Of so many rows through the full network those that a rank computes at a time.
+        """How many of `rows` rows in the full network a rank computes at a time.
 
-        Of convolutions some, but for the calibration of those that are dealt out.
+        For convolutions only some, except in the calibration of those that are dealt out.
         """
         if self.positions == 1 or (calibrate and (self.calibrated or not self.shared)):
             return rows
@@ -79,13 +79,13 @@ class Layer:
         return min(-(-rows // ranks) if divided else rows, IMAGES_AT_ONCE)
 
     def full_bytes(self, rows: int, ranks: int) -> int:
-        """Bytes of rows that are computed at a time in the full network, beside what came in.
+        """Bytes of the rows computed at a time in the full network, without the layer's input.
 
         Either rank 0's outputs before and after their norm, or its outputs and those of all ranks,
-        with the rows that are being gathered.
+        with the rows being gathered.
         """
         whole = self.outputs * self.positions
-        if self.shared:  # every rank computes all of it, for rows of its own
+        if self.shared:  # every rank computes the whole layer, for its own rows
             return rows * self.beside * whole * ELEMENT_BYTES
         own = self.home_outputs(ranks) * self.positions
         norming = rows * 2 * own * ELEMENT_BYTES
@@ -94,9 +94,9 @@ class Layer:
         return max(norming, gathering if ranks > 1 else 0)
 
     def relayed_bytes(self, rows: int, ranks: int, calibrate: bool) -> int:
-        """Bytes of all rows where these go from rank to rank: before and after the layers.
+        """Bytes of all rows if these go from rank to rank: before and after the layers.
 
-        What arrives; in an evaluation also what is sent, and with one rank put together.
+        Received rows; in an evaluation also sent rows, and on one rank rows put together.
         """
         if self.copies is None:
             return 0
@@ -109,9 +109,9 @@ def _own(units: int, ranks: int, rank: int) -> int:
 
 
 def kept_numbers(layers: Sequence[Layer], ranks: int) -> int:
-    """Numbers of a row that trained layers hold in a step of rank 0: an estimate.
+    """Estimated numbers per row that trained layers hold in a step of rank 0.
 
-    Two of every layer's width, before and after its norm; and two of the widest while gradients
+    Twice the width of every layer, before and after its norm; and twice the widest while gradients
     pass through it.
     """
     widths = [
@@ -124,9 +124,9 @@ def kept_numbers(layers: Sequence[Layer], ranks: int) -> int:
 
 
 def passing_numbers(layers: Sequence[Layer], ranks: int) -> int:
-    """Numbers of a row in layers that are not trained, of which nothing stays.
+    """Numbers per row in layers that are not trained, which keep nothing.
 
-    Before and after a norm, and what came in, one layer at a time.
+    Before and after a norm, and the input, one layer at a time.
     """
     return max(
         (
@@ -139,7 +139,7 @@ def passing_numbers(layers: Sequence[Layer], ranks: int) -> int:
 
 
 def layers_of(specs: Iterable[TensorSpec]) -> tuple[Layer, ...]:
-    """The layers of a network whose every matrix is one, in the order of the forward pass."""
+    """The layers of a network with one layer per matrix, in the order of the forward pass."""
     return tuple(
         Layer(
             spec.rows,
@@ -153,5 +153,5 @@ def layers_of(specs: Iterable[TensorSpec]) -> tuple[Layer, ...]:
 
 
 def matrices(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
-    """The weights that are multiplied with activations: those of two and more dimensions."""
+    """The weights that are multiplied with activations: those with two or more dimensions."""
     return [spec for spec in specs if len(spec.shape) > 1]

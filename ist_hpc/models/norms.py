@@ -1,4 +1,4 @@
-"""Batch norm: of a thin network by its batch, of the full one by statistics of all its units."""
+"""Batch norm: a thin network uses its batch, the full one the statistics of all its units."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from ist_hpc.models.base import Statistics, Tensors
 
 NORM_EPSILON = 1e-5
 NORM_MOMENTUM = 0.1
-"""Of running statistics, PyTorch's default."""
+"""The momentum of running statistics, PyTorch's default."""
 
 Norm = Callable[[str, Tensor], Tensor]
 """The norm of a key, such as `conv1_norm`, of values [rows, units, ...]."""
@@ -22,7 +22,7 @@ def by_batch(weights: Tensors) -> Norm:
 
 
 def by_batch_keeping(weights: Tensors) -> Norm:
-    """Norms by the statistics of the batch; running ones in `weights` are brought up to date."""
+    """Norms by the statistics of the batch; running ones in `weights` are updated."""
     return lambda key, values: F.batch_norm(
         values,
         *_parts(weights, key),
@@ -51,14 +51,14 @@ def _parts(weights: Tensors, key: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def batch_norm(values: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """By the statistics of this batch; [rows, units, ...]."""
+    """Normalise by the statistics of this batch; [rows, units, ...]."""
     return F.batch_norm(values, None, None, scale, shift, training=True, eps=NORM_EPSILON)
 
 
 def stored_norm(
     values: Tensor, mean: Tensor, variance: Tensor, scale: Tensor | None, shift: Tensor | None
 ) -> Tensor:
-    """By given statistics; [rows, units, ...]."""
+    """Normalise by given statistics; [rows, units, ...]."""
     return F.batch_norm(values, mean, variance, scale, shift, False, eps=NORM_EPSILON)
 
 
@@ -70,9 +70,9 @@ def full_norm(
     shift: Tensor | None,
     calibrate: bool,
 ) -> Tensor:
-    """Of home units [rows, local_units, ...], by the full network's statistics.
+    """Normalise home units [rows, local_units, ...] by the full network's statistics.
 
-    These are read from `statistics`, or with `calibrate` computed and stored there.
+    These are read from `statistics`; with `calibrate` they are computed and stored there.
     """
     if calibrate:
         statistics[norm] = _mean_and_variance(own)
@@ -83,7 +83,7 @@ def full_norm(
 
 
 def _mean_and_variance(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each unit; a rank that has no unit of a narrow layer has none."""
+    """Mean and variance of each unit; empty on a rank without units of a narrow layer."""
     if not values.shape[1]:
         return values.new_empty(0), values.new_empty(0)
     across = [0, *range(2, values.dim())]

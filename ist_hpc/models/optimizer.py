@@ -1,14 +1,14 @@
 """Optimisers whose state is dealt out with the weights.
 
-The arithmetic is PyTorch's, operation by operation, so that one rank gives the bits of a plain
-PyTorch loop. What is added is state that travels: a slot is a partitioned tensor like its weight.
+The arithmetic is PyTorch's, operation by operation, so that one rank produces the bits of a plain
+PyTorch loop. In addition the state travels: a slot is a partitioned tensor like its weight.
 Adam needs to know how often an element was updated. Elements of an input or output layer are
 trained in every round, so one number serves a whole tensor; an element of a middle layer is trained
 only in the rounds that deal its row and its column to one rank, so there the count is a slot.
 
-Where a step uses few rows of a weight (sparse input), only these and their slots are touched, as in
+If a step uses few rows of a weight (sparse input), it touches only these and their slots, as in
 `torch.optim.SparseAdam`: a row that does not occur keeps its momentum and its moments, and the step
-count is still the weight's.
+count is still that of the weight.
 """
 
 import math
@@ -25,22 +25,22 @@ from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.models.gradients import ColumnGradient, RowGradient
 from ist_hpc.models.shapes import SharedSpec
 
-_SLAB_ELEMENTS = 1 << 20  # of a weight that is updated at a time, at least a row
+_SLAB_ELEMENTS = 1 << 20  # elements of a weight updated at a time, but at least one row
 
 Slots = dict[str, Tensor]
-"""The slots of one weight on this rank, by slot name, in a shape that broadcasts to the weight."""
+"""A weight's slots on this rank, by slot name, in a shape that broadcasts to the weight."""
 
 
 class Optimizer(ABC):
     """Updates the weights of a thin network in place.
 
-    A step count `trained` is the number of steps of the run before this one (of the round under
-    `optimizer.state: reset`): the count of every element but those of middle layers.
+    A step count `trained` is the number of earlier steps of the run (of the round under
+    `optimizer.state: reset`): the count of every element except those of middle layers.
     """
 
     scratch_bytes: tuple[int, int]
-    """Temporaries of `update`, bytes an element: where one count of updates serves the tensor, and
-    where every element has its own."""
+    """Temporaries of `update` in bytes per element: if one count of updates serves the tensor, and
+    if every element has its own."""
 
     def __init__(self, config: OptimizerConfig) -> None:
         self.config = config
@@ -67,7 +67,7 @@ class Optimizer(ABC):
         lr: float,
         trained: int,
     ) -> None:
-        """One step of one weight, in place; slab by slab, so that temporaries stay small."""
+        """One step of a weight, in place; slab by slab, so that temporaries stay small."""
         if isinstance(gradient, RowGradient):
             self._step_rows(weight, gradient, slots, lr, trained)
             return
@@ -98,18 +98,18 @@ class Optimizer(ABC):
             self.update(weight[:, columns], values, of_columns, lr, trained)
 
     def update_bytes(self, spec: TensorSpec, ranks: int) -> int:
-        """Temporaries of `step` of rank 0 of `ranks` with the whole gradient of a weight.
+        """Bytes of temporaries of `step` on rank 0 of `ranks`, with a weight's whole gradient.
 
-        One rank alone, as one that has the whole model, needs no counts of each element.
+        A single rank, like one that has the whole model, needs no count for each element.
         """
         shape = spec.subnet_shape(0, ranks)
         slab = min(math.prod(shape), max(_SLAB_ELEMENTS, math.prod(shape[1:])))
         return slab * self.scratch_bytes[spec.has_two_axes and ranks > 1]
 
     def row_update_bytes(self, spec: TensorSpec, elements: int) -> int:
-        """Temporaries of `step` with a `RowGradient` of so many elements, all of them at once.
+        """Bytes of temporaries of `step` with a `RowGradient` of `elements`, all at once.
 
-        The rows of the weight and of its slots are gathered, too.
+        They include the gathered rows of the weight and of its slots.
         """
         slots = [self.slot_spec(slot, spec) for slot in self.slot_names(spec.has_two_axes)]
         gathered = 1 + sum(slot.shape == spec.shape for slot in slots)
@@ -141,7 +141,7 @@ def slot_key(slot: str, weight_key: str) -> str:
 def as_broadcast(slot: Tensor, slot_spec: TensorSpec, spec: TensorSpec) -> Tensor:
     """A slot as stored, viewed so that it broadcasts to its weight as stored.
 
-    A slot with one value a unit has one dimension, which becomes that of the unit.
+    A slot with one value per unit has one dimension, which becomes the dimension of the units.
     """
     if len(slot_spec.shape) == len(spec.shape):
         return slot
@@ -162,7 +162,7 @@ def _slabs(weight: Tensor) -> Iterator[slice]:
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent, plain or with momentum, as `torch.optim.SGD` has it."""
+    """Stochastic gradient descent, plain or with momentum, as in `torch.optim.SGD`."""
 
     scratch_bytes = (0, 0)
 
@@ -183,23 +183,23 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam as `torch.optim.Adam` has it, with the bias correction of each element's own count."""
+    """Adam as in `torch.optim.Adam`, with a bias correction by each element's own count."""
 
-    # A root and a quotient; with own counts also an index (int64), and the factor looked up by it.
+    # A root and a quotient; with own counts also an index (int64), and the factor it selects.
     scratch_bytes = (8, 20)
 
     def slot_names(self, has_two_axes: bool) -> tuple[str, ...]:
-        """First and second moments; for middle layers the count of updates, too."""
+        """First and second moments; for middle layers also the count of updates."""
         names = ("exp_avg", "exp_avg_sq")
         return (*names, "updates") if has_two_axes else names
 
     def update(
         self, weight: Tensor, gradient: Tensor, slots: Slots, lr: float, trained: int
     ) -> None:
-        """One step of Adam; `slots["updates"]`, where there is one, counts it.
+        """One step of Adam, counted in `slots["updates"]` if that exists.
 
-        Counts are float32: exact to 2^24 updates, where they stop growing and both corrections
-        have long been one.
+        Counts are float32: exact to 2^24 updates, where they stop growing. Both corrections are one
+        long before.
         """
         beta1, beta2 = self.config.betas
         first = slots["exp_avg"].lerp_(gradient, 1 - beta1)
@@ -217,7 +217,7 @@ class Adam(Optimizer):
             denominator = (second.sqrt() / root).add_(self.config.eps)
             weight.addcdiv_(first, denominator, value=-step_size)
             return
-        # The two factors depend on the count alone: compute them once for each count that occurs.
+        # The two factors depend only on the count: compute them once for each count that occurs.
         table = [_corrections(count, lr, beta1, beta2) for count in range(lowest, highest + 1)]
         index = (updates - lowest).to(torch.int64)
         step_sizes = weight.new_tensor([-entry[0] for entry in table])
@@ -227,7 +227,7 @@ class Adam(Optimizer):
 
 
 class Adagrad(Optimizer):
-    """Adagrad as `torch.optim.Adagrad` has it: one sum of squares an element."""
+    """Adagrad as in `torch.optim.Adagrad`: one sum of squares per element."""
 
     scratch_bytes = (4, 4)
 
@@ -244,14 +244,14 @@ class Adagrad(Optimizer):
 
 
 class RowwiseAdagrad(Optimizer):
-    """Adagrad with one number a dealt unit of a matrix: the sum of mean squares of its gradient.
+    """Adagrad with one number per dealt unit of a matrix: the sum of its gradient's mean squares.
 
     The mean is over the elements that a step updates: with sparse input, the features that occur.
     Of a middle layer the unit is the row. Of demanded rows, such as labels that are sampled, it is
     one number a row. Vectors have a number an element, as in Adagrad.
     """
 
-    scratch_bytes = (0, 0)  # of a matrix, and vectors are small
+    scratch_bytes = (0, 0)  # for a matrix; vectors are small
 
     def slot_names(self, has_two_axes: bool) -> tuple[str, ...]:
         """One slot, `squares`."""
@@ -319,6 +319,6 @@ def build(config: OptimizerConfig) -> Optimizer:
 
 
 def learning_rate(config: OptimizerConfig, epoch: float) -> float:
-    """The learning rate after `epoch` epochs: `lr`, times `decay_factor` for each step passed."""
+    """The learning rate after `epoch` epochs: `lr` times `decay_factor` for each step passed."""
     passed = sum(epoch >= boundary for boundary in config.decay_epochs)
     return config.lr * config.decay_factor**passed

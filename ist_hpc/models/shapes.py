@@ -12,10 +12,10 @@ from ist_hpc.models.layers import Layer, kept_numbers, layers_of, matrices, pass
 
 @dataclass(frozen=True)
 class SharedSpec:
-    """A tensor without axes: on every rank, broadcast at the start, averaged each round.
+    """A tensor without axes: every rank has it; broadcast at the start, averaged each round.
 
     trained  whether it has a gradient; running statistics of a norm have none
-    changes  whether a step changes it; what is frozen needs no averaging
+    changes  whether a step changes it; a frozen tensor needs no averaging
     """
 
     key: str
@@ -33,9 +33,9 @@ class SharedSpec:
 class StatisticSpec:
     """Mean and variance of one normalisation layer of the full network, each of shape `shape`.
 
-    They are computed over calibration rows, in home blocks of `size`, and never in thin networks.
+    They are computed over calibration rows, in home blocks of `size`, never in thin networks.
 
-    size    units, or channels, or of a stack of norms how many
+    size    number of units or channels; for a stack of norms, of norms
     across  the other dimensions: channels of each norm of a stack
     """
 
@@ -53,7 +53,7 @@ class Shapes:
     """The tensors of a network, thin or full, and what follows from their shapes."""
 
     axes: dict[str, Axis]
-    """What is dealt out, by name."""
+    """The axes that are dealt out, by name."""
     specs: tuple[TensorSpec, ...]
     """The partitioned weights."""
     shared: tuple[SharedSpec, ...]
@@ -63,19 +63,19 @@ class Shapes:
     outputs: int
     """Width of the output."""
     label_block: int | None
-    """Outputs that are computed at a time; None: all, since they are few or normed."""
+    """Outputs computed at a time; None: all, since they are few or normalised."""
     feature_shape: tuple[int, ...] | None = None
-    """Shape of a row's features as stored, where it must be this one."""
+    """The shape that a row's stored features must have, if only one is allowed."""
     relayed_numbers: int = 0
-    """Numbers of a row that pass from rank to rank at a time, in an evaluation."""
+    """Numbers per row that pass from rank to rank at a time in an evaluation."""
 
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The linear maps and convolutions, first to last, from which costs are counted."""
         return layers_of(self.specs)
 
-    # Bytes on rank 0 of `ranks`, before there are any; `ranks` is 1 for the whole model. `entries`
-    # are those of a sparse row, on average, and None for dense rows.
+    # Bytes on rank 0 of `ranks`, before any are allocated; `ranks` is 1 for the whole model.
+    # `entries` is the average number in a sparse row, and None for dense rows.
 
     @property
     def dense_specs(self) -> tuple[TensorSpec, ...]:
@@ -109,9 +109,9 @@ class Shapes:
         return self.outputs
 
     def gradient_bytes(self, rows: int, ranks: int, entries: float | None) -> int:
-        """Bytes of the gradients of a step with a batch of so many rows.
+        """Bytes of the gradients of a step with a batch of `rows` rows.
 
-        Running statistics, which have none but are few, are counted as if they had.
+        Running statistics have no gradient but are few, and are counted as if they had one.
         """
         shared = sum(spec.elements for spec in self.shared if spec.changes)
         of_rows = sum(elements for _, elements in self.row_gradients(rows, ranks, entries))
@@ -127,16 +127,16 @@ class Shapes:
         return matrices(self.specs)
 
     def rows_bytes(self, rows: int, entries: float | None) -> int:
-        """Bytes of the features of so many rows."""
+        """Bytes of the features of `rows` rows."""
         first = self.layers[0]
         return rows_bytes(rows, first.inputs * first.positions_in, entries)
 
     def step_activations(
         self, rows: int, ranks: int, entries: float | None, product_bytes: int = ELEMENT_BYTES
     ) -> int:
-        """Estimated bytes of the activations of a step with a batch of so many rows, and of these.
+        """Estimated bytes of the activations of a step, and of its batch of `rows` rows.
 
-        Under bf16 activations take half, and dense rows and the outputs are there in both types.
+        Under bf16 activations take half; dense rows and the outputs exist in both types.
         """
         share = product_bytes / ELEMENT_BYTES
         across = self._entering_numbers(entries, share) + self._trained_numbers(ranks, share)
@@ -149,17 +149,17 @@ class Shapes:
         return first.inputs * first.positions_in * (1.0 if share == 1 else 1 + share)
 
     def _trained_numbers(self, ranks: int, share: float) -> float:
-        """Numbers of a row in layers that are trained, with one more of the outputs: softmax."""
+        """Numbers per row in trained layers, and the outputs once more for the softmax."""
         outputs = self.layers[-1].step_width(ranks)
         return share * kept_numbers(self.layers, ranks) + outputs * (1 if share == 1 else 2)
 
     def full_activations(
         self, rows: int, ranks: int, entries: float | None, calibrate: bool
     ) -> int:
-        """Estimated bytes of the activations of the full network, for rows that all ranks give.
+        """Estimated bytes of the activations of the full network, for rows that all ranks have.
 
-        Layer by layer what came in and what a rank computes and gathers. The rows themselves are
-        counted in an evaluation only: those of a calibration are kept.
+        For each layer, its input and what a rank computes and gathers. The rows themselves are
+        counted only in an evaluation: those of a calibration are kept.
         """
         peak, given = 0, 0 if calibrate else self.rows_bytes(rows, entries)
         for index, layer in enumerate(self.layers):
@@ -174,5 +174,5 @@ class Shapes:
     def _full_layer_bytes(
         self, index: int, rows: int, ranks: int, entries: float | None, calibrate: bool
     ) -> int:
-        """Bytes of a layer of the full network for rows that are computed at a time."""
+        """Bytes of a layer of the full network for the rows computed at a time."""
         return self.layers[index].full_bytes(rows, ranks)

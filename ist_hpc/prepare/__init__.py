@@ -1,4 +1,4 @@
-"""Published data sets into HDF5 shards: `python -m ist_hpc.prepare`.
+"""Converts published data sets to HDF5 shards: `python -m ist_hpc.prepare`.
 
 A new data set is a module here and a line in `DATASETS`. The module has
 
@@ -7,7 +7,7 @@ A new data set is a module here and a line in `DATASETS`. The module has
     add_arguments(parser)    its arguments
     run(args)                does it; `args.command_line` is the whole command, for meta.json
 
-and imports what is slow to import inside its functions, so that --help is quick.
+and imports slow modules inside its functions, so that --help is quick.
 """
 
 DATASETS = {

@@ -59,15 +59,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _asked: list[int] = []
-"""The signals that asked to stop what can be stopped and gone on with: waiting."""
+"""The signals that asked to stop waiting, which can be continued later."""
 
 
 class _StoppedWaitingError(Exception):
-    """A signal came while another process was waited for."""
+    """A signal came while this process waited for another."""
 
 
 def _listen() -> None:
-    """Answer signals, so that a cancelled batch job leaves no partial folder behind."""
+    """Handle signals, so that a cancelled batch job leaves no partial folder behind."""
     end_request.listen()
     signal.signal(signal.SIGUSR1, lambda number, frame: _asked.append(number))
 
@@ -79,9 +79,9 @@ def _while_waiting(waited_s: float) -> None:
 
 
 def _start_s() -> float:
-    """When this process started, as time.time(); of ranks when their launcher did.
+    """When this process started, as time.time(); for ranks, when their launcher started.
 
-    Those that are started together have the same wish, even if one is done before another begins.
+    Ranks started together want the same data, even if one is done before another begins.
     """
     pid = os.getppid() if variable_of_a_rank() else os.getpid()
     try:
@@ -93,7 +93,7 @@ def _start_s() -> float:
 
 
 _RANK_0_SPEAKS_S = 3.0
-"""In which a launcher ends the others, once rank 0 has said why it ends."""
+"""Seconds in which a launcher ends the other ranks after rank 0 has printed why it ends."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             complain("prepare: stopped waiting: SIGUSR1; the same command goes on")
         return EXIT_GO_ON
     except InputError as error:
-        if rank_of_launcher() > 0:  # its line will do, unless it finds nothing wrong
+        if rank_of_launcher() > 0:  # rank 0's line suffices, unless it finds no error
             time.sleep(_RANK_0_SPEAKS_S)
         complain(f"prepare: error: {error}")
         return EXIT_BAD_INPUT

@@ -45,9 +45,9 @@ SHAPE = (3, 32, 32)
 _ROW_BYTES = 3 * 32 * 32
 _MOST_BYTES = 512 * 1024 * 1024  # of a pickle; the official train file has 155 MB
 _TRAIN_SHARDS_PER_TEST_SHARD = 4
-_ROWS_AT_ONCE = 4096  # that are put in order beside all the others
-_SHOWN_BITS = 64  # of a label that is wrong
-_DIGITS = 4  # of means and deviations that are printed
+_ROWS_AT_ONCE = 4096  # reordered at a time, beside all the others
+_SHOWN_BITS = 64  # of a wrong label
+_DIGITS = 4  # of printed means and deviations
 _FILES = (*SPLITS, "meta")
 _OTHERS = {
     "train.bin": "the binary version of CIFAR-100",
@@ -139,7 +139,7 @@ def read_names(path: Path, key: str) -> list[str]:
 
 
 def _name(name: Any) -> Any:
-    """A name as text; what Python 2 wrote is bytes, of UTF-8 if it can be."""
+    """A name as text; Python 2 wrote bytes, decoded as UTF-8 if possible."""
     if not isinstance(name, bytes):
         return name
     try:
@@ -149,7 +149,7 @@ def _name(name: Any) -> Any:
 
 
 def read_images(path: Path, labels_key: str, classes: int) -> Images:
-    """The images of a file and the labels that stand under `labels_key`, 0 to `classes` - 1.
+    """The images of a file and the labels under `labels_key`, 0 to `classes` - 1.
 
     Labels may be a list or an array of whole numbers, also such as 3.0. Raises InputError that
     names the file.
@@ -188,7 +188,7 @@ def read_images(path: Path, labels_key: str, classes: int) -> Images:
 
 
 def _labels(path: Path, key: str, listed: Any) -> list[Any]:
-    """Labels in whichever way they were saved, as a list."""
+    """Labels as a list, however they were saved."""
     if isinstance(listed, np.ndarray) and listed.ndim == 1:
         return listed.tolist()
     if isinstance(listed, list | tuple):
@@ -228,7 +228,7 @@ def _value(path: Path, content: dict[str, Any], key: str) -> Any:
 def channel_moments(images: npt.NDArray[np.uint8]) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel of images [rows, 3072], whose range is 0 to 1.
 
-    From counts of the 256 values, so that they do not depend on the order of a sum.
+    Computed from counts of the 256 values, so that they do not depend on the order of a sum.
     """
     values = np.arange(256) / 255
     mean, std = [], []

@@ -1,4 +1,4 @@
-"""What the converters share: arguments, the order of rows, the ends of shards, worker processes."""
+"""Shared by the converters: arguments, the order of rows, the ends of shards, worker processes."""
 
 import argparse
 import functools
@@ -32,7 +32,7 @@ MOST_WORKERS = 1024
 
 _SEED_LIMIT = 2**64
 _SHOWN_BITS = 128  # of a number in a message
-_TASKS_AHEAD = 4  # a worker; bounds the results that wait to be written
+_TASKS_AHEAD = 4  # per worker; bounds the results that wait to be written
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -65,15 +65,14 @@ def add_output_arguments(
 def begin(args: argparse.Namespace) -> None:
     """Check the arguments that all converters have, before anything that takes long.
 
-    The first thing that a converter does. Raises InputError, and `AlreadyMadeError` if there is
-    nothing to do.
+    A converter calls it first. Raises InputError, and `AlreadyMadeError` if there is nothing to do.
     """
     check_seed(args.seed)
     check_target(args.output, args.overwrite, args.if_missing, args.since_s)
 
 
 def of_output(args: argparse.Namespace) -> "OfOutput":
-    """What `DatasetWriter` is told of --overwrite, --if-missing and of waiting for others."""
+    """The arguments of `DatasetWriter` for --overwrite, --if-missing and waiting for others."""
     return {
         "overwrite": args.overwrite,
         "if_missing": args.if_missing,
@@ -100,12 +99,12 @@ def check_range(option: str, value: int, low: int, high: int | None = None) -> N
 
 
 def check_seed(seed: int) -> None:
-    """Raise InputError unless the seed is one that the streams of random words take."""
+    """Raise InputError unless the streams of random words accept the seed."""
     check_range("--seed", seed, 0, _SEED_LIMIT - 1)
 
 
 def check_counts(shards: int | None = None, workers: int | None = None) -> None:
-    """Raise InputError unless there can be so many files of a split, and worker processes."""
+    """Raise InputError unless these numbers of files per split and of workers are possible."""
     if shards is not None:
         check_range("--shards", shards, 1, MOST_SHARDS)
     if workers is not None:
@@ -115,8 +114,8 @@ def check_counts(shards: int | None = None, workers: int | None = None) -> None:
 def require(module: str, install: str) -> ModuleType:
     """Import an optional package, or a module of it.
 
-    InputError with the command that installs it if it is absent, and with what it says if it is
-    there and cannot be imported.
+    Raises InputError with the command that installs it if it is absent, and with its own message if
+    it exists but cannot be imported.
     """
     package = module.partition(".")[0]
     try:
@@ -129,7 +128,7 @@ def require(module: str, install: str) -> ModuleType:
         raise
     except MemoryError:
         raise
-    except Exception as error:  # whatever a library does as it is imported
+    except Exception as error:  # a library may raise anything as it is imported
         raise InputError(
             f"this needs {package}, which is installed but cannot be imported "
             f"({type(error).__name__}: {error}); free what it lacks, or install it again: {install}"
@@ -143,9 +142,9 @@ def say(text: str, error: bool = False) -> None:
 
 
 def check_memory(needed_bytes: int, cause: str) -> None:
-    """Raise InputError where so many bytes are more than this process may have.
+    """Raise InputError if this process may not have as many bytes.
 
-    cause  what asks for them: a line of a file, or options
+    cause  what requests them: a line of a file, or options
     """
     grant = granted_bytes()
     bounds = [
@@ -164,7 +163,7 @@ def check_memory(needed_bytes: int, cause: str) -> None:
 
 
 def answers_for_memory(run: Callable[P, Result]) -> Callable[P, Result]:
-    """`run`, a converter, which raises InputError instead of MemoryError."""
+    """Wrap the converter `run` so that it raises InputError instead of MemoryError."""
 
     @functools.wraps(run)
     def answering(*args: P.args, **options: P.kwargs) -> Result:
@@ -183,14 +182,14 @@ def answers_for_memory(run: Callable[P, Result]) -> Callable[P, Result]:
 def shard_ends(rows: int, shards: int) -> list[int]:
     """After how many rows to end each of `shards` shards, so that they differ by one row at most.
 
-    Fewer rows than shards make a shard a row.
+    With fewer rows than shards, each row gets its own shard.
     """
     shards = max(1, min(shards, rows))
     return [rows * (k + 1) // shards for k in range(shards)]
 
 
 def usable_cores() -> int:
-    """The cores this process may use: what a batch system or taskset grants, not what exists."""
+    """The cores this process may use: granted by a batch system or taskset, not all that exist."""
     return len(os.sched_getaffinity(0))
 
 
@@ -199,8 +198,8 @@ def ordered_map(
 ) -> Generator[Result, None, None]:
     """`map(function, tasks)` in `workers` processes of one thread each; results in order.
 
-    Holds a few results a worker at a time, however slowly they are used. Even one worker is a
-    process of its own, so that the same bits come out at any number of workers: BLAS may sum in
+    Holds a few results per worker at a time, however slowly they are used. Even a single worker is
+    a separate process, so that any number of workers produces the same bits: BLAS may sum in
     another order with other numbers of threads. Raises InputError if a worker process dies (a
     `multiprocessing.Pool` would wait for it for ever), else whatever `function` raises.
     """
@@ -240,9 +239,9 @@ def _submitted(
 
 
 def _begin_worker() -> None:
-    # One whose parent was killed would wait for work for ever.
+    # A worker whose parent was killed would wait for work for ever.
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # They reach every process of a terminal or job step; the parent alone answers them.
+    # Signals reach every process of a terminal or job step; only the parent handles them.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 

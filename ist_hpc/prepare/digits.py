@@ -59,7 +59,7 @@ def prepare_digits(
 ) -> None:
     """Write the digits to the folder `output`, as `prepare digits` does; raises InputError.
 
-    It takes, and raises, what `DatasetWriter` does of its output. Call it on one rank.
+    It accepts and raises the same as `DatasetWriter` for its output. Call it on one rank.
     """
     check_seed(seed)
     features, labels = _load()
@@ -100,7 +100,7 @@ def _load() -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
 def _split(
     labels: npt.NDArray[Any], order: npt.NDArray[np.int64]
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """The rows of each split, in the shuffled order: of each class the first fifth is test."""
+    """The rows of each split, in the shuffled order: the first fifth of each class is test."""
     is_test = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         of_class = order[labels[order] == label]

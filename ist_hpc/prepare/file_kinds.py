@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes and never by its name, and what makes of it what is wanted."""
+"""The kind of a file, by its first bytes and never by its name, and how to convert it."""
 
 import bz2
 import lzma
@@ -10,28 +10,28 @@ from ist_hpc.common.disk.names import quoted
 
 HEAD_BYTES = 1024
 UTF8_MARK = b"\xef\xbb\xbf"
-"""What Windows editors write before UTF-8 text; it says nothing."""
+"""Windows editors write it before UTF-8 text; it has no meaning."""
 
 _TAR_BYTES = 512
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file is. `key` names it in the program, `what` for people; `fix` says what to do."""
+    """The kind of a file. `key` is for the program, `what` for people; `fix` says what to do."""
 
     key: str
     what: str
     fix: str = ""
 
     def sentence(self) -> str:
-        """For a message, after the name of the file and a colon."""
+        """The words of a message after the name of the file and a colon."""
         return f"{self.what}; {self.fix}" if self.fix else self.what
 
 
 def kind_of(head: bytes, name: str = "FILE") -> Kind | None:
-    """What a file with these first bytes is; None for plain text and what is not known.
+    """The kind of a file with these first bytes; None for plain text and unknown kinds.
 
-    name  of the file, for the commands that are suggested
+    name  the file's name, for the suggested commands
     """
     file = quoted(name)
     if not head:
@@ -84,7 +84,7 @@ def _packed(head: bytes, name: str, file: str) -> Kind | None:
 
 
 def _unpacked(head: bytes, packer: object) -> bytes:
-    """What the first bytes of a packed file hold; nothing where that cannot be told."""
+    """The first bytes of a packed file's contents; empty if they cannot be unpacked."""
     try:
         if isinstance(packer, bz2.BZ2Decompressor | lzma.LZMADecompressor):
             return packer.decompress(head, _TAR_BYTES)

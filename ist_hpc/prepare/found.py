@@ -1,9 +1,9 @@
-"""What was found where a file of a data set should be, said truly: the words of every refusal.
+"""Says what was found in the place of a data set's file: the words of every refusal.
 
-What downloads, archives, editors and other programs leave is named as what it is (`file_kinds`),
-with the command that makes of it what is wanted. Whatever the converters read is opened by
-`opened`, every folder is looked through by `names.entries` or `input_folder`, and every file that
-is refused for what it holds is refused by `refused` or `why`.
+Files that downloads, archives, editors and other programs leave are named by their kind
+(`file_kinds`), with the command that converts them. Converters open files with `opened`, look
+through folders with `names.entries` or `input_folder`, and refuse a file for its contents with
+`refused` or `why`.
 """
 
 import errno
@@ -18,10 +18,10 @@ from ist_hpc.common.errors import InputError
 from ist_hpc.prepare.file_kinds import ANOTHER, HEAD_BYTES, kind_of
 
 PADDING = b" \t\r\n\0\x1a"
-"""What may stand after the end of a text: blanks, zeros to fill up a block, the ^Z of DOS."""
+"""Allowed after the end of a text: blanks, zeros that fill up a block, the ^Z of DOS."""
 
 _SHOWN_BYTES = 40
-_MOST_LOOKED_AT = 100  # entries of a folder, in search of what is wanted
+_MOST_LOOKED_AT = 100  # entries of a folder, in a search
 _PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar.gz", ".tgz", ".tar", ".7z")
 
 
@@ -30,7 +30,7 @@ class UnusableError(Exception):
 
 
 def opened(path: Path) -> BinaryIO:
-    """The file, opened to be read. Raises `UnusableError` for anything but a readable file.
+    """The file, opened for reading. Raises `UnusableError` for anything but a readable file.
 
     Never waits: a pipe is not opened.
     """
@@ -44,7 +44,7 @@ def opened(path: Path) -> BinaryIO:
 
 
 def head_of(file: BinaryIO) -> bytes:
-    """The first bytes of an opened file, which is then where it was. Raises OSError."""
+    """The first bytes of an opened file; restores its position. Raises OSError."""
     place = file.tell()
     file.seek(0)
     head = file.read(HEAD_BYTES)
@@ -55,10 +55,10 @@ def head_of(file: BinaryIO) -> bytes:
 def refused(
     name: object, problem: str, head: bytes | None = None, line: int | None = None, own: str = ""
 ) -> InputError:
-    """The answer to a file whose content or state is wrong; see `why`.
+    """The error for a file whose content or state is wrong; see `why`.
 
-    head  its first bytes, where what the file is may be the reason
-    line  where the problem is, from 1; left out where the whole file is of another kind
+    head  its first bytes, if the kind of the file may be the reason
+    line  the line of the problem, from 1; left out if the whole file is of another kind
     """
     foreign = None if head is None else _foreign(head, str(name), own)
     if foreign:
@@ -68,7 +68,7 @@ def refused(
 
 
 def why(name: str, problem: str, head: bytes, own: str = "") -> str:
-    """Why a file cannot be used: what it is, if it is no file of `own`'s kind, else `problem`.
+    """Why a file cannot be used: its kind, if that is not `own`, else `problem`.
 
     own  "text", "pickle" or "wav"
     """
@@ -100,7 +100,7 @@ def _plain_text(head: bytes) -> str | None:
 
 
 def _unreadable(path: Path, error: OSError) -> str:
-    """In words why the system gives no file."""
+    """Why the system cannot open a file, in words."""
     if error.errno == errno.ENOENT:
         if dangling := _dangling(path):
             return dangling
@@ -142,7 +142,7 @@ def _is_regular(path: Path) -> bool:
 
 
 def is_missing(path: Path) -> bool:
-    """Whether there is nothing of this name; what cannot be looked at may be there."""
+    """Whether nothing has this name; if it cannot be inspected, it may exist."""
     try:
         path.lstat()
         return False
@@ -153,9 +153,9 @@ def is_missing(path: Path) -> bool:
 
 
 def input_folder(option: str, folder: Path, wanted: str) -> None:
-    """Raise `InputError` unless `folder` is one that can be looked into.
+    """Raise `InputError` unless `folder` is a readable folder.
 
-    option  that names it
+    option  the option that names it
     wanted  what to give, for the message
     """
     try:
@@ -192,10 +192,10 @@ def folder_refused(
     wanted: str,
     is_it: Callable[[Path], bool],
 ) -> InputError:
-    """The answer to a folder that does not hold the data set: where it is, if that can be told.
+    """The error for a folder without the data set: says where the data set is, if found.
 
-    is_it  whether a folder is the right one; folders below and above are tried, and then files that
-           are packed are named
+    is_it  whether a folder is the right one; folders below and above are tried, then packed files
+           are named
     """
     for place in _around(folder):
         if is_it(place):

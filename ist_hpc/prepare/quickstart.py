@@ -1,4 +1,4 @@
-"""The data of the quickstart, made when they are first wanted."""
+"""The data of the quickstart, made on first use."""
 
 from pathlib import Path
 
@@ -9,15 +9,15 @@ from ist_hpc.runtime.launch import log
 from ist_hpc.runtime.stopping import StopRequest
 
 _LONGEST_WAIT_S = 300.0
-"""For another process that makes them; the start as a whole has 15 minutes."""
+"""Seconds to wait for another process that makes them; the whole start has 15 minutes."""
 
 
 class _StoppedWaitingError(Exception):
-    """A signal came while another process was waited for."""
+    """A signal came while this process waited for another."""
 
 
 def prepare_quickstart(path: Path, stop: StopRequest) -> int:
-    """Make the digits, or wait for another process that does; the signal that ended that, or 0."""
+    """Make the digits, or wait for another process that does; return the signal that came, or 0."""
 
     def waiting(waited_s: float) -> None:
         if stop.number:

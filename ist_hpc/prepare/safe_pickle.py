@@ -1,7 +1,7 @@
-"""Reading the pickles of published data sets without letting them run anything.
+"""Reads the pickles of published data sets without letting them run anything.
 
-A pickle is a program. Of what it can call, only what arrays of numbers, their scalars and byte
-strings need is there. See "What a file may do" in docs/reliability.md.
+A pickle is a program. It can call only what arrays of numbers, their scalars and byte strings
+need. See "What a file may do" in docs/reliability.md.
 """
 
 import io
@@ -20,10 +20,10 @@ _MOST_SHOWN = 150  # characters of what a file says, in a message
 def load_dict(path: Path, most_bytes: int) -> dict[str, Any]:
     """The dict that the file holds: keys as text, arrays of numbers as such. Local.
 
-    Other values are what the pickle has: numbers (of numpy as Python's own), str, bytes (a str of
-    Python 2, too), lists, tuples, dicts. Raises `InputError` that names the file if it is missing,
-    larger than `most_bytes`, damaged, no pickle or that of anything else; MemoryError: for a moment
-    it needs three times the file's size.
+    Other values keep their types: numbers (numpy's become Python's own), str, bytes (also a str of
+    Python 2), lists, tuples, dicts. Raises `InputError` that names the file if it is missing,
+    larger than `most_bytes`, damaged, not a pickle or one of something else. May raise MemoryError:
+    for a moment it needs three times the file's size.
     """
     head = None
     try:
@@ -47,7 +47,7 @@ def load_dict(path: Path, most_bytes: int) -> dict[str, Any]:
         problem = str(error)
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
-    except Exception as error:  # a damaged program may do anything wrong
+    except Exception as error:  # a damaged program may raise anything
         said = str(error)[:_MOST_SHOWN] or type(error).__name__
         problem = f"no pickle, or one that is cut short or damaged ({said})"
         problem += "; unpack or copy it again"
@@ -55,7 +55,7 @@ def load_dict(path: Path, most_bytes: int) -> dict[str, Any]:
 
 
 class _Dtype:
-    """Stands for numpy's, whose state could have it take the bytes of a file for objects."""
+    """Replaces numpy's dtype, whose state could make it treat the bytes of a file as objects."""
 
     def __init__(self, name: str | bytes, _align: object, _copy: object) -> None:
         self.numpy = np.dtype(_text(name))
@@ -70,7 +70,7 @@ class _Dtype:
 
 
 class _Array(np.ndarray[Any, np.dtype[Any]]):
-    """An array of numbers, which gets its values by its state."""
+    """An array of numbers, which receives its values as its state."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         version, shape, dtype, by_columns, content = state
@@ -95,7 +95,7 @@ _FOUND = {
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's own, not the one in C: that takes all memory which a damaged number claims."""
+    """Python's own, not the one in C, which allocates all memory that a damaged number claims."""
 
     # Python's own does so here alone; a byte string has the same form.
     dispatch = pickle._Unpickler.dispatch | {
@@ -103,7 +103,7 @@ class _Unpickler(pickle._Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for `module.name`."""
+        """The replacement of `module.name`."""
         found = f"{module}.{name}"
         known = found.replace("numpy._core.", "numpy.core.")  # its name from numpy 2.0 on
         if known not in _FOUND:

@@ -89,7 +89,7 @@ RECIPES = {
 _MOST = 10**8  # of rows, features and labels; at 64 bytes a label the tables have 6 GB
 _LABEL_BYTES, _FEATURE_BYTES, _ROW_BYTES = 64, 12, 8  # of the tables of each process, at least
 _ROWS_A_TASK = 4096  # about 3 MB
-_SHARDS = 8  # of the larger split; the other one's have as many rows
+_SHARDS = 8  # of the larger split; shards of the other split have as many rows
 _NOTICE = "made data, not the published data set"
 
 
@@ -157,8 +157,8 @@ def prepare_synthetic(
 ) -> None:
     """Write made rows to the folder `output`, as `prepare synthetic` does; raises InputError.
 
-    `recipe` is by default the one of true size for `like`, a key of `RECIPES`. It takes, and
-    raises, what `DatasetWriter` does of its output. Call it on one rank.
+    `recipe` defaults to the one of true size for `like`, a key of `RECIPES`. It accepts and raises
+    the same as `DatasetWriter` for its output. Call it on one rank.
     """
     check_seed(seed)
     check_counts(workers=workers)
@@ -222,7 +222,7 @@ def _made(tasks: list[_Task], workers: int) -> Generator[tuple[Csr, Csr], None, 
     if workers > 1:
         yield from ordered_map(_make, tasks, workers)
     else:
-        # Unlike BLAS, nothing in here sums in an order that the number of threads changes.
+        # Unlike BLAS, nothing here sums in an order that depends on the number of threads.
         yield from map(_make, tasks)
 
 

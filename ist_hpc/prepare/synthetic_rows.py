@@ -1,16 +1,16 @@
-"""Made rows of extreme classification: label sets that can be learnt from sparse features.
+"""Synthetic rows of extreme classification: label sets that can be learnt from sparse features.
 
 Labels are ordered by rank, the most frequent first, and cut into topics of neighbouring ranks. A
-row is of one topic, and its labels are a run of neighbours in the topic, taken as a ring. Its
-features are drawn, some from those that mark one of its labels, some from those that mark its
-topic, the others from a power law over all features.
+row has one topic, and its labels are a run of neighbours in the topic, treated as a ring. Some of
+its features are drawn from those that mark one of its labels, some from those that mark its topic,
+the others from a power law over all features.
 
 Everything follows from raw Philox words by integer arithmetic and the operations that IEEE 754
-rounds in one way (+, -, *, /, sqrt), so that a row is the same bits on every machine, whichever
-process makes it and whichever rows are made with it. Hence also the power laws: with the exponent
-3/4 the inverse of the distribution needs a fourth power, and its edges two square roots.
+rounds in one way (+, -, *, /, sqrt), so that a row has the same bits on every machine, whichever
+process makes it and whichever rows are made with it. The power laws follow from this, too: with the
+exponent 3/4 the inverse of the distribution needs a fourth power, and its edges two square roots.
 
-This is all that the worker processes of `prepare synthetic` import.
+The worker processes of `prepare synthetic` import only this file.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from ist_hpc.common.streams import permutation, words
 from ist_hpc.data.csr import Csr, concatenate
 
 _ROWS_A_STREAM = 1024  # rows that share a stream of random words; part of what the rows are
-_SHARE_UNIT = 256  # of the shares of the slots: eight bits of a word
+_SHARE_UNIT = 256  # unit of the slots' shares: eight bits of a word
 _PICK_BITS = 12
 _NOISE_SHIFT = 10.0  # ranks; flattens the head of the noise, as stop words are left out
 _IDF_LEAST, _IDF_RANGE = 1.0, 3.0  # about that of tf-idf with natural logarithms
@@ -32,15 +32,15 @@ _IDF_LEAST, _IDF_RANGE = 1.0, 3.0  # about that of tf-idf with natural logarithm
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a made data set is like; with a seed it determines every row.
+    """The properties of a synthetic data set; with a seed they determine every row.
 
     rows             (train, test)
-    features, labels how many there are
-    row_labels       sizes of the label sets, which follow each other round and round; their mean is
-                     the mean of the data set
+    features, labels their numbers
+    row_labels       sizes of the label sets, repeated in a cycle; their mean is the mean of the
+                     data set
     row_slots        (least, most) features drawn for a row, uniformly; the same one may be drawn
                      several times, so a row has fewer
-    topic_labels     labels a topic, about
+    topic_labels     approximate number of labels per topic
     head_shift       label frequencies are in proportion to (rank + head_shift) ** -0.75
     label_share      of 256 drawn features, how many mark a label of the row; ...
     topic_share      ... how many its topic; the others are noise
@@ -64,15 +64,15 @@ class Recipe:
 
     @property
     def topics(self) -> int:
-        """Topics; their sizes differ by one label at most."""
+        """The number of topics; their sizes differ by one label at most."""
         return max(1, round(self.labels / self.topic_labels))
 
 
 def make_rows(recipe: Recipe, seed: int, split: str, start: int, stop: int) -> tuple[Csr, Csr]:
     """The rows `start` to `stop` of "train" or "test": (features with values, label sets).
 
-    Every row has a feature and a label at least. The same rows come out whatever they are made
-    together with.
+    Every row has at least one feature and one label. A row does not depend on the rows made with
+    it.
     """
     parts = []
     for unit in range(start // _ROWS_A_STREAM, -(-stop // _ROWS_A_STREAM)):
@@ -84,7 +84,7 @@ def make_rows(recipe: Recipe, seed: int, split: str, start: int, stop: int) -> t
 
 
 def _unit_rows(recipe: Recipe, seed: int, split: str, unit: int, rows: int) -> tuple[Csr, Csr]:
-    """The first `rows` rows of those that share the stream `unit`."""
+    """The first `rows` rows that share the stream `unit`."""
     tables = _tables(recipe, seed)
     most_slots = recipe.row_slots[1]
     raw = words(f"synthetic {split} rows", seed, unit, rows * (most_slots + 1))
@@ -107,11 +107,11 @@ def _unit_rows(recipe: Recipe, seed: int, split: str, unit: int, rows: int) -> t
 def _draw_labels(
     recipe: Recipe, split: str, positions: npt.NDArray[np.int64], random: npt.NDArray[np.uint64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Of each row its topic [n], the ranks of its labels [n, most], and how many count [n].
+    """The topic of each row [n], the ranks of its labels [n, most], and how many count [n].
 
-    A row's position among all rows, in order of topic, says its topic. Train rows of a topic follow
-    each other round its ring, so that as few labels as possible go without a train row; test rows
-    begin anywhere, so that their label sets are not those of train rows.
+    A row's position among all rows, in order of topic, determines its topic. Train rows of a topic
+    follow one another round its ring, so that as few labels as possible have no train row; test
+    rows begin anywhere, so that their label sets differ from those of train rows.
     """
     edges = _topic_edges(recipe, split)
     topics = np.searchsorted(edges, positions, side="right") - 1
@@ -142,7 +142,7 @@ def _draw_features(
     high: npt.NDArray[np.uint64],
     low: npt.NDArray[np.uint64],
 ) -> npt.NDArray[np.int32]:
-    """A feature for each slot; int32 [n, slots], one random word a slot."""
+    """A feature for each slot; int32 [n, slots], one random word per slot."""
     kind = low % np.uint64(_SHARE_UNIT)
     pick = (low >> np.uint64(8)) & np.uint64(2**_PICK_BITS - 1)
     label = _below(pick, sizes[:, np.newaxis], _PICK_BITS)
@@ -187,7 +187,7 @@ def _values(
 
 @dataclass(frozen=True)
 class _Tables:
-    """What all rows share: about 64 bytes a label and 12 a feature.
+    """Tables that all rows share: about 64 bytes per label and 12 per feature.
 
     label_of_rank    int32 [labels]
     feature_of_rank  int32 [features]
@@ -205,7 +205,7 @@ class _Tables:
 
 @lru_cache(maxsize=1)
 def _tables(recipe: Recipe, seed: int) -> _Tables:
-    # Neighbouring numbers shall not mean alike frequencies: ranks hold ranges of labels.
+    # Neighbouring numbers must not have similar frequencies: ranks hold ranges of labels.
     label_of_rank = permutation("synthetic labels", seed, 0, recipe.labels)
     feature_of_rank = permutation("synthetic features", seed, 0, recipe.features)
     rarity = np.sqrt(np.sqrt(np.arange(recipe.features) / recipe.features))
@@ -221,14 +221,14 @@ def _tables(recipe: Recipe, seed: int) -> _Tables:
 
 
 def _marks(what: str, seed: int, count: int, each: int, features: int) -> npt.NDArray[np.int32]:
-    """Of `count` labels or topics the features that mark them; int32 [count, each]."""
+    """The features that mark each of `count` labels or topics; int32 [count, each]."""
     raw = words(f"synthetic {what} features", seed, 0, count * each)
     return _below(raw >> np.uint64(32), features).astype(np.int32).reshape(count, each)
 
 
 @lru_cache(maxsize=2)
 def _positions(recipe: Recipe, seed: int, split: str) -> npt.NDArray[np.int64]:
-    """Of each row of the split its position in the order of topics."""
+    """The position of each row of the split in the order of topics."""
     return permutation(f"synthetic {split} positions", seed, 0, _rows(recipe, split))
 
 

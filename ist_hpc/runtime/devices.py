@@ -1,7 +1,7 @@
 """Where a rank computes: the CPU, or a GPU that it has alone or shares with ranks of its node.
 
-Everything that asks CUDA itself is here and in staging.py's one pinned allocation; the rest of the
-package puts tensors where it is told.
+Only this module and the pinned allocation in staging.py call CUDA itself; the rest of the package
+puts tensors on the given device.
 """
 
 import os
@@ -22,9 +22,9 @@ CPU = torch.device("cpu")
 def choose(comm: "MPI.Comm", name: str) -> torch.device:
     """The device of this rank for the configured `device`; makes it the current one. Collective.
 
-    name  cpu, or cuda: the GPUs that the ranks of a node see go round among them, by their order on
-          the node, so several ranks may share one. A launcher that shows each rank a GPU of its own
-          (CUDA_VISIBLE_DEVICES, srun --gpus-per-task) is obeyed, since only those seen are counted.
+    name  cpu, or cuda: the ranks of a node take the GPUs that they see in turn, by their order on
+          the node, so several ranks may share one. If a launcher shows each rank its own GPU
+          (CUDA_VISIBLE_DEVICES, srun --gpus-per-task), the rank uses it: only visible GPUs count.
 
     Raises `AgreedInputError`, on all ranks, if a rank has no GPU that it can use.
     """
@@ -67,7 +67,7 @@ def _visible_gpus(place: str) -> int:
 
 
 def _take(device: torch.device, place: str) -> None:
-    """Make the device the current one, and see that it works. Local."""
+    """Make the device the current one, and check that it works. Local."""
     try:
         torch.cuda.set_device(device)
         torch.zeros(1, device=device)
@@ -80,7 +80,7 @@ def _take(device: torch.device, place: str) -> None:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a GPU has done all that it was given; the CPU has."""
+    """Wait until a GPU has done all its work; the CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -98,7 +98,7 @@ def ranks_on_gpu(comm: "MPI.Comm", device: torch.device) -> int:
 
 
 def free_gpu_bytes(device: torch.device) -> int:
-    """What of the memory of a GPU nobody has now. Local."""
+    """Free bytes of a GPU's memory. Local."""
     return int(torch.cuda.mem_get_info(device)[0])
 
 

@@ -1,4 +1,4 @@
-"""The frame of every command: streams that do not fail, and an end however long others take."""
+"""The frame of every command: streams that do not fail, and an end within a time limit."""
 
 import atexit
 import logging
@@ -14,32 +14,32 @@ from ist_hpc.common.mpi_environment import rank_of_launcher
 from ist_hpc.runtime import last_resort
 
 _END_S = 900.0
-"""That MPI is given to come to its end: a rank may still write what only it writes."""
+"""Seconds for MPI to finalize: a rank may still be writing files that only it writes."""
 _GO_ON_S = 20.0
-"""The same of a run that is to go on in another job: all ranks have met, and time is short."""
+"""The same if the run continues in another job: all ranks have met, and time is short."""
 
 
 def run(program: str, main: Callable[[], int]) -> NoReturn:
-    """Run a command to the end of its process; all that an entry point does. Collective under MPI.
+    """Run a command to the end of its process: a whole entry point. Collective under MPI.
 
     program  its name in lines such as `show: error: ...`
-    main     returns the exit code; it has said why if that is not 0
+    main     returns the exit code; prints the reason if that is not 0
     """
     outputs.mend()
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         code = main() if _has_folder(program) else EXIT_BAD_INPUT
-    except SystemExit as asked:  # of argparse, for --help and --version
+    except SystemExit as asked:  # from argparse, for --help and --version
         code = asked.code if isinstance(asked.code, int) else int(asked.code is not None)
-    except KeyboardInterrupt:  # before a command answers it in its own way
+    except KeyboardInterrupt:  # before a command handles it in its own way
         outputs.complain(f"{program}: interrupted")
         code = EXIT_INTERRUPTED
     end(code, program)
 
 
 def _has_folder(program: str) -> bool:
-    """Whether the current folder is there, which paths are relative to; says so if it is not."""
+    """Whether the current folder, the base of relative paths, exists; print an error if not."""
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -55,11 +55,11 @@ def _has_folder(program: str) -> bool:
 def end(code: int, program: str = "ist_hpc") -> NoReturn:
     """End the process with this exit code. Collective under MPI.
 
-    Registered functions are called, output is flushed and MPI is finalised. As it waits for all
-    ranks and knows no end of that, the process then ends with exit code 1 after 15 minutes, or 20
-    s if the run is to go on in another job, and prints where it is. Python's own end is left out:
-    it takes PyTorch apart object by object, which takes a third of the time that loading does and
-    frees memory that goes with the process.
+    Calls registered functions, flushes output and finalises MPI. MPI waits for all ranks without a
+    limit, so the process ends with exit code 1 after 15 minutes, or after 20 s if the run continues
+    in another job, and prints where it is. Python's own end is skipped: it takes PyTorch apart
+    object by object, which takes a third of the time of loading it, to free memory that the end of
+    the process frees anyway.
     """
     last_resort.exit_after(_GO_ON_S if code == EXIT_GO_ON else _END_S)
     atexit._run_exitfuncs()  # Horovod's and gloo's threads end before MPI does

@@ -1,4 +1,4 @@
-"""Starting Horovod over the ranks of a communicator, once its variables are known to be good."""
+"""Starts Horovod over the ranks of a communicator, after a check of its variables."""
 
 import importlib.util
 import os
@@ -12,10 +12,10 @@ from ist_hpc.runtime.launch import check_on_all
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_MOST = 2**31 - 1  # of what Horovod keeps as an int
+_MOST = 2**31 - 1  # for values that Horovod keeps as an int
 _WORDS = {
     "HOROVOD_CONTROLLER": ("mpi",),
-    "HOROVOD_CPU_OPERATIONS": ("mpi", "gloo", "ccl"),  # those that were not built do not matter
+    "HOROVOD_CPU_OPERATIONS": ("mpi", "gloo", "ccl"),  # those not built do not matter
 }
 _NUMBERS = {
     "HOROVOD_ADASUM_MPI_CHUNK_SIZE": _MOST,
@@ -32,11 +32,11 @@ _NUMBERS = {
     "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": _MOST,
     "HOROVOD_TORUS_ALLREDUCE": 1,
 }
-"""The most that each may be."""
+"""The maximum of each."""
 
 
 def is_installed() -> bool:
-    """Whether there is a Horovod to import, without importing it."""
+    """Whether Horovod can be imported, without importing it."""
     return importlib.util.find_spec("horovod") is not None
 
 
@@ -44,8 +44,8 @@ def start_horovod(comm: "MPI.Comm", silence_s: float) -> ModuleType:
     """Initialise Horovod over the same ranks and return `horovod.torch`. Collective.
 
     A rank that waits longer than `silence_s` for the others raises instead of hanging. Raises
-    `AgreedInputError` where Horovod was built without MPI, sees other ranks, or would end or go
-    wrong by one of its variables, such as those of another job.
+    `AgreedInputError` if Horovod was built without MPI, sees other ranks, or would abort or fail
+    because of one of its variables, such as those of another job.
     """
     node_ranks = comm.allgather(socket.gethostname()).count(socket.gethostname())
     check_on_all(comm, lambda: refuse_settings(comm.Get_rank(), node_ranks, silence_s))
@@ -55,7 +55,7 @@ def start_horovod(comm: "MPI.Comm", silence_s: float) -> ModuleType:
     def start() -> ModuleType:
         try:
             import horovod.torch as hvd
-        except (ImportError, OSError) as error:  # the latter of a library that it loads itself
+        except (ImportError, OSError) as error:  # the latter from a library that it loads
             raise InputError(f"Horovod cannot be imported ({error}); see INSTALL.md") from None
         if not hvd.mpi_built():
             raise InputError("this Horovod was built without MPI; see INSTALL.md")
@@ -75,10 +75,10 @@ def start_horovod(comm: "MPI.Comm", silence_s: float) -> ModuleType:
 
 
 def refuse_settings(rank: int, node_ranks: int, silence_s: float) -> None:
-    """Raise `InputError` for a variable that Horovod aborts at, or reads as it was not meant.
+    """Raise `InputError` for a variable at which Horovod aborts, or which it misreads.
 
-    It reads a word where a number is wanted as 0, which here is no limit or no buffer. An empty
-    variable is taken away. Those that it does not mind are left: `HOROVOD_RANK` and `..._SIZE` of
+    Where Horovod expects a number it reads a word as 0, which here means no limit or no buffer. An
+    empty variable is removed. Harmless variables are left: `HOROVOD_RANK` and `..._SIZE` of
     another job, `HOROVOD_GLOO_...`, an unknown `HOROVOD_LOG_LEVEL`.
     """
     for name in list(os.environ):
@@ -108,7 +108,7 @@ def refuse_settings(rank: int, node_ranks: int, silence_s: float) -> None:
 
 
 def _whole(text: str) -> int | None:
-    """The whole number that a text is, in at most 18 digits."""
+    """The whole number in a text, of at most 18 digits."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 

@@ -1,6 +1,6 @@
-"""Starting MPI and Horovod, refusing what would hang or lie, and ending all ranks together.
+"""Starts MPI and Horovod, refuses what would hang or mislead, and ends all ranks together.
 
-Only entry points call `launch`; every other module is given a communicator.
+Only entry points call `launch`; every other module receives a communicator.
 """
 
 import argparse
@@ -39,14 +39,14 @@ class Stopped(KeyboardInterrupt):
 class AgreedInputError(InputError):
     """An `InputError` that every rank raises: the job ends in order, without an abort.
 
-    unreadable  whether it is an `UnreadableError`
+    unreadable  whether the cause is an `UnreadableError`
     """
 
     unreadable = False
 
 
 class AgreedRunError(Exception):
-    """What every rank finds wrong as it runs: the job ends in order, with exit code 1.
+    """An error that every rank finds while running: the job ends in order, with exit code 1.
 
     The message is one line: what, where, and what may help.
     """
@@ -54,7 +54,7 @@ class AgreedRunError(Exception):
 
 @dataclass(frozen=True)
 class Runtime:
-    """What an entry point's body is given.
+    """The argument of an entry point's body.
 
     comm     all ranks
     threads  threads that torch uses on this rank; 0 before `with_threads`
@@ -66,9 +66,9 @@ class Runtime:
     threads: int = 0
 
     def with_threads(self, threads: int) -> "Runtime":
-        """The same with torch's threads set, to so many or by default (0); see `set_threads`.
+        """The same with torch's threads set to this number, or by default (0); see `set_threads`.
 
-        Collective. It loads torch, which takes longer than to say what is wrong with a command.
+        Collective. It loads torch, which takes longer than reporting a wrong command.
         """
         return replace(self, threads=set_threads(self.comm, threads))
 
@@ -81,18 +81,18 @@ def launch(
 ) -> int:
     """Parse the command line, start MPI, run `body` on every rank; the exit code. Collective.
 
-    A start of MPI that comes to no end within 15 minutes, since a rank or a host is missing, ends
-    the process; with `watched` so does what the body does before it enters a `Watchdog`.
+    If MPI does not start within 15 minutes, because a rank or a host is missing, the process ends;
+    with `watched` the same limit holds for the body until it enters a `Watchdog`.
 
-    Whatever ends one rank ends them all: an `InputError` that all ranks raise is printed once and
-    gives exit code 2; one that a single rank raises is printed by it and aborts the job with 2; any
+    An error on one rank ends all ranks: an `InputError` that all ranks raise is printed once and
+    gives exit code 2; a single rank prints its own `InputError` and aborts the job with 2; any
     other exception is printed with its traceback and aborts the job with 1.
     """
-    # Weights are megabytes that come and go each round and step: with 4 KiB pages a virtual machine
-    # spends more on page faults than on copying them. Read by torch at its first allocation.
+    # Megabytes of weights are allocated and freed each round and step: with 4 KiB pages a virtual
+    # machine spends more on page faults than on copies. Torch reads it at its first allocation.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # What torch's networking raises is said in one line; its log of it has frames of C++. Read as
-    # torch is loaded.
+    # We report errors of torch's networking in one line; its own log has frames of C++. Torch reads
+    # this variable as it is loaded.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     try:
         arguments = parse()
@@ -140,7 +140,7 @@ def launch(
 
 
 def _start_mpi() -> Any:
-    """Load mpi4py's `MPI`, which starts MPI. Raises `InputError` where there is none to load."""
+    """Load mpi4py's `MPI`, which starts MPI. Raises `InputError` if it cannot be loaded."""
     try:
         with mpi_environment.as_started():
             from mpi4py import MPI
@@ -165,8 +165,8 @@ def _end_all(comm: "MPI.Comm", code: int) -> int:
 def check_on_all(comm: "MPI.Comm", action: Callable[[], Result]) -> Result:
     """Run a local `action` on every rank; if any rank finds bad input, all raise it. Collective.
 
-    The error is that of the lowest rank that has one. Use it wherever ranks may find different
-    things wrong before training starts.
+    All raise the error of the lowest such rank. Use it wherever ranks may find different errors
+    before training starts.
     """
     result: Result | None = None
     message = None
@@ -202,7 +202,7 @@ def write_on_all(comm: "MPI.Comm", what: str, action: Callable[[], Result]) -> R
 
 
 def _reason(error: OSError) -> str:
-    """What the system says and of which file; HDF5's own words for it are longer."""
+    """The system's message and the file; HDF5's own message is longer."""
     reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
     return f"{reason}: {error.filename}" if error.filename else reason
 
@@ -210,7 +210,7 @@ def _reason(error: OSError) -> str:
 def on_root(comm: "MPI.Comm", action: Callable[[], Result]) -> Result:
     """Run `action` on rank 0 alone and give its (small, picklable) result to all. Collective.
 
-    An `InputError` is raised on all ranks.
+    All ranks raise its `InputError`.
     """
     result = check_on_all(comm, lambda: action() if comm.Get_rank() == 0 else None)
     return comm.bcast(result, root=0)
@@ -268,7 +268,7 @@ def _refuse_bad_mpi(mpi: Any, comm: "MPI.Comm") -> None:
 
 
 def set_threads(comm: "MPI.Comm", threads: int) -> int:
-    """Set torch's threads; by default (0) the cores of the node over the ranks that share them.
+    """Set torch's threads; by default (0) the node's cores divided by the ranks that share them.
 
     Collective. Returns the threads of this rank.
     """
@@ -288,12 +288,12 @@ def set_threads(comm: "MPI.Comm", threads: int) -> int:
 
 
 def say(text: str) -> None:
-    """Write what ended a run to stderr, with the time. Local."""
+    """Write the reason that ended a run to stderr, with the time. Local."""
     complain(f"{time.strftime(_time_format())} {text}")
 
 
 def _refuse(text: str) -> None:
-    """Write why a command is refused: plain to who gave it, with the time into a job's log."""
+    """Write why a command is refused: plainly to a terminal, with the time into a job's log."""
     if "SLURM_JOB_ID" in os.environ and not sys.stderr.isatty():
         say(text)
     else:
@@ -301,12 +301,12 @@ def _refuse(text: str) -> None:
 
 
 def _time_format() -> str:
-    """A log is appended to for days; who watches knows the day."""
+    """With the day for a log, which grows for days; without it for a terminal."""
     return "%H:%M:%S" if sys.stderr.isatty() else "%Y-%m-%d %H:%M:%S"
 
 
 class _Formatter(logging.Formatter):
-    """Time and message; off rank 0 the rank, too."""
+    """Time and message; on ranks other than 0 also the rank."""
 
     def __init__(self, rank: int, ranks: int) -> None:
         place = "" if rank == 0 else f"[rank {rank}/{ranks}@{socket.gethostname()}] "
@@ -314,7 +314,7 @@ class _Formatter(logging.Formatter):
 
 
 def _start_log(rank: int, ranks: int) -> None:
-    """Rank 0 reports what goes on, the others only what is wrong."""
+    """Let rank 0 report progress, and the others only errors."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(rank, ranks))
     log.handlers = [handler]

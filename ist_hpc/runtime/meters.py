@@ -1,4 +1,4 @@
-"""What a run spends: seconds by kind, bytes, memory; of one rank, and of all together."""
+"""What a run uses: seconds by kind, bytes, memory; of one rank, and of all together."""
 
 import resource
 import time
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 TIMED = ("data", "train", "exchange", "average", "evaluate", "save", "wait")
 START = "start"
 KINDS = (*TIMED, "other")
-"""What the seconds of a run are spent on: `wait` is for the slowest rank, at the last reading of
-the meters, so of what was read then; `other` is what nothing else accounts for."""
+"""The kinds of seconds of a run: `wait` is the wait for the slowest rank at the previous reading of
+the meters, so it belongs to the time read then; `other` is the rest."""
 
-_DIVERGED_LOSS = 1e9  # the sum over 670,091 labels that know nothing is 464,000
+_DIVERGED_LOSS = 1e9  # an untrained network with 670,091 labels has 464,000
 
 
 def has_diverged(loss: float) -> bool:
-    """Whether a mean loss is not finite, or larger than any of a network that learns."""
+    """Whether a mean loss is not finite, or larger than that of any network that learns."""
     return not abs(loss) < _DIVERGED_LOSS
 
 
@@ -38,11 +38,11 @@ def peak_rss_mib() -> float:
 
 @dataclass
 class ExchangeReport:
-    """What one exchange cost this rank; seconds and bytes. Bytes are of the buffers passed to MPI.
+    """Cost of an exchange on this rank, in seconds and in bytes of the buffers passed to MPI.
 
-    `pack_s` counts packing, unpacking, the copies that stay on the rank and those between a GPU and
-    the host; `transfer_s` counts waiting for Alltoallv, and so for the slowest rank. With several
-    chunks the next one is packed, and the one before unpacked, while a chunk is on its way.
+    `pack_s` counts packing, unpacking, copies within the rank and copies between a GPU and the
+    host; `transfer_s` counts the wait for Alltoallv, and so for the slowest rank. With several
+    chunks the next one is packed, and the previous one unpacked, while a chunk is on its way.
     """
 
     plan_s: float = 0.0
@@ -54,7 +54,7 @@ class ExchangeReport:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """The sum of all seconds."""
         return self.plan_s + self.pack_s + self.transfer_s
 
     def __add__(self, other: "ExchangeReport") -> "ExchangeReport":
@@ -69,12 +69,12 @@ class Meter:
     def __init__(self, device: torch.device = CPU) -> None:
         self.device = device
         self.doing, self.changed_s = START, time.perf_counter()
-        """The kind of what is being timed, and since when: for a watchdog in another thread."""
+        """The kind being timed, and since when: for a watchdog in another thread."""
         self._clear()
 
     def _clear(self) -> None:
         self._since = time.perf_counter()
-        self._inner_s = 0.0  # already counted within the block that is being timed
+        self._inner_s = 0.0  # already counted within the current block
         self._seconds = dict.fromkeys(TIMED, 0.0)
         self._loss_sum, self._steps = 0.0, 0
         self._bytes_sent, self._bytes_received, self._bytes_averaged = 0, 0, 0.0
@@ -92,7 +92,7 @@ class Meter:
         self._inner_s = outer_s + spent
 
     def beat(self) -> None:
-        """Say that what is being timed goes on: it is long, and a batch or a part of it is done."""
+        """Report progress in a long block: a batch or a part of it is done."""
         self.changed_s = time.perf_counter()
 
     def count_exchange(self, report: ExchangeReport) -> None:
@@ -101,7 +101,7 @@ class Meter:
         self._bytes_received += report.bytes_received
 
     def count_average(self, elements: int, ranks: int, element_bytes: int = 4) -> None:
-        """Add the bytes that an allreduce brings to this rank, counted as a ring's."""
+        """Add the bytes that this rank receives in an allreduce, counted as a ring's."""
         self._bytes_averaged += allreduce_bytes(elements, ranks) * element_bytes / ELEMENT_BYTES
 
     def count_losses(self, losses: list[float]) -> None:
@@ -110,9 +110,9 @@ class Meter:
         self._steps += len(losses)
 
     def read(self, comm: "MPI.Comm", flag: int = 0) -> "Reading":
-        """The meters of all ranks, the same on all; begins anew. Collective (a few numbers).
+        """The meters of all ranks, the same on all; resets them. Collective (a few numbers).
 
-        `flag` travels with them: what a rank has to tell the others, if it is not 0.
+        `flag` travels with them: a number other than 0 is a message to the other ranks.
         """
         begin = time.perf_counter()
         self.doing, self.changed_s = "wait", begin
@@ -140,13 +140,13 @@ class Reading:
         columns = table.T
         means = columns[: len(KINDS)].mean(axis=1)
         self.seconds = {kind: round(float(s), 6) for kind, s in zip(KINDS, means, strict=True)}
-        """Of each kind, the mean over ranks."""
+        """The mean over ranks, by kind."""
         losses, steps, sent, received, averaged, rss, gpu, clocks, flags = columns[len(KINDS) :]
         self.loss = float(losses.sum() / max(1.0, steps.sum()))
         """Mean loss of the local steps of all ranks."""
         means_of_ranks = losses / np.maximum(steps, 1.0)
         self.diverged = [rank for rank, loss in enumerate(means_of_ranks) if has_diverged(loss)]
-        """Ranks whose loss is not finite, or beyond all bounds."""
+        """Ranks whose loss is not finite, or too large."""
         self.flag = int(flags.max())
         """The largest of the ranks' flags."""
         self.bytes_sent = int(sent.sum())
@@ -154,8 +154,8 @@ class Reading:
         self.bytes_averaged = round(float(averaged.sum()))
         """Counted as a ring's allreduce, not measured."""
         self.peak_rss_mib = [round(float(value), 1) for value in rss]
-        """Of each rank."""
+        """The peak of each rank."""
         self.peak_gpu_mib = [round(float(value), 1) for value in gpu]
-        """Of each rank's tensors, zeros on the CPU."""
+        """The peak of each rank's tensors, zeros on the CPU."""
         self.clock_s = float(clocks[0])
-        """The clock of rank 0, for decisions by time that all ranks must make alike."""
+        """The clock of rank 0, for decisions by time that must be equal on all ranks."""

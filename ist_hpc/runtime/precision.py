@@ -1,8 +1,8 @@
-"""Numbers in which local steps compute: float32, TF32, or bfloat16 beside float32 weights.
+"""The number types of local steps: float32, TF32, or bfloat16 with float32 weights.
 
-Under bf16, products and convolutions take bfloat16 (PyTorch's autocast), while weights, their
-gradients, optimiser state, reductions and losses are float32. So what ranks exchange, save and
-resume from is float32 as ever, and an evaluation computes in float32.
+Under bf16, products and convolutions use bfloat16 (PyTorch's autocast), while weights, their
+gradients, optimiser state, reductions and losses are float32. So ranks exchange, save and resume
+float32 as always, and an evaluation computes in float32.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +15,7 @@ _CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}  # x86, x86, Arm, Ar
 
 
 def computing(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """What a local step is in, forward and backward. Local.
+    """The context of a local step, forward and backward. Local.
 
     precision  as `train.precision` of the configuration
     """
@@ -25,20 +25,20 @@ def computing(precision: str, device: torch.device) -> AbstractContextManager[ob
 
 
 def prepare(precision: str) -> None:
-    """Let the products and convolutions of a GPU use TF32, or not, for the whole process. Local."""
+    """Allow or forbid TF32 in products and convolutions on a GPU, in the whole process. Local."""
     torch.backends.cuda.matmul.allow_tf32 = precision == TF32
     torch.backends.cudnn.allow_tf32 = precision == TF32  # PyTorch's own default is yes
 
 
 def product_bytes(precision: str) -> int:
-    """Bytes of a number that enters a product in a local step, and comes out of it. Local."""
+    """Bytes per number that enters or leaves a product in a local step. Local."""
     return (torch.bfloat16 if precision == BF16 else torch.float32).itemsize
 
 
 def low_type(device: torch.device) -> torch.dtype | None:
-    """The type of products where autocast is on; None where they are what tensors are. Local.
+    """The type of products under autocast; None without, where tensors keep their type. Local.
 
-    For products that autocast leaves alone, those that write into given memory.
+    For products that autocast does not cast: those that write into given memory.
     """
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
@@ -46,12 +46,12 @@ def low_type(device: torch.device) -> torch.dtype | None:
 
 
 def lacks_bf16(precision: str, device: torch.device) -> bool:
-    """Whether bf16 is asked of a CPU that has no instructions for it, and so is slow. Local."""
+    """Whether bf16 is configured on a CPU without instructions for it, which is slow. Local."""
     if precision != BF16 or device.type != "cpu":
         return False
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return False  # nobody knows
+        return False  # unknown
     lines = [line for line in text.splitlines() if line.lower().startswith(("flags", "features"))]
     return bool(lines) and not _CPU_FLAGS & set(lines[0].split())

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: a bar where someone watches, else a line now and then."""
+"""Reports the progress of a run: a bar on a terminal, else a line now and then."""
 
 import sys
 import time
@@ -13,9 +13,9 @@ _LINE_EVERY_S = 10.0
 
 
 class Narrator:
-    """Speaks on rank 0 alone. `steps_done` and `steps_total` are local steps.
+    """Reports on rank 0 alone. `steps_done` and `steps_total` are local steps.
 
-    metric  the key of a result that is said
+    metric  the key of the result to report
     """
 
     def __init__(self, rank: int, steps_done: int, steps_total: int, metric: str) -> None:

@@ -1,4 +1,4 @@
-"""The network of this host: its interfaces, what names mean, and who can be reached. Local."""
+"""The network of this host: its interfaces, resolved names, and who can be reached. Local."""
 
 import ipaddress
 import os
@@ -18,7 +18,7 @@ Target = tuple[str, int]
 
 @dataclass(frozen=True)
 class Interface:
-    """addresses: those that lead further than one link, IPv4 first."""
+    """addresses: those that reach beyond one link, IPv4 first."""
 
     up: bool
     addresses: tuple[str, ...]
@@ -33,7 +33,7 @@ def interfaces() -> dict[str, Interface]:
             entry.address
             for family in (socket.AF_INET, socket.AF_INET6)
             for entry in entries
-            if entry.family == family and "%" not in entry.address  # of one link alone
+            if entry.family == family and "%" not in entry.address  # on one link only
         ]
         device = found.get(name.partition(":")[0])
         found[name] = Interface(device is not None and device.up, tuple(of))
@@ -50,7 +50,7 @@ def inventory() -> str:
 
 
 def failures_to(targets: Collection[Target], within_s: float) -> dict[Target, str]:
-    """Why connections to some addresses cannot be made; those left out can. Local."""
+    """Why connections to some addresses fail; the others succeed. Local."""
     failures = {}
     with ExitStack() as opened, selectors.DefaultSelector() as waiting:
         for target in targets:
@@ -77,7 +77,7 @@ def failures_to(targets: Collection[Target], within_s: float) -> dict[Target, st
 def listening() -> socket.socket:
     """A socket at a free port of all addresses; raises OSError.
 
-    Connections to it are made without being taken.
+    Connections to it succeed without being accepted.
     """
     if socket.has_dualstack_ipv6():
         return socket.create_server(
@@ -102,7 +102,7 @@ def resolved(host: str, within_s: float) -> list[str]:
             answers.sort(key=lambda answer: answer[0] != socket.AF_INET)
             found.extend(dict.fromkeys(str(answer[4][0]) for answer in answers))
 
-    # A name server that does not answer is asked again and again, and nothing interrupts that.
+    # The library asks a name server that does not answer again and again, without interruption.
     thread = threading.Thread(target=resolve, name="resolver", daemon=True)
     thread.start()
     thread.join(within_s)
@@ -114,7 +114,7 @@ def resolved(host: str, within_s: float) -> list[str]:
 
 
 def reason_of(error: OSError) -> str:
-    """What the system says."""
+    """The system's message."""
     return error.strerror or str(error)
 
 
@@ -124,6 +124,6 @@ def family_of(address: str) -> socket.AddressFamily:
 
 
 def stays_here(address: str) -> bool:
-    """Whether it is an address by which a host reaches itself alone."""
+    """Whether a host reaches only itself by this address."""
     parsed = ipaddress.ip_address(address)
     return parsed.is_loopback or parsed.is_unspecified

@@ -1,7 +1,7 @@
-"""Asking a process to end in order, by a signal.
+"""Requests to end a process in order, by a signal.
 
-In a run it sets a flag, and all ranks agree on it where they meet (`StopRequest`); a process that
-is alone ends at once, but for what must not be torn (`EndRequest`).
+In a run the signal sets a flag, and all ranks agree on it where they meet (`StopRequest`); a single
+process ends at once, except in work that must not be torn (`EndRequest`).
 
 Batch systems warn before they kill: Slurm by the signal of `sbatch --signal`, and by SIGTERM for
 `scancel`, preemption and the end of the time limit.
@@ -25,22 +25,22 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class StopRequest:
     """Whether this rank, or any, was asked to stop.
 
-    A signal that comes again changes nothing, but for Ctrl-C: the second one ends the run at once.
+    Repeating a signal changes nothing, except for Ctrl-C: the second one ends the run at once.
     """
 
     def __init__(self) -> None:
         self.number = 0
-        """The signal that came, 0 if none did. Of this rank."""
+        """The signal that this rank received, 0 if none."""
 
     def listen(self) -> None:
-        """From now on take note of the signals. Local."""
+        """From now on record the signals. Local."""
         for number in SIGNALS:
             signal.signal(number, self._note)
 
     def leave(self) -> None:
         """From now on ignore the signals: the run has stopped. Local.
 
-        The first rank that ends with an exit code other than 0 makes launchers end the others by
+        When the first rank ends with an exit code other than 0, launchers end the others by
         SIGTERM, whose exit codes would then hide the one that means "go on".
         """
         for number in SIGNALS:
@@ -52,42 +52,42 @@ class StopRequest:
         self.number = number
 
     def agreed(self, comm: "MPI.Comm") -> int:
-        """The signal if one came to any rank, the same on all; 0 if none did. Collective."""
+        """The signal that any rank received, the same on all; 0 if none did. Collective."""
         numbers = np.empty(comm.Get_size(), dtype=np.int64)
         comm.Allgather(np.array([self.number], dtype=np.int64), numbers)
         return int(numbers.max())
 
 
 class EndRequest:
-    """SIGTERM, SIGHUP and Ctrl-C to a process that tidies up and ends: an exception, once.
+    """Turns SIGTERM, SIGHUP and Ctrl-C into one exception, so that a process tidies up and ends.
 
-    It is SystemExit, or KeyboardInterrupt for Ctrl-C. Python loses an exception that comes as it
-    removes an object, and HDF5 crashes on one that comes as it writes. So it is held back in blocks
-    that cannot have it, and `look` raises it again where work goes on all the same.
+    It is SystemExit, or KeyboardInterrupt for Ctrl-C. Python loses an exception raised while it
+    removes an object, and HDF5 crashes on one raised while it writes. So it is held back in blocks
+    that must not be interrupted, and `look` raises it again where work continued all the same.
     """
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.number = 0
-        """The first signal that came, 0 if none did."""
+        """The first signal received, 0 if none."""
         self._holding = 0
 
     def listen(self) -> None:
-        """From now on answer the signals, but those that are ignored already (nohup)."""
+        """From now on handle the signals, except those that are already ignored (nohup)."""
         for number in self.NUMBERS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number:  # to be asked twice would end the tidying up
+        if self.number:  # a second exception would end the tidying up
             return
         self.number = number
         if not self._holding:
             self.look()
 
     def look(self) -> None:
-        """Raise the exception if a signal came, and it is not held back."""
+        """Raise the exception if a signal came and is not held back."""
         if not self.number or self._holding:
             return
         if self.number == signal.SIGINT:
@@ -96,7 +96,7 @@ class EndRequest:
 
     @contextmanager
     def held_back(self, finishing: bool = False) -> Iterator[None]:
-        """A block within which nothing is raised; it is at its end, unless all is `finishing`."""
+        """A block that raises nothing until its end, and not even there if `finishing`."""
         self._holding += 1
         try:
             yield
@@ -107,7 +107,7 @@ class EndRequest:
 
 
 end_request = EndRequest()
-"""This process's. Of a process that does not listen nothing comes."""
+"""The one of this process. It does nothing in a process that does not listen."""
 
 
 def name_of(number: int) -> str:

@@ -1,7 +1,7 @@
-"""Ending a run in which nothing goes on: a host, a link or a rank is lost, or hangs.
+"""Ends a run that makes no progress: a host, a link or a rank is lost, or hangs.
 
-MPI waits for ever for a rank whose host has gone. A thread of each rank looks at when the rank last
-went on to something else, and ends the job when that was too long ago.
+MPI waits for ever for a rank on a lost host. In each rank a thread checks when the rank last began
+something else, and ends the job if that was too long ago.
 """
 
 import os
@@ -19,18 +19,18 @@ from ist_hpc.runtime.meters import START, Meter
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_LOOKS = 20  # in the time of silence
+_LOOKS = 20  # checks within the time of silence
 _LONGEST_LOOK_S = 5.0
-_START_FACTOR = 6  # a start reads and checks whole files, and no rank knows how far others are
-_SUSPENDED_FACTOR = 3  # of the time between two looks
+_START_FACTOR = 6  # a start checks whole files, and no rank knows how far the others are
+_SUSPENDED_FACTOR = 3  # times the time between two checks
 
 
 class Watchdog:
     """Watches this rank's meter while the context lasts.
 
-    silence_s  that a rank may spend on one thing, most of it waiting for the slowest rank: a round,
-               a checkpoint; six times that at the start
-    report     is given the reason, one line, before the job ends; it must not communicate
+    silence_s  seconds that a rank may spend on one thing, mostly waiting for the slowest rank: a
+               round, a checkpoint; six times that at the start
+    report     called with the reason, one line, before the job ends; it must not communicate
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
-        last_resort.disarm()  # of the start of MPI
+        last_resort.disarm()  # the deadline of MPI's start
         self._thread.start()
         return self
 
@@ -61,7 +61,7 @@ class Watchdog:
         while not self._done.wait(look_s):
             now_s = time.perf_counter()
             if now_s - looked_s > _SUSPENDED_FACTOR * look_s:
-                awake_since_s = now_s  # the process was suspended, which is no silence
+                awake_since_s = now_s  # the process was suspended, which does not count
             looked_s = now_s
             silent_s = now_s - max(self._meter.changed_s, awake_since_s)
             factor = _START_FACTOR if self._meter.doing == START else 1

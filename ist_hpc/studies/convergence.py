@@ -41,7 +41,7 @@ from ist_hpc.studies.tables import (
 HELP = "seconds, steps and bytes to levels of accuracy (starts runs itself)"
 FILE = "convergence.csv"
 NEEDED = ("method", "ranks", "seed", "hosts", "run")
-"""Columns that whoever reads the file counts on."""
+"""Columns that readers of the file need."""
 
 _NOTE = ("* the highest that all runs reach. [n] only n of the runs reach it.",)
 _QUANTITIES = {
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Make the runs that are missing; all rows and what follows from them."""
+    """Make the missing runs; return all rows and what follows from them."""
     bad = [level for level in arguments.levels if not 0 < level <= 1]
     if bad:
         raise InputError(f"--levels are of 1, such as 0.75, got {bad[0]:g}")
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     steps = None
     if arguments.seconds_from is not None:
         steps = scaling.read_steps(arguments.seconds_from)
-        # Before hours are spent: what is to be multiplied must be there, and of the same work.
+        # Before hours are spent: the seconds to multiply with must exist, and be of the same work.
         for planned, config in one_run.configurations(kind, arguments.seeds[:1], arguments):
             steps.of(planned.method.name, planned.ranks, asdict(config))
     rows, failed = one_run.conduct(kind, list(dict.fromkeys(arguments.seeds)), arguments)
@@ -137,10 +137,10 @@ def results(
     levels: Sequence[float],
     steps: scaling.Steps | None,
 ) -> dict[str, Any]:
-    """Levels, when each run reached them, and of each method and number of ranks the spreads.
+    """Levels, when each run reached them, and the spreads of each method and number of ranks.
 
-    folder  of the study, whose run folders have the curves
-    steps   of a scaling study, for the product
+    folder  folder of the study, whose run folders have the curves
+    steps   seconds per step from a scaling study, for the product
     Raises `InputError`.
     """
     runs = [read_run(folder / "runs" / str(row["run"])) for row in rows]
@@ -159,9 +159,9 @@ def summary(
     levels: Sequence[float],
     step_s: Mapping[str, float],
 ) -> dict[str, Any]:
-    """What `results` gives, from the rows and the curves of the same runs; pure.
+    """The result of `results`, from the rows and the curves of the same runs; pure.
 
-    step_s  seconds a step by name of the run folder, where they are known
+    step_s  seconds per step by name of the run folder, if known
     """
     common = common_level(runs)
     wanted = sorted({*(levels or default_levels(runs)), *([] if common is None else [common])})
@@ -187,7 +187,7 @@ def summary(
 def _of_method(
     rows: Sequence[Row], crossings: Sequence[Mapping[str, Any]], levels: Sequence[float]
 ) -> dict[str, Any]:
-    """The spreads over the runs of one method on as many ranks."""
+    """The spreads over the runs of one method on one number of ranks."""
     names = {str(row["run"]) for row in rows}
     kinds = [key.removesuffix("_s") for key in rows[0] if _is_kind(key)]
     to_level = [
@@ -226,7 +226,7 @@ def _mean(values: Sequence[float]) -> dict[str, float]:
 
 
 def tables(figures: Mapping[str, Any]) -> list[Table]:
-    """The figures as tables: best and final metric, what each level took, shares of time."""
+    """The figures as tables: best and final metric, the cost of each level, shares of time."""
     found, metric = figures["summary"], spoken(figures["metric"])
     made = [
         Table(
@@ -277,7 +277,7 @@ def _cells(item: Mapping[str, Any], name: str, unit: float) -> list[str]:
 
 
 def _few(item: Mapping[str, Any], spread: Spread | None) -> str:
-    """A mark where not all runs of a method are in a spread."""
+    """A mark if a spread does not include all runs of a method."""
     if spread is None or spread["count"] == item["runs"]:
         return ""
     return f" [{spread['count']:g}]"

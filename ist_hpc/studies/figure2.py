@@ -1,6 +1,6 @@
 """Figure 2 of the paper (arXiv 1910.02120), as numbers, a table and a picture; no MPI, no data.
 
-What a gradient step costs on 1 to 32 machines, by the paper's own counting (`cost/paper.py`), and
+The cost of a gradient step on 1 to 32 machines, by the paper's own counting (`cost/paper.py`), and
 beside it what this program moves and computes for the same network (`cost/counts.py`).
 """
 
@@ -66,7 +66,7 @@ def figures(specs: Sequence[TensorSpec]) -> dict[str, Any]:
 
     specs  the partitioned weights of this program's model of `WIDTHS`
 
-    Bytes and operations of one gradient step and all machines together; see `COUNTING`.
+    Bytes and operations of one gradient step on all machines together; see `COUNTING`.
     """
     weights = sum(elements(spec) for spec in specs)
     layers = layers_of(specs)
@@ -169,7 +169,7 @@ def draw(report: Mapping[str, Any]) -> "Figure":
 
 
 def _panel(axes: "Axes", report: Mapping[str, Any], quantity: str, unit: float) -> None:
-    """One quantity over the machines; where nothing is moved a log scale has no point."""
+    """One quantity over the machines; a log scale has no point where nothing moves."""
     machines = report["machines"]
     for (counting, name), label in _LINES.items():
         points = [
@@ -200,5 +200,5 @@ def _panel(axes: "Axes", report: Mapping[str, Any], quantity: str, unit: float) 
 
 
 def _steps(span: float) -> tuple[int, ...]:
-    """What the labels of a log scale are powers of ten of: more where it spans little."""
+    """The factors of powers of ten that label a log scale: more if it spans little."""
     return (1, 2, 5) if span < 100 else (1,)

@@ -1,6 +1,6 @@
-"""Starting the runs of a study: on this machine, by a cluster's launcher, or on limited hosts.
+"""Starts the runs of a study: on this machine, by a cluster's launcher, or on limited hosts.
 
-The process of a study is no rank: a process that has started MPI must not fork a launcher.
+The process of a study is not a rank: a process that has started MPI must not fork a launcher.
 """
 
 import os
@@ -32,7 +32,7 @@ _ON_A_HOST = (
 
 
 class RunError(Exception):
-    """A run ended with `code`, or None after its time limit; `line` is the last that it said."""
+    """A run ended with `code`, or None after its time limit; `line` is its last line."""
 
     def __init__(self, code: int | None, line: str, log: Path) -> None:
         self.code, self.line = code, line
@@ -43,21 +43,21 @@ class RunError(Exception):
 class LaunchPlace(ABC):
     """Where the ranks of runs are.
 
-    rate  of the links between hosts, as tc says it; "none" where they are not limited
+    rate  rate of the links between hosts, in the words of tc; "none" if they are not limited
     """
 
     rate: str
 
     @abstractmethod
     def command(self, ranks: int, program: Sequence[str]) -> list[str]:
-        """What starts the program on so many ranks."""
+        """The command that starts the program on this many ranks."""
 
     def up(self, count: int) -> AbstractContextManager[None]:
-        """Have so many hosts for the block. Raises `InputError` if they cannot be made."""
+        """Provide this many hosts for the block. Raises `InputError` if they cannot be made."""
         return nullcontext()
 
     def received_bytes(self, ranks: int) -> list[int] | None:
-        """What each host's interface has received so far; None where nobody counts it."""
+        """Bytes that each host's interface has received so far; None if nobody counts them."""
         return None
 
 
@@ -82,7 +82,7 @@ class Launcher(LaunchPlace):
             raise InputError(f"--launcher: there is no program {self._words[0]!r} on this machine")
 
     def command(self, ranks: int, program: Sequence[str]) -> list[str]:
-        """What starts the program on so many ranks."""
+        """The command that starts the program on this many ranks."""
         return [*(word.replace("{ranks}", str(ranks)) for word in self._words), *program]
 
 
@@ -108,7 +108,7 @@ class Hosts(LaunchPlace):
 
     @contextmanager
     def up(self, count: int) -> Iterator[None]:
-        """Have so many hosts for the block. Raises `InputError` if they cannot be made."""
+        """Provide this many hosts for the block. Raises `InputError` if they cannot be made."""
         try:
             if self._call("up", str(count), self.rate) is None:
                 raise InputError(f"bench/hosts.sh up {count} {self.rate} failed; try it by hand")
@@ -117,12 +117,12 @@ class Hosts(LaunchPlace):
             self._call("down")
 
     def command(self, ranks: int, program: Sequence[str]) -> list[str]:
-        """What starts the program on the first so many hosts."""
+        """The command that starts the program on the first `ranks` hosts."""
         wrapper = _ON_A_HOST.format(threads=self._threads)
         return [str(HOSTS_SCRIPT), "mpirun", str(ranks), "sh", "-c", wrapper, "sh", *program]
 
     def received_bytes(self, ranks: int) -> list[int] | None:
-        """What the interfaces of the first so many hosts have received."""
+        """Bytes that the interfaces of the first `ranks` hosts have received."""
         counts = []
         for host in range(1, ranks + 1):
             text = self._call("on", f"h{host}", "cat", "/proc/net/dev")  # /sys has the machine's
@@ -133,7 +133,7 @@ class Hosts(LaunchPlace):
         return counts
 
     def _call(self, *words: str) -> str | None:
-        """What hosts.sh prints, None if it fails."""
+        """The output of hosts.sh, None if it fails."""
         done = subprocess.run(
             [HOSTS_SCRIPT, *words], capture_output=True, text=True, check=False, timeout=120
         )
@@ -158,10 +158,10 @@ def choose_place(hosts: str, launcher: str) -> LaunchPlace:
 def run_program(
     command: Sequence[str], log: Path, ranks: int, limit_s: float, lock: int | None = None
 ) -> float:
-    """Run a command to its end, what it prints added to `log`; returns the seconds it took.
+    """Run a command to its end, with its output added to `log`; return the seconds it took.
 
-    lock  a file descriptor that the command keeps open, and with it a lock: whatever ends this ends
-          the command and its ranks, too, but for a SIGKILL
+    lock  a file descriptor that the command keeps open, and with it a lock. Whatever ends this
+          process also ends the command and its ranks, except a SIGKILL
     Raises `RunError`.
     """
     environment = {"OMP_NUM_THREADS": "1"} | os.environ | _for_few_cores(ranks)
@@ -173,7 +173,7 @@ def run_program(
         try:
             with (
                 _signals_wait()
-            ):  # one that came before there is a name for it would leave it alive
+            ):  # a signal before the process has a name here would leave it alive
                 process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -196,7 +196,7 @@ def run_program(
 
 @contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Signals that would end this process do so at the end of the block."""
+    """Delay signals that would end this process to the end of the block."""
     caught: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {
@@ -212,7 +212,7 @@ def _signals_wait() -> Iterator[None]:
 
 
 def _for_few_cores(ranks: int) -> dict[str, str]:
-    """What Open MPI needs to be told where ranks share cores; what was said already stands."""
+    """Settings that Open MPI needs if ranks share cores; settings that exist stay."""
     wanted = {
         "OMPI_MCA_rmaps_base_oversubscribe": "1",
         "OMPI_MCA_hwloc_base_binding_policy": "none",
@@ -224,7 +224,7 @@ def _for_few_cores(ranks: int) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of a command: its launcher is asked to, and killed if it does not."""
+    """End what is left of a command: ask its launcher to end, and kill it if it does not."""
     if process.poll() is not None and _is_gone(process, _GRACE_S):
         return
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -235,7 +235,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _is_gone(process: subprocess.Popen[bytes], within_s: float) -> bool:
-    """Whether the command's process group ends in time, a launcher behind a script included."""
+    """Whether the command's process group ends in time, including a launcher behind a script."""
     until = time.monotonic() + within_s
     while _is_there(process):
         if time.monotonic() > until:
@@ -245,7 +245,7 @@ def _is_gone(process: subprocess.Popen[bytes], within_s: float) -> bool:
 
 
 def _is_there(process: subprocess.Popen[bytes]) -> bool:
-    process.poll()  # takes up the first of them, which would be there as a zombie
+    process.poll()  # reaps the first of them, which would remain as a zombie
     try:
         os.killpg(process.pid, 0)
     except ProcessLookupError:
@@ -254,7 +254,7 @@ def _is_there(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _last_line(log: Path, start: int) -> str:
-    """What tells best how a command ended: an error of ours, else of Python, else its last line."""
+    """The best line about a command's end: an error of ours, else of Python, else its last line."""
     with log.open("rb") as file:
         file.seek(start)
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]

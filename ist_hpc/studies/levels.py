@@ -6,14 +6,14 @@ from typing import Any
 
 from ist_hpc.studies.plots.runs import Run
 
-_STEP = 0.05  # between the levels that nobody named
+_STEP = 0.05  # between default levels
 _FEW = 3  # of them below the highest that all reach
 
 
 def reached(run: Run, level: float) -> dict[str, float] | None:
-    """Where the run was evaluated at `level` or more for the first time; None if it never was.
+    """Where an evaluation of the run first reached `level`; None if none did.
 
-    The values of all kinds of x of `Run.points`.
+    The result has the values of all kinds of x in `Run.points`.
     """
     values = run.points["test"]
     hits = (values >= level).nonzero()[0]
@@ -29,7 +29,7 @@ def common_level(runs: Sequence[Run]) -> float | None:
 
 
 def default_levels(runs: Sequence[Run]) -> list[float]:
-    """Multiples of 0.05: a few up to the highest level that all reach, then those that any does."""
+    """Multiples of 0.05: a few up to the highest level that all reach, then those any reaches."""
     common = common_level(runs)
     if common is None:
         return []
@@ -44,8 +44,8 @@ def to_levels(
 ) -> list[dict[str, Any]]:
     """For each level and run: {level, run} and, if it was reached, x of `Run.points` and product_s.
 
-    step_s  seconds a step by name of the run folder, measured elsewhere: `product_s` is its product
-            with the steps
+    step_s  seconds per step by name of the run folder, measured elsewhere: `product_s` is their
+            product with the steps
     """
     found = []
     for level in levels:

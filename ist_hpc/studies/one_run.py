@@ -1,4 +1,4 @@
-"""What both studies do: their command line, and making the runs that have no row yet."""
+"""The common part of both studies: the command line, and making the runs that have no row yet."""
 
 import argparse
 import copy
@@ -40,14 +40,14 @@ OwnSettings = Callable[[Planned, Config], Sequence[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A study, as far as the two differ.
+    """The differences between the two studies.
 
     name           names its files, `scaling.csv`
-    number_column  what tells runs of one method and number of ranks apart: `repeat`, `seed`
-    own_settings   what the study itself sets in a run, from the configuration without it
-    row_of         what is in the row of a run that was made, from (run, configuration, run folder)
-    resumes        a run that was stopped goes on; else it begins anew
-    keeps          the checkpoints of the runs stay
+    number_column  column that distinguishes runs of one method on as many ranks: `repeat`, `seed`
+    own_settings   settings that the study itself adds to a run, from the configuration without them
+    row_of         the row of a finished run, from (run, configuration, run folder)
+    resumes        whether a stopped run continues; else it begins anew
+    keeps          whether the checkpoints of the runs stay
     """
 
     name: str
@@ -92,10 +92,10 @@ def add_arguments(parser: argparse.ArgumentParser, output: str) -> None:
 def conduct(
     kind: Kind, numbers: Sequence[int], arguments: argparse.Namespace
 ) -> tuple[list[Row], list[str]]:
-    """Make the runs that have no row yet; (rows of all that were asked for, what failed).
+    """Make the runs that have no row yet; return (rows of all requested runs, failures).
 
-    Raises `InputError` before anything is written if a configuration or an option cannot be used;
-    later if the first run ends for bad input, which the others would do, too.
+    Raises `InputError` before anything is written if a configuration or an option cannot be used,
+    and later if the first run ends for bad input, as the others would, too.
     """
     refuse_ranks()
     stop_on_sigterm()
@@ -111,7 +111,7 @@ def conduct(
     failed: list[str] = []
     with opened(arguments.output, kind.name, kind.number_column) as state:
         state.take_settings(*_identity(kind, runs, arguments), _as_now)
-        done = state.done()  # another study may have gone on since
+        done = state.done()  # another study may have continued since
         missing = [run for run in missing if run.key not in done]
         if where is not None:
             with where.up(max(run.ranks for run in missing)):
@@ -148,7 +148,7 @@ def configurations(
 
 
 def _refuse_without_horovod(configs: Sequence[Config]) -> None:
-    """Raise `InputError` if a baseline would be measured by what stands in for Horovod."""
+    """Raise `InputError` if a baseline would be measured with Horovod's substitute."""
     baselines = {"data_parallel", "local_sgd"}
     found = sorted({config.train.algorithm for config in configs} & baselines)
     if found and not horovod_start.is_installed():
@@ -186,10 +186,10 @@ def _identity(
 
 
 def _as_now(settings: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of an earlier version of the package, as this one has it."""
+    """The configuration of an earlier version of the package, converted to this version."""
     try:
         return dataclasses.asdict(loading.resolve(copy.deepcopy(settings), lambda _: "there"))
-    except InputError:  # not one that this version has: it differs, which is said
+    except InputError:  # unknown to this version: it differs, which is reported
         return settings
 
 
@@ -202,12 +202,12 @@ def _make(
     where: LaunchPlace,
     lock: int | None,
 ) -> Row:
-    """Make one run; its row. Raises `RunError`, or `InputError` if its folder cannot be read."""
+    """Make one run; return its row. Raises `RunError`, or `InputError` for an unreadable folder."""
     runs, logs = arguments.output / "runs", arguments.output / "logs"
     logs.mkdir(exist_ok=True)
     folder = runs / run.folder
     if not kind.resumes and folder.exists():
-        shutil.rmtree(folder)  # stopped half-way; what it measured would be of two starts
+        shutil.rmtree(folder)  # stopped half-way: its measurement would mix two starts
     program = train_command(arguments.config, settings, runs, run.folder, kind.resumes)
     before = where.received_bytes(run.ranks)
     log = logs / f"{run.folder}.log"

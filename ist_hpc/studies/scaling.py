@@ -36,12 +36,12 @@ from ist_hpc.studies.tables import (
 HELP = "seconds a step and an epoch of methods, and speed-up over one rank (starts runs itself)"
 FILE = "scaling.csv"
 NEEDED = ("method", "ranks", "repeat", "hosts", "step_s", "epoch_s")
-"""Columns that whoever reads the file counts on."""
+"""Columns that readers of the file need."""
 
 BASE = "sgd"
-"""The method whose epoch on one rank is what speed-ups are over."""
+"""Speed-ups are relative to this method's epoch on one rank."""
 
-_STEPS_A_ROW = 5  # of methods whose local steps are only how often they report
+_STEPS_A_ROW = 5  # for methods whose local steps only say how often they report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Make the runs that are missing; all rows and what follows from them."""
+    """Make the missing runs; return all rows and what follows from them."""
 
     def own_settings(run: Planned, config: Config) -> Sequence[str]:
         local_steps = config.train.local_steps
@@ -66,10 +66,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         rounds = warm_up_rounds(local_steps) + -(-arguments.steps // local_steps)
         averages = config.train.algorithm == "local_sgd"
         return (
-            *(("train.warmup_steps=0",) if averages else ()),  # they are not what is measured
+            *(("train.warmup_steps=0",) if averages else ()),  # they are not measured
             *(f"train.local_steps={local_steps}", f"train.rounds={rounds}"),
             *("evaluate.every_epochs=0", "evaluate.every_rounds=0"),
-            "evaluate.calibration_rows=2",  # the one at the end counts for nothing: no bytes for it
+            "evaluate.calibration_rows=2",  # the one at the end does not count: no bytes for it
             *("checkpoint.every_minutes=0", "checkpoint.every_rounds=0"),
         )
 
@@ -90,9 +90,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def measured(
     metrics: Sequence[Mapping[str, Any]], warm_up: int, ranks: int, batch_rows: int, train_rows: int
 ) -> Row:
-    """What the metrics of a run say of its rounds after the first `warm_up`.
+    """The measurements in a run's metrics, from its rounds after the first `warm_up`.
 
-    Seconds (means over the ranks) and bytes (of a rank) are those of a step. Raises `InputError` if
+    Seconds (means over the ranks) and bytes (per rank) are those of a step. Raises `InputError` if
     there are no such rounds, or rows are not as expected.
     """
     try:
@@ -133,9 +133,9 @@ _NO_KINDS = ("step_s", "epoch_s", "launch_s")
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Of each method and number of ranks: medians with their spread over repeats.
+    """Medians with their spread over repeats, for each method and number of ranks.
 
-    Speed-ups are those of repeats, each over one rank in the same repeat, as a slow spell of the
+    Each repeat has its own speed-up over one rank in the same repeat, since a slow spell of the
     machine hits both.
     """
     base = {row["repeat"]: row["epoch_s"] for row in rows if row["method"] == BASE}
@@ -236,10 +236,10 @@ def show(figures: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Steps:
-    """What a step takes by a scaling study.
+    """The seconds per step in a scaling study.
 
     medians   seconds by (method, ranks)
-    settings  of what decides about these, by (method, ranks): dotted key -> value
+    settings  settings that affect them, by (method, ranks): dotted key -> value
     """
 
     path: Path
@@ -247,10 +247,10 @@ class Steps:
     settings: Mapping[tuple[str, int], Mapping[str, Any]]
 
     def of(self, method: str, ranks: int, config: Mapping[str, Any]) -> float:
-        """Seconds a step of a method: its own, or those of the method without its label.
+        """Seconds per step of a method: its own, or those of the method without its label.
 
-        config  of the run whose steps they are to be multiplied with, as a mapping
-        Raises `InputError` if there are none, or they are of another model, batch or round.
+        config  configuration of the run whose steps they will multiply, as a mapping
+        Raises `InputError` if there are none, or they belong to another model, batch or round.
         """
         base = parse_method(method).base
         key = next((k for k in ((method, ranks), (base, ranks)) if k in self.medians), None)
@@ -279,7 +279,7 @@ _DECIDING = ("kind", "hidden", "channels", "deal_channels", "freeze_body", "outp
 
 
 def read_steps(path: Path) -> Steps:
-    """What the steps of a study take, of its scaling.csv or its folder. Raises `InputError`."""
+    """The seconds per step of a study, from its scaling.csv or folder. Raises `InputError`."""
     path = path / FILE if path.is_dir() else path
     groups: dict[tuple[str, int], list[float]] = {}
     settings: dict[tuple[str, int], dict[str, Any]] = {}

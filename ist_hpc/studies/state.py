@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path, needed: Sequence[str]) -> list[Row]:
-    """The rows of a CSV of a study, numbers as numbers; a field that is empty is left out.
+    """The rows of a study's CSV, numbers as numbers; empty fields are left out.
 
     Raises `InputError` if it cannot be read or a row lacks one of the `needed` columns.
     """
@@ -54,7 +54,7 @@ def _value(text: str) -> int | float | str:
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write or replace the CSV; the columns are those of all rows, in the order they come up."""
+    """Write or replace the CSV; the columns are those of all rows, in order of appearance."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -64,7 +64,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read_configs(path: Path) -> dict[str, dict[str, Any]]:
-    """The configurations of a study, by "METHOD on RANKS"; none if the file is not there.
+    """The configurations of a study, by "METHOD on RANKS"; none if the file does not exist.
 
     Raises `InputError` if it cannot be read.
     """
@@ -87,8 +87,8 @@ class State:
     """The rows of one study in its folder; only one process may have it (see `opened`).
 
     kind     names its files: `scaling.csv` and `scaling.json`
-    numbers  the column that tells the runs of one method and number of ranks apart
-    lock     the file descriptor by which this process has the folder; None: it does not
+    numbers  the column that distinguishes runs of one method and number of ranks
+    lock     the file descriptor with which this process holds the folder; None: it does not
     """
 
     lock: int | None = None
@@ -104,7 +104,7 @@ class State:
         return {self.key(row) for row in self.rows}
 
     def key(self, row: Row) -> tuple[str, int, int]:
-        """Which run a row is of."""
+        """The key of a row's run."""
         method, ranks, number = (row[name] for name in self._key)
         return method, ranks, number
 
@@ -119,11 +119,11 @@ class State:
         methods: Mapping[str, Mapping[str, Any]],
         as_now: Callable[[dict[str, Any]], dict[str, Any]],
     ) -> None:
-        """Note the settings of the study, or check that they are those of its earlier rows.
+        """Store the settings of the study, or check that they are those of its earlier rows.
 
         common    settings of all runs
-        methods   those of each method; more methods may come to a study, not other settings
-        as_now    settings of a method, noted by an earlier version of the package, as this has them
+        methods   those of each method; a study may get more methods, but not other settings
+        as_now    converts a method's settings from an earlier version of the package to this one
 
         Raises `InputError`.
         """

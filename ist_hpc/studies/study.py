@@ -1,4 +1,4 @@
-"""What a study compares: methods, settings of each, and its runs in order; pure."""
+"""What a study compares: methods, the settings of each, and its runs in order; pure."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,9 @@ _LABEL = re.compile(r"[A-Za-z0-9._-]+")
 class Method:
     """A way to train.
 
-    name         as it was given: `ist:20`, `data_parallel:fp16`, `ddp@high-rate`
-    settings     what it sets in a configuration, as KEY=VALUE
-    one_rank     it is run on one rank only
+    name         as given: `ist:20`, `data_parallel:fp16`, `ddp@high-rate`
+    settings     its settings in a configuration, as KEY=VALUE
+    one_rank     whether it runs on one rank only
     """
 
     name: str
@@ -32,7 +32,7 @@ class Method:
 
     @property
     def has_local_steps(self) -> bool:
-        """Whether `train.local_steps` changes what is trained, and not only how it is reported."""
+        """Whether `train.local_steps` changes the training, and not only its reports."""
         return self.base.partition(":")[0] not in _NO_LOCAL_STEPS
 
 
@@ -46,7 +46,7 @@ class Planned:
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """What makes it one of its study."""
+        """Identifies the run in its study."""
         return (self.method.name, self.ranks, self.number)
 
     @property
@@ -121,7 +121,7 @@ def settings_of(
 ) -> list[str]:
     """All settings of a run, later ones replacing earlier ones.
 
-    seeds  the run's number is its seed; `{seed}` in a setting is replaced by it
+    seeds  whether the run's number is its seed, which then replaces `{seed}` in a setting
     """
     own = [
         setting
@@ -141,8 +141,8 @@ def plan_runs(
 ) -> list[Planned]:
     """All runs, in the order in which they are made.
 
-    Number by number, within one by ranks, and method after method of the same ranks: a slow spell
-    of the machine hits all methods alike.
+    They are sorted by number, then by ranks, then by method, so that a slow spell of the machine
+    hits all methods equally.
     """
     runs = [
         Planned(method, 1 if method.one_rank else count, number)

@@ -1,4 +1,4 @@
-"""Numbers of studies as people read them: medians with their spread, Markdown tables; pure."""
+"""Numbers of studies in readable form: medians with their spread, Markdown tables; pure."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Spread = dict[str, float]
-"""`middle` (the median), `low`, `high`, and how many they are, `count`."""
+"""`middle` (the median), `low`, `high`, and `count`, the number of values."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def spread_of(values: Iterable[float]) -> Spread | None:
 
 
 def short(value: float) -> str:
-    """Three digits that count: `0.0841`, `12.3`, `1,234`."""
+    """Three significant digits: `0.0841`, `12.3`, `1,234`."""
     if value == 0:
         return "0"
     if abs(value) >= 99.95:
@@ -48,7 +48,7 @@ def told(spread: Spread | None, unit: float = 1.0, whole: bool = False) -> str:
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """All tables in Markdown, columns padded, so that they can be read as they are."""
+    """All tables in Markdown, with padded columns, so that they are readable as text."""
     return "\n\n".join(_one(table) for table in tables if table.rows)
 
 
@@ -73,13 +73,13 @@ def _one(table: Table) -> str:
 
 
 def shares_of(seconds: dict[str, float]) -> dict[str, float]:
-    """Each kind's part of all seconds, of 1; kinds of no second are left out."""
+    """Each kind's share of all seconds, as a fraction of 1; kinds without seconds are left out."""
     whole = sum(seconds.values())
     return {kind: value / whole for kind, value in seconds.items() if value} if whole else {}
 
 
 def over_least(medians: Sequence[tuple[int, Spread | None]]) -> list[float | None]:
-    """For each (ranks, spread): its median over the least one of as many ranks."""
+    """For each (ranks, spread), its median divided by the least one on as many ranks."""
     least: dict[int, float] = {}
     for ranks, spread in medians:
         if spread is not None:
@@ -100,7 +100,7 @@ UNACCOUNTED = 0.05
 
 
 _LAST = ("exchange", "average", "evaluate", "save", "wait", "other")
-"""The order of kinds in tables; those not named come first."""
+"""The last kinds in tables, in this order; others come first."""
 
 
 def share_table(title: str, named: Sequence[tuple[str, int, dict[str, float]]]) -> Table:
@@ -129,5 +129,5 @@ def _percent(kind: str, share: float | None) -> str:
 
 
 def number(row: dict[str, Any], name: str) -> float:
-    """A number of a row, 0 where it has none."""
+    """A number of a row, 0 if it has none."""
     return float(row.get(name, 0))

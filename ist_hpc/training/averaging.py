@@ -1,7 +1,7 @@
-"""What ranks have in common is broadcast at the start and averaged each round.
+"""Weights that ranks share are broadcast at the start and averaged each round.
 
-These are weights without an axis, and under local SGD all weights. Horovod does it; where it is not
-installed, MPI itself.
+These are weights without an axis, and under local SGD all weights. Horovod does both; if it is not
+installed, MPI does.
 """
 
 import logging
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ist_hpc")
 
-_MOST_ELEMENTS = 1 << 30  # of a group; MPI counts to 2^31 - 1
+_MOST_ELEMENTS = 1 << 30  # in a group; MPI counts to 2^31 - 1
 
 
 class Averages(ABC):
     """Broadcasts and averages over all ranks.
 
-    Tensors on a GPU pass through the CPU: a Horovod or an MPI without GPU operations does not take
-    them, and a Horovod that has NCCL's refuses several ranks on a GPU.
+    Tensors on a GPU pass through the CPU: a Horovod or an MPI without GPU operations does not
+    accept them, and a Horovod with NCCL's refuses several ranks on one GPU.
 
-    by  what does it, for run.json
+    by  the library that averages, for run.json
     """
 
     by: str
@@ -47,9 +47,9 @@ class Averages(ABC):
     def average(self, tensors: list[Tensor], name: str = "shared") -> None:
         """Replace each tensor by its mean over the ranks, in one grouped call. Collective.
 
-        With four or more ranks an allreduce sums in an order of its own, so means are equal on all
-        ranks but, to the last bit, not those of another summation. More than 2^30 elements go in
-        several calls. Tensors are contiguous; `name` tells apart calls with other tensors.
+        With four or more ranks an allreduce chooses its own order of summation. So means are equal
+        on all ranks, but differ in the last bit from another order. More than 2^30 elements need
+        several calls. Tensors are contiguous; `name` distinguishes calls with other tensors.
         """
         on_cpu = [tensor.detach().cpu() for tensor in tensors]
         for index, group in enumerate(_groups(on_cpu, _MOST_ELEMENTS)):
@@ -66,7 +66,7 @@ class Averages(ABC):
 
 
 class HorovodAverages(Averages):
-    """Averages of Horovod's. `hvd` is an initialised `horovod.torch`."""
+    """Averages by Horovod. `hvd` is an initialised `horovod.torch`."""
 
     by = "Horovod"
 
@@ -81,7 +81,7 @@ class HorovodAverages(Averages):
 
 
 class MpiAverages(Averages):
-    """Averages by `MPI.Allreduce`, of tensors that NumPy knows (so not of bfloat16)."""
+    """Averages by `MPI.Allreduce`, for tensors of NumPy types (so not bfloat16)."""
 
     by = "MPI.Allreduce"
 
@@ -100,7 +100,7 @@ class MpiAverages(Averages):
                 self._average_alike(together)
 
     def _average_alike(self, tensors: list[Tensor]) -> None:
-        """Average tensors of one type by a single call; one alone needs no buffer."""
+        """Average tensors of one type in a single call; a single tensor needs no buffer."""
         from mpi4py import MPI
 
         buffer = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
@@ -114,10 +114,10 @@ class MpiAverages(Averages):
 
 
 def start(comm: "MPI.Comm", silence_s: float) -> Averages:
-    """Start Horovod over the ranks, or take MPI where Horovod is not installed. Collective.
+    """Start Horovod over the ranks, or use MPI if Horovod is not installed. Collective.
 
-    A Horovod that is installed and does not work is an error of `start_horovod`, as is one that
-    only some ranks have: nobody should train for days by other means than those meant.
+    An installed Horovod that does not work, or that only some ranks have, is an error of
+    `start_horovod`: nobody should train for days with another library than intended.
     """
     missing = comm.allgather(not is_installed())
     if not any(missing):
@@ -144,7 +144,7 @@ def rows_of_all(comm: "MPI.Comm", rows: Tensor) -> Tensor:
 
 
 def _groups(tensors: Iterable[Tensor], most_elements: int) -> list[list[Tensor]]:
-    """Flat views of all elements, in groups of at most so many."""
+    """Flat views of all elements, in groups of at most the given size."""
     groups: list[list[Tensor]] = []
     room = 0
     for tensor in tensors:
@@ -160,7 +160,7 @@ def _groups(tensors: Iterable[Tensor], most_elements: int) -> list[list[Tensor]]
 
 @torch.no_grad()
 def _copy_back(tensors: Iterable[Tensor], on_cpu: Iterable[Tensor]) -> None:
-    """Bring what was changed to where it belongs; tensors on the CPU are themselves."""
+    """Copy changed values back to where they belong; tensors on the CPU need no copy."""
     for tensor, changed in zip(tensors, on_cpu, strict=True):
         if changed.device != tensor.device:
             tensor.copy_(changed)

@@ -1,4 +1,4 @@
-"""What becomes of a run in which a loss or a weight is not finite."""
+"""What happens to a run in which a loss or a weight is not finite."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ _MOST_NAMED = 8  # ranks
 
 
 class DivergencePolicy:
-    """Ends the run; or gives single rounds up, where it may (`train.on_nan: skip_round`).
+    """Ends the run, or gives up single rounds if allowed (`train.on_nan: skip_round`).
 
-    In a round: `keep` as it has begun, `undo_if_unfit` after its steps, `answer` when its row is
+    In a round: `keep` after it has begun, `undo_if_unfit` after its steps, `answer` when its row is
     written.
     """
 
@@ -22,16 +22,16 @@ class DivergencePolicy:
         self._skipped = 0  # rounds in a row
 
     def keep(self) -> None:
-        """Copy what the round will change, if it may be given up. Local."""
+        """Copy what the round will change, if rounds may be given up. Local."""
         if self._may_skip:
             self._algorithm.keep_round()
 
     def undo_if_unfit(self, diverged: bool) -> list[int]:
-        """Give the round up if any rank's is not finite; returns those ranks, the same on all.
+        """Give the round up if it is not finite on any rank; return those ranks, the same on all.
 
         diverged  whether a loss of this rank's steps is not finite, or too large
 
-        Empty, and nothing is undone, where rounds may not be given up. Collective.
+        Returns none, and undoes nothing, if rounds may not be given up. Collective.
         """
         if not self._may_skip:
             return []
@@ -48,14 +48,14 @@ class DivergencePolicy:
     def answer(
         self, round_index: int, diverged: Sequence[int], unfit: Sequence[int], saved: Path | None
     ) -> None:
-        """Warn of a round that was given up, or end the run for one that cannot be. Local.
+        """Warn of a round that was given up, or end the run if it cannot be. Local.
 
         diverged  ranks whose loss is not finite, or too large
         unfit     ranks for which the round was given up
         saved     the newest checkpoint
 
-        All four are the same on all ranks, and so is the `AgreedRunError`. It is raised for the
-        tenth round in a row, too, that was given up.
+        All four are the same on all ranks, and so is the `AgreedRunError`. The tenth round in a row
+        that was given up also raises it.
         """
         self._skipped = self._skipped + 1 if unfit else 0
         ranks = diverged or unfit

@@ -1,4 +1,4 @@
-"""How long a run takes for what it cannot break off, and whether its limits allow for that."""
+"""How long a run takes for work it cannot interrupt, and whether its limits allow for that."""
 
 import math
 from collections.abc import Iterable
@@ -8,11 +8,11 @@ from ist_hpc.config.keys import RuntimeConfig
 from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.runtime.launch import log
 
-_ASSUMED_SAVING = 50e6  # bytes a second and rank, where many write to one file system
+_ASSUMED_SAVING = 50e6  # bytes per second and rank, if many write to one file system
 
 
 def assumed_checkpoint_s(specs: Iterable[TensorSpec], ranks: int) -> float:
-    """What the first checkpoint of these tensors may take. Local."""
+    """Seconds that the first checkpoint of these tensors may take. Local."""
     saved_bytes = ELEMENT_BYTES * sum(math.prod(spec.shape) for spec in specs) / ranks
     return saved_bytes / _ASSUMED_SAVING
 
@@ -20,9 +20,9 @@ def assumed_checkpoint_s(specs: Iterable[TensorSpec], ranks: int) -> float:
 class Durations:
     """The longest round and checkpoint so far; rank 0 warns of each limit once. Local.
 
-    checkpoint_s  what the first checkpoint is thought to take
-    limits        `lead_time_s` between a job's warning and its kill, 0 if not known; `silence_s`
-                  after which a rank is taken for lost
+    checkpoint_s  seconds that the first checkpoint is expected to take
+    limits        `lead_time_s` between a job's warning and its kill, 0 if unknown; `silence_s`
+                  after which a rank counts as lost
     """
 
     def __init__(self, checkpoint_s: float, limits: RuntimeConfig, rank: int) -> None:
@@ -32,12 +32,12 @@ class Durations:
         self._warned: set[str] = set()
 
     def add_round(self, seconds: float) -> None:
-        """Take note of a round; warn if it is too long."""
+        """Record a round; warn if it is too long."""
         self._round_s = max(self._round_s, seconds)
         self._warn()
 
     def add_checkpoint(self, seconds: float) -> None:
-        """Take note of a checkpoint, the way home included; warn if it is too long."""
+        """Record a checkpoint, including the exchange home; warn if it is too long."""
         self._checkpoint_s = max(self._checkpoint_s, seconds)
         self._warn()
 

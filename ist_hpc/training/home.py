@@ -1,4 +1,4 @@
-"""What is done with the weights while they are at home: the full network is evaluated and saved."""
+"""Evaluates and saves the full network while the weights are at home."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from ist_hpc.training.evaluation.full_network import HomeNetwork, main_metric, m
 class Home:
     """The full network of a run, between `visit_home` and `leave_home` of its algorithm.
 
-    metric  the one that is shown and whose best is kept
+    metric  the metric that is shown and whose best value is kept
     """
 
     def __init__(self, config: Config, dataset: Dataset, algorithm: Algorithm) -> None:
@@ -41,7 +41,7 @@ class Home:
         return network
 
     def _calibration_features(self) -> Rows:
-        """Read once a run, as they depend on the seed alone."""
+        """The features, read once per run, as they depend only on the seed."""
         if self._calibration is None:
             sample = self._train.sample(self._config.evaluate.calibration_rows, self._config.seed)
             self._calibration = self._train.fetch(sample)[0]

@@ -19,19 +19,19 @@ from ist_hpc.training.evaluation.full_network import metrics_for
 
 
 def open_data_and_model(config: Config, ranks: int) -> tuple[Dataset, Model]:
-    """Open the data set and build the model for so many ranks. Local.
+    """Open the data set and build the model for the given number of ranks. Local.
 
-    Raises `InputError` for whatever of the configuration these data do not allow.
+    Raises `InputError` for settings that do not fit these data.
     """
     dataset = Dataset.open(config.data.path)
     for split in ("train", "test"):
         if dataset.rows(split) == 0:
             raise InputError(f"{dataset.path}: the {split} split has no rows")
-    images.scaling_of(config.data, dataset)  # these refuse data that they are not for
+    images.scaling_of(config.data, dataset)  # these refuse data that do not fit
     images.augmentation_of(config.data, dataset, config.seed, rank=0)
     model = build_model(config, dataset, ranks)
     algorithms.refuse_unfit(config, model, ranks)
-    metrics_for(dataset, config.evaluate)  # refuses propensities that cannot be
+    metrics_for(dataset, config.evaluate)  # refuses impossible propensities
     for split, count in (
         ("train", config.evaluate.calibration_rows),
         ("test", config.evaluate.batch_rows),
@@ -43,7 +43,7 @@ def open_data_and_model(config: Config, ranks: int) -> tuple[Dataset, Model]:
 
 
 def build_model(config: Config, dataset: Dataset, ranks: int) -> Model:
-    """The configured model for the data; `InputError` if the configuration says other widths."""
+    """The configured model for the data; `InputError` if the configured widths differ."""
     subnets = subnets_of(config, ranks)
     widths, frequencies = _widths(config, dataset), label_frequencies(config.model, dataset)
     model = networks.build(config.model, *widths, dataset.sparse, subnets, frequencies)
@@ -52,7 +52,7 @@ def build_model(config: Config, dataset: Dataset, ranks: int) -> Model:
 
 
 def _widths(config: Config, dataset: Dataset) -> tuple[int, int]:
-    """(features a row, classes) of the data; `InputError` if the configuration says others."""
+    """(features per row, classes) of the data; `InputError` if the configuration says others."""
     features, classes = dataset.features, dataset.outputs
     for name, configured, found, what in (
         ("inputs", config.model.inputs, features, "features a row"),
@@ -67,9 +67,9 @@ def _widths(config: Config, dataset: Dataset) -> tuple[int, int]:
 
 
 def load_pretrained(config: Config, model: Model) -> dict[str, Tensor]:
-    """What `model.body_from` has of the shared weights; nothing if it is not set. Local.
+    """The shared weights from `model.body_from`; empty if it is not set. Local.
 
-    Raises `InputError` for a file without them, and for a frozen body that no file is given for.
+    Raises `InputError` for a file without them, and for a frozen body without a file.
     """
     source = config.model.body_from if isinstance(config.model, Vgg11Config) else None
     if source is None:
@@ -86,7 +86,7 @@ def load_pretrained(config: Config, model: Model) -> dict[str, Tensor]:
 def check_shards(dataset: Dataset, config: Config, rank: int, ranks: int) -> None:
     """Check this rank's part of the shards; the ranks together check all. Local.
 
-    Under `data.assign: files` a rank checks its own shards, the only ones that it must have.
+    Under `data.assign: files` a rank checks its own shards, the only ones that it needs.
     """
     numbered = [(split, i) for split, shards in dataset.shards.items() for i in range(len(shards))]
     for position, (split, index) in enumerate(numbered):

@@ -1,4 +1,4 @@
-"""What a run writes about itself: a row a round, a row a visit home, at the end a summary."""
+"""What a run writes about itself: a row per round and per visit home, and a summary at the end."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,8 @@ class Report:
 
     on_gpu  whether rows say what each rank's GPU holds
 
-    The totals begin with those of the run's earlier starts. Each reading of the meters goes into
-    one row or into the summary. To make a report is collective; its methods are local.
+    The totals include those of the run's earlier starts. Each reading of the meters goes into one
+    row or into the summary. Making a report is collective; its methods are local.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Report:
     def add_round(
         self, progress: Progress, reading: Reading, lr: float, given_up: bool
     ) -> dict[str, Any]:
-        """Write the row of a round, and return it. `lr` is that of its last step."""
+        """Write the row of a round, and return it. `lr` is the rate of its last step."""
         self._count(reading)
         row = {
             "kind": "round",
@@ -71,7 +71,7 @@ class Report:
     ) -> dict[str, Any]:
         """Write the summary, and return it.
 
-        algorithm, test, metric  which one trained, the last evaluation, and its main metric
+        algorithm, test, metric  the algorithm, the last evaluation, and its main metric
         wall_s, saved            seconds of this start, and the newest checkpoint
         """
         self._count(reading)
@@ -115,7 +115,7 @@ class Report:
             self._totals["bytes"][direction] += size
 
     def _peaks(self, reading: Reading) -> dict[str, list[float]]:
-        """Memory of each rank: of the process, and where there is one of its GPU."""
+        """Memory of each rank: of the process, and of its GPU if it has one."""
         peaks = {"peak_rss_mib": reading.peak_rss_mib}
         if self._on_gpu:
             peaks["peak_gpu_mib"] = reading.peak_gpu_mib
@@ -123,7 +123,7 @@ class Report:
 
 
 def _moved(reading: Reading) -> dict[str, int]:
-    """Bytes by direction, as they are named in rows and totals."""
+    """Bytes by direction, under their names in rows and totals."""
     return {
         "sent": reading.bytes_sent,
         "received": reading.bytes_received,

@@ -1,4 +1,4 @@
-"""How long a run is, and when it is evaluated and saved: what the configuration says of it."""
+"""How long a run is, and when it is evaluated and saved, by the configuration."""
 
 import math
 
@@ -7,7 +7,7 @@ from ist_hpc.config.keys import Config
 
 
 class Schedule:
-    """Answers from a run's position alone, so that all ranks get the same ones. Local.
+    """Answers from a run's position alone, so that all ranks get the same answers. Local.
 
     train_rows  rows of the training split
     """
@@ -16,14 +16,14 @@ class Schedule:
         self._train, self._evaluate = config.train, config.evaluate
         self._checkpoint, self._train_rows = config.checkpoint, train_rows
         self.samples_a_step = ranks * config.data.batch_size
-        """Of all ranks together."""
+        """Samples of all ranks together."""
 
     def epoch(self, progress: Progress) -> float:
         """Passes over the training rows so far, by all ranks together."""
         return progress.samples / self._train_rows
 
     def steps_left(self, progress: Progress) -> int:
-        """Local steps that are still to be trained, 0 when the run is finished."""
+        """Local steps still to train; 0 when the run is finished."""
         train = self._train
         if train.rounds is not None:
             return max(0, train.rounds - progress.round) * train.local_steps
@@ -33,14 +33,14 @@ class Schedule:
         return max(0, -(-samples // self.samples_a_step))
 
     def evaluation_due(self, progress: Progress, epoch_before: float) -> bool:
-        """Whether the round that is over, which began at `epoch_before`, is to be evaluated."""
+        """Whether to evaluate after the last round, which began at `epoch_before`."""
         if self._evaluate.every_rounds and progress.round % self._evaluate.every_rounds == 0:
             return True
         every, epoch = self._evaluate.every_epochs, self.epoch(progress)
         return every > 0 and math.floor(epoch / every) > math.floor(epoch_before / every)
 
     def save_due(self, progress: Progress, since_last_s: float) -> bool:
-        """Whether to save after the round that is over, `since_last_s` after the last save."""
+        """Whether to save after the last round, `since_last_s` after the last save."""
         due = self._checkpoint
         if due.every_rounds and progress.round % due.every_rounds == 0:
             return True

@@ -34,7 +34,7 @@ from ist_hpc.training.opening import (
 from ist_hpc.training.trainer import Setup, Trainer
 
 _LOCK_SILENCES = 5
-"""Times of silence that a start may wait for the folder, which are less than the watchdog's six."""
+"""How many times the silence a start may wait for the folder: fewer than the watchdog's six."""
 
 
 def start_run(
@@ -48,8 +48,8 @@ def start_run(
 ) -> Trainer:
     """Check everything, then make or enter the run folder and build the trainer. Collective.
 
-    Raises `AgreedInputError` if something cannot be used. Nothing is changed then, but that damaged
-    checkpoints are renamed, and that the folder of a resume was locked.
+    Raises `AgreedInputError` if something cannot be used. It then changes nothing, except that
+    damaged checkpoints are renamed, and that the folder of a resume was locked.
     """
     comm, rank, ranks = runtime.comm, runtime.rank, runtime.ranks
     on_root(comm, lambda: _lock_existing(folder, resume, config.runtime.silence_s))
@@ -90,7 +90,7 @@ def start_run(
 
 
 def _lock_existing(folder: RunFolder, resume: bool, silence_s: float) -> None:
-    """Make sure that no other run is in the folder, before anything in it is looked at."""
+    """Make sure that no other run is in the folder before reading anything in it."""
     if not folder.path.exists() or folder.or_beside:
         return
     if not resume:
@@ -114,7 +114,7 @@ def _choose_device(runtime: Runtime, config: Config) -> torch.device:
 def _refuse_too_large(
     runtime: Runtime, config: Config, dataset: Dataset, model: Model, device: torch.device
 ) -> None:
-    """Raise `AgreedInputError` if the run needs more memory than nodes or GPUs have. Collective."""
+    """Raise `AgreedInputError` if nodes or GPUs lack the memory for the run. Collective."""
     comm = runtime.comm
     sharing, grants = devices.ranks_on_gpu(comm, device), prediction.grants_of_node(comm)
     job = prediction.job_of(config, model, runtime.ranks, load_meta(dataset.path))
@@ -130,10 +130,10 @@ def _check_saved(saved: Checkpoint, config: Config, dataset: Dataset) -> None:
 def _start_from(
     saved: Checkpoint, config: Config, dataset: Dataset, algorithm: Algorithm
 ) -> tuple[Progress, Model]:
-    """Give the algorithm what was saved. Collective; raises `AgreedInputError`.
+    """Give the saved state to the algorithm. Collective; raises `AgreedInputError`.
 
-    Returns where the run was, and the full network scaled for the ranks and the algorithm that
-    trained it.
+    Returns the position of the run, and the full network scaled for the ranks and the algorithm
+    that trained it.
     """
     comm, rank, ranks = algorithm.comm, algorithm.rank, algorithm.ranks
 
@@ -143,19 +143,19 @@ def _start_from(
             parts = restore.restore(opened, algorithm.model, slots, shared_slots, rank, ranks)
             progress = opened.progress
             if opened.metric != main_metric(opened.data.sparse, config.evaluate):
-                progress = replace(progress, best=-1.0)  # of another metric
+                progress = replace(progress, best=-1.0)  # it was of another metric
             return parts, progress, _model_as_trained(opened, config, dataset)
 
     parts, progress, saved_model = check_on_all(comm, restored)
     algorithm.start_from(parts.state, parts.shared, parts.shared_slots)
     if progress.ranks != ranks:
-        # Other ranks, other rows: each has, on average, seen its share of the samples so far.
+        # Other ranks have other rows: on average each has seen its share of the samples so far.
         progress = replace(progress, ranks=ranks, stream_rows=progress.samples // ranks)
     return progress, saved_model
 
 
 def _model_as_trained(opened: OpenCheckpoint, config: Config, dataset: Dataset) -> Model:
-    """The model, scaled in the full network as it was trained before the checkpoint. Local."""
+    """The model, with the full network scaled as for the training before the checkpoint. Local."""
     before, model = opened.config, config.model
     if isinstance(model, ResnetConfig) and isinstance(before.model, ResnetConfig):
         model = replace(model, min_blocks=before.model.min_blocks)
@@ -171,10 +171,10 @@ def _enter_on_all(
     progress: Progress,
     algorithm: Algorithm,
 ) -> None:
-    """Make or enter the folder, which from now on is this start's on every rank. Collective.
+    """Make or enter the folder, which from now on belongs to this start on every rank. Collective.
 
-    Raises `AgreedInputError` where rank 0 cannot write it or another rank cannot see it; a folder
-    that was made for this start is removed then.
+    Raises `AgreedInputError` if rank 0 cannot write it or another rank cannot see it; a folder made
+    for this start is then removed.
     """
     comm = runtime.comm
     entered = on_root(
@@ -205,7 +205,7 @@ def _require_visible(folder: RunFolder) -> None:
 
 @dataclass(frozen=True)
 class _Entered:
-    """Where the run folder is, which start of its run this is, and whether it was made for it."""
+    """The run folder's path, which start of the run this is, and whether the folder is new."""
 
     path: Path
     start: str
@@ -213,7 +213,7 @@ class _Entered:
 
 
 def _facts(runtime: Runtime, algorithm: Algorithm) -> dict[str, Any]:
-    """What the run folder notes of this start."""
+    """What the run folder records about this start."""
     from mpi4py import MPI
 
     facts = facts_of_start(runtime.ranks, runtime.threads, MPI.Get_library_version())
@@ -223,9 +223,9 @@ def _facts(runtime: Runtime, algorithm: Algorithm) -> dict[str, Any]:
 def _enter(
     config: Config, folder: RunFolder, resume: bool, progress: Progress, facts: dict[str, Any]
 ) -> _Entered:
-    """Make or enter the folder, which from now on is this start's.
+    """Make or enter the folder, which from now on belongs to this start.
 
-    Raises `InputError` where it cannot be written; one that was made for it is removed then.
+    Raises `InputError` if it cannot be written; a folder made for this start is then removed.
     """
     made = folder.create(resume)
     try:
@@ -238,7 +238,7 @@ def _enter(
 
 
 def _record(config: Config, folder: RunFolder, progress: Progress, facts: dict[str, Any]) -> None:
-    """Keep others out of the folder, and write what this start is."""
+    """Keep others out of the folder, and record this start."""
     with folder.changing():
         folder.lock()
         _refuse_later(folder, progress)

@@ -1,4 +1,4 @@
-"""The round loop: it knows when things are due, an algorithm knows how they are done."""
+"""The round loop: it knows when things are due; an algorithm knows how to do them."""
 
 import time
 from collections.abc import Sequence
@@ -33,13 +33,13 @@ from ist_hpc.training.schedule import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a run trains, with what, and from where on.
+    """What a run trains, with what, and from which position.
 
-    algorithm    trains `algorithm.model`; it has the weights at home
+    algorithm    trains `algorithm.model`; the weights are at home
     segments     the training rows of this rank
-    progress     the position of the run, from which all follows that a resume needs
+    progress     the position of the run, which determines all that a resume needs
     saved        the newest checkpoint, None if there is none
-    saved_model  the full network scaled for the subnets that were trained before it
+    saved_model  the full network, scaled for the subnets that were trained before it
     """
 
     config: Config
@@ -57,7 +57,7 @@ class Setup:
 class Trainer:
     """Trains until the configured length is reached, or `stop` of the setup says so.
 
-    Every public method is collective, but `local_steps` of an algorithm whose steps are local.
+    Every public method is collective, except `local_steps` if the algorithm's steps are local.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -79,12 +79,12 @@ class Trainer:
         self._durations = Durations(saved_s, self.config.runtime, self.rank)
         on_gpu = self.algorithm.device.type != "cpu"
         self._report = Report(self.comm, self.folder, self._schedule, on_gpu)
-        self._evaluated = setup.saved_model or self.model  # until a round was trained here
+        self._evaluated = setup.saved_model or self.model  # until this start has trained a round
         self._result: dict[str, float] = {}  # of the last evaluation
         self._lr = 0.0  # of the last step
 
     def _batches(self, segments: list[tuple[int, int]]) -> BatchStream:
-        """This rank's stream of training rows, from where the run is."""
+        """This rank's stream of training rows, from the run's position on."""
         data, seed = self.config.data, self.config.seed
         return BatchStream(
             self.dataset,
@@ -103,15 +103,15 @@ class Trainer:
     def run(self) -> dict[str, Any] | None:
         """Train to the end; returns the summary, the same on all ranks. Collective.
 
-        None if the run was asked to stop, which it did after a round, and saved; or before the
-        first, with nothing that is not saved. Raises `AgreedRunError` if a loss or a weight is not
-        finite and the round cannot be given up.
+        None if the run was asked to stop: it stopped after a round and saved, or before the first
+        round, with nothing to save. Raises `AgreedRunError` if a loss or a weight is not finite and
+        the round cannot be given up.
         """
         self.stopped_by = self._stop.agreed(self.comm)
-        if self.stopped_by:  # while it was starting, and nothing is to be saved
+        if self.stopped_by:  # during the start: there is nothing to save
             return None
         started = time.monotonic()
-        last_save_s = self.meter.read(self.comm).clock_s  # what came before is no part of the run
+        last_save_s = self.meter.read(self.comm).clock_s  # earlier time does not belong to the run
         progress, schedule = self.progress, self._schedule
         steps_total = progress.steps + schedule.steps_left(progress)
         narrator = Narrator(self.rank, progress.steps, steps_total, self._home.metric)
@@ -141,7 +141,7 @@ class Trainer:
             narrator.close()
         if not self._result:  # a resume of a finished run
             self.visit_home(evaluate=True, save=False)
-            if not self._result:  # it was asked to stop meanwhile
+            if not self._result:  # a request to stop came meanwhile
                 return None
         return self._report.write_summary(
             progress,
@@ -154,11 +154,11 @@ class Trainer:
         )
 
     def _read_meter(self) -> Reading:
-        """What all ranks used since the last reading, and their requests to stop. Collective."""
+        """What all ranks used since the last reading, and any requests to stop. Collective."""
         return self.meter.read(self.comm, self._stop.number)
 
     def _train_round(self, steps: int) -> list[int]:
-        """Train a round; the ranks for which it was given up, if it was. Collective."""
+        """Train a round; return the ranks for which it was given up, if any. Collective."""
         meter, progress, begin_s = self.meter, self.progress, time.monotonic()
         batches: list[Batch] = []
         if self.algorithm.looks_ahead:
@@ -170,7 +170,7 @@ class Trainer:
             self._divergence.keep()
         diverged = self.local_steps(steps, batches)
         unfit = self._divergence.undo_if_unfit(diverged)
-        if unfit:  # nothing is averaged: a mean of equal numbers may differ in the last bit
+        if unfit:  # average nothing: a mean of equal numbers may differ in the last bit
             progress.steps -= steps
         else:
             with meter.timing("average"):
@@ -181,7 +181,7 @@ class Trainer:
         return unfit
 
     def local_steps(self, steps: int, drawn: Sequence[Batch] = ()) -> bool:
-        """Train for so many steps. Local, unless the algorithm averages gradients.
+        """Train for the given number of steps. Local, unless the algorithm averages gradients.
 
         drawn  their batches, if these are already drawn
         Returns whether the losses of this rank have diverged.
@@ -202,7 +202,7 @@ class Trainer:
             progress.steps += 1
             progress.samples += self._schedule.samples_a_step
         progress.stream_rows = self._stream.position_rows
-        with meter.timing("train"):  # a GPU is still at work: this waits for it, once a round
+        with meter.timing("train"):  # a GPU is still working: wait for it, once per round
             numbers = torch.stack(losses).tolist()
         meter.count_losses(numbers)
         return any(has_diverged(loss) for loss in numbers)
@@ -210,9 +210,9 @@ class Trainer:
     # Visits home: evaluation and checkpoint.
 
     def _visit(self, evaluate: bool, save: bool) -> bool:
-        """Evaluate and save as asked; whether the run was asked to stop meanwhile. Collective.
+        """Evaluate and save as asked; return whether a request to stop came. Collective.
 
-        An evaluation is given up then, and the run saved if that was not done.
+        In that case an evaluation is given up, and the run is saved if it was not.
         """
         self.visit_home(evaluate, save)
         given_up = evaluate and not self._result

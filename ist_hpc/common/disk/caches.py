@@ -1,9 +1,9 @@
-"""Folders in which libraries keep what they work out as they are imported: one must be writable.
+"""Folders in which libraries cache results as they are imported: one must be writable.
 
-numba, which librosa uses, raises an exception where it can write nowhere, and matplotlib prints
-notes: in a container, or on a node where a home folder is missing, read-only or full. They are then
-given a folder of our own, which is removed when the process that made it ends. Processes that it
-starts are given the same one by their environment.
+If numba, which librosa uses, can write nowhere, it raises an exception, and matplotlib prints
+notes: in a container, or on a node where a home folder is missing, read-only or full. They then get
+a folder of our own, which is removed when the process that made it ends. Processes that it starts
+get the same folder through their environment.
 """
 
 import atexit
@@ -24,14 +24,14 @@ _own: set[str] = set()
 
 
 def is_own(variable: str) -> bool:
-    """Whether the folder that `variable` names was made by this process, and so was empty."""
+    """Whether this process made the folder that `variable` names, so that it was empty."""
     return variable in _own
 
 
 def for_numba(package: str) -> bool:
     """Let numba find a folder for the functions of `package`, before that is imported.
 
-    Whether the folder had to be made. Raises `InputError` where there is no room for one.
+    Returns whether the folder had to be made. Raises `InputError` if there is no room for one.
     """
     given = os.environ.get(NUMBA_VARIABLE)
     if given and _writable(Path(given)):
@@ -69,12 +69,12 @@ def _beside_the_sources(package: str) -> list[Path]:
 
 def _usual(variable: str, below_home: str, name: str) -> Path | None:
     base = os.environ.get(variable) or os.path.expanduser(f"~/{below_home}")
-    # A home that is not known stays `~`, which would be a folder of this name right here.
+    # An unknown home stays `~`, which would be a folder of this name right here.
     return Path(base) / name if os.path.isabs(base) else None
 
 
 def _writable(folder: Path | None) -> bool:
-    """Whether a file can be made in it, as libraries try; the folder is made where it can be."""
+    """Whether a file can be made in the folder, as libraries try; makes the folder if possible."""
     if folder is None:
         return False
     try:

@@ -1,7 +1,7 @@
-"""Files that are complete or absent: written beside, flushed to disk, renamed.
+"""Files that are complete or absent: written under another name, flushed to disk, renamed.
 
-Everything that this package puts on disk takes its place here: what a process writes has a hidden
-name of its own beside the final one, and `put_in_place` gives it the final one.
+Everything that this package writes to disk passes through here: a process writes under its own
+hidden name beside the final one, and `put_in_place` gives the file its final name.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from ist_hpc.common.errors import InputError
 _NO_FLUSH_OF_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 _SURROGATES = re.compile("[\ud800-\udfff]+")
-_MOST_NAME_BYTES = 160  # of 255; the rest is for what says whose a hidden name is
+_MOST_NAME_BYTES = 160  # of 255; the rest says who owns a hidden name
 _MOST_HOST_CHARACTERS = 24
 _OWN_NAME = re.compile(r"-(?P<pid>[0-9]+)-(?P<machine>[0-9a-f]{8})[0-9a-f]{8}")
 
@@ -34,8 +34,8 @@ _OWN_NAME = re.compile(r"-(?P<pid>[0-9]+)-(?P<machine>[0-9a-f]{8})[0-9a-f]{8}")
 def refuse_vds_prefix() -> None:
     """Raise `InputError` if HDF5 was told to look for the files of virtual datasets elsewhere.
 
-    It would then read other rank files than those whose checksums were checked. The library takes
-    the variable when it is loaded, so that removing it here would be too late.
+    HDF5 would then read other rank files than those whose checksums were checked. The library reads
+    the variable when it is loaded, so removing it here would be too late.
     """
     if os.environ.get("HDF5_VDS_PREFIX"):
         raise InputError(
@@ -53,9 +53,9 @@ def sha256_of(path: Path) -> str:
 def flush_to_disk(path: Path) -> None:
     """fsync a file, or a folder (which makes the names in it durable). Raises OSError.
 
-    Some file systems cannot do it for folders, and say so by EINVAL or ENOTSUP: for a folder, and
-    for nothing else, it is then left out. So it is for a folder into which one may write, but which
-    one may not open. Any other answer (of a disk that fails, or is full) is raised.
+    Some file systems cannot flush folders, and report EINVAL or ENOTSUP: for a folder, and only
+    then, this is ignored. So is a folder that may be written but not opened. Any other error (a
+    failing disk, a full disk) is raised.
     """
     is_folder = path.is_dir()
     try:
@@ -74,7 +74,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def _fitting(name: str) -> str:
-    """The name, or the beginning of a very long one, so that more fits into a hidden name."""
+    """The name, or the beginning of a very long name, so that a hidden name has room for more."""
     encoded = os.fsencode(name)
     if len(encoded) <= _MOST_NAME_BYTES:
         return name
@@ -82,18 +82,18 @@ def _fitting(name: str) -> str:
 
 
 def hidden_name(name: str, suffix: str) -> str:
-    """The name of a hidden file beside one of this name: `.NAME.SUFFIX`."""
+    """The name of a hidden file beside a file of this name: `.NAME.SUFFIX`."""
     return f".{_fitting(name)}.{suffix}"
 
 
 def partial_names(name: str, kind: str = "partial") -> str:
-    """The pattern (of glob) of what `hidden_beside` gives for a file or folder of this name."""
+    """The glob pattern of names that `hidden_beside` returns for a file or folder of this name."""
     return f"{glob.escape(hidden_name(name, kind))}-*"
 
 
 @functools.cache
 def _machine() -> str:
-    """Tells machines, and starts of one machine, apart: a process number means nothing beyond."""
+    """Identifies a machine and its boot: beyond these a process number means nothing."""
     boot = ""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
@@ -101,9 +101,9 @@ def _machine() -> str:
 
 
 def hidden_beside(path: Path, kind: str = "partial") -> Path:
-    """A name beside `path` that nothing else has, here or on another host; says whose it is.
+    """A name beside `path`, unique across hosts, that says who owns it.
 
-    kind  what it is for: `partial`, written and then given the name; others are of its caller
+    kind  its purpose: `partial`, written and then renamed; callers may have others
     """
     host = re.sub("[^A-Za-z0-9]+", "-", socket.gethostname())[:_MOST_HOST_CHARACTERS]
     own = f"{host}-{os.getpid()}-{_machine()}{secrets.token_hex(4)}"
@@ -111,9 +111,9 @@ def hidden_beside(path: Path, kind: str = "partial") -> Path:
 
 
 def is_of_dead_process(hidden: Path) -> bool:
-    """Whether a name of `hidden_beside` is of a process of this machine that is no more.
+    """Whether a name of `hidden_beside` belongs to a process of this machine that has ended.
 
-    False where that is not known: a process of another host, or from before this one was booted.
+    False if that is unknown: a process of another host, or from before this machine was booted.
     """
     found = _OWN_NAME.search(hidden.name)
     if found is None or found["machine"] != _machine():
@@ -122,7 +122,7 @@ def is_of_dead_process(hidden: Path) -> bool:
         os.kill(int(found["pid"]), 0)
     except (ProcessLookupError, OverflowError):
         return True
-    except PermissionError:  # it is another user's
+    except PermissionError:  # it belongs to another user
         return False
     return False
 
@@ -130,8 +130,8 @@ def is_of_dead_process(hidden: Path) -> bool:
 def put_in_place(beside: Path, path: Path, overwrite: bool = True) -> None:
     """Give a finished file or folder its name, on disk when this returns. Raises OSError.
 
-    It takes the place of what is there: a file of a file, a folder of an empty folder only. Without
-    `overwrite` a file takes no other's place, and FileExistsError is raised.
+    It replaces what is there: a file replaces a file, a folder only an empty folder. Without
+    `overwrite` a file replaces nothing, and FileExistsError is raised.
     """
     flush_to_disk(beside)
     if overwrite or beside.is_dir():
@@ -142,7 +142,7 @@ def put_in_place(beside: Path, path: Path, overwrite: bool = True) -> None:
 
 
 def _name_new(beside: Path, path: Path) -> None:
-    """Name a file, unless there is one of this name; two processes may try it at once."""
+    """Rename a file, unless the name exists; two processes may try it at once."""
     try:
         os.link(beside, path)
     except FileExistsError:
@@ -158,23 +158,23 @@ def _name_new(beside: Path, path: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Take a file or folder its name, by which it is found no more; returns its hidden one."""
+    """Hide a file or folder under another name; return the hidden name."""
     aside = hidden_beside(path, "old")
     os.replace(path, aside)
     return aside
 
 
 def followed(path: Path) -> Path:
-    """The path of what would be written: where a symbolic link leads, as it is not replaced."""
+    """The path that would be written: the target of a symbolic link, which is not replaced."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 @contextlib.contextmanager
 def replacing(path: Path, overwrite: bool = True) -> Iterator[Path]:
-    """The name of a file to write in the block, which then takes the place of `path`.
+    """The name of a file to write in the block, which then replaces `path`.
 
-    A reader sees the old one or the new one; after an error in the block the old one is left. So it
-    is without `overwrite` if there is an old one, or another process was faster: FileExistsError.
+    A reader sees the old or the new file; after an error in the block the old one stays. Without
+    `overwrite` it also stays, even if another process has just made it: FileExistsError.
     """
     target = followed(path)
     beside = hidden_beside(target)
@@ -188,8 +188,8 @@ def replacing(path: Path, overwrite: bool = True) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write or replace a text file so that a reader sees the old one or the new one.
 
-    It is UTF-8, whatever names are in the text: bytes of a name that are not are written as they
-    are printed (`names.printable`).
+    It is UTF-8, whatever names are in the text: bytes of a name that are not UTF-8 are written as
+    they are printed (`names.printable`).
     """
     with replacing(path) as beside, open_text(beside, "w") as file:
         file.write(text)
@@ -198,7 +198,7 @@ def write_text(path: Path, text: str) -> None:
 def json_text(content: object, indent: int | None = 1) -> str:
     """The content as JSON that is UTF-8, whatever names are in it: see `write_text`.
 
-    Raises ValueError and TypeError for what JSON does not have: NaN, say.
+    Raises ValueError and TypeError for values that JSON does not have, such as NaN.
     """
     text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
     return _SURROGATES.sub(lambda found: json.dumps(printable(found[0]))[1:-1], text)
@@ -212,7 +212,7 @@ def open_text(path: Path, mode: str) -> TextIO:
 def refuse_target(target: Path, option: str, overwrite: bool) -> None:
     """Raise `InputError` unless a file may be written at `target`, which `option` names.
 
-    Whoever writes it does so by `replacing`, with the same `overwrite`.
+    The caller then writes it with `replacing` and the same `overwrite`.
     """
     try:
         status = target.stat()
@@ -239,5 +239,5 @@ def refuse_target(target: Path, option: str, overwrite: bool) -> None:
 
 
 def exists_error(target: Path, option: str) -> InputError:
-    """The answer to a command that would replace a file unasked."""
+    """The error for a command that would replace a file unasked."""
     return InputError(f"{option} {target}: the file exists; add --overwrite to replace it")

@@ -1,4 +1,4 @@
-"""Reading HDF5 files that may be damaged: what is wrong with one is an `InputError`."""
+"""Reads HDF5 files that may be damaged: a damage is reported as an `InputError`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ist_hpc.common.errors import InputError
 
-# What h5py raises for a damaged file; the last two are of sizes that it only claims.
+# What h5py raises for a damaged file; the last two come from sizes that the file only claims.
 _OF_DAMAGE = (
     OSError,
     LookupError,
@@ -21,7 +21,7 @@ ADVICE = "the checkpoint is damaged; copy it again or use another"
 
 @contextmanager
 def reporting(path: Path) -> Iterator[None]:
-    """Turn whatever h5py raises for a damaged file into an `InputError` that names the file."""
+    """Turn any error of h5py for a damaged file into an `InputError` that names the file."""
     try:
         yield
     except _OF_DAMAGE as error:

@@ -1,7 +1,7 @@
-"""Writing HDF5 so that a failed write, on a full disk say, is an error that can be answered.
+"""Writes HDF5 so that a failed write, for example on a full disk, is an error that can be handled.
 
-HDF5 writes much of a file as it closes it. When the system refuses a write then, h5py cannot
-raise: it prints, goes on, and often crashes. So HDF5 is given an object that takes note of the
+HDF5 writes much of a file as it closes it. If the system refuses a write then, h5py cannot
+raise: it prints, continues, and often crashes. So HDF5 gets an object that remembers the
 first refusal and accepts everything after it; the refusal is raised when the file is closed.
 """
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import h5py
 
-# The file format of HDF5 1.10 (2016), the oldest with a checksum on the metadata that matters: in
-# older ones a flipped bit in the index of the chunks can put a chunk in the place of another.
+# The file format of HDF5 1.10 (2016), the oldest with a checksum on important metadata: in older
+# ones a flipped bit in the index of the chunks can put a chunk in the place of another.
 _FORMAT = ("v110", "v110")
 
 
 class _Sink(io.RawIOBase):
-    """A file as h5py's `fileobj` driver wants it, which never fails; `refusal` says if it did."""
+    """A file for h5py's `fileobj` driver that never fails; `refusal` has the first failure."""
 
     def __init__(self, file: io.FileIO) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class _Sink(io.RawIOBase):
         return size or 0
 
     def flush(self) -> None:
-        """Nothing is kept back here."""
+        """Do nothing: this object does not buffer."""
 
     def readable(self) -> bool:
         return True
@@ -73,8 +73,8 @@ class _Sink(io.RawIOBase):
 class Hdf5Output:
     """A new HDF5 file, to be ended by `close` or `abandon`.
 
-    file         what to write into; never complains of a full disk: `check` and `close` do
-    cache_bytes  of blocks that HDF5 keeps of each dataset; None: its default
+    file         the file to write into; never reports a full disk: `check` and `close` do
+    cache_bytes  bytes of blocks that HDF5 caches for each dataset; None: its default
 
     Raises OSError, with the file's name, if it cannot be made.
     """
@@ -91,17 +91,17 @@ class Hdf5Output:
             raise
 
     def check(self) -> None:
-        """Raise OSError, with the file's name, if any of it could not be written so far."""
+        """Raise OSError, with the file's name, if a write has failed so far."""
         if self._sink.refusal is not None:
             refusal = self._sink.refusal
             raise OSError(refusal.errno, refusal.strerror, str(self._path)) from None
 
     def close(self) -> None:
-        """Close the file; raises OSError, with its name, if any of it could not be written."""
+        """Close the file; raise OSError, with its name, if a write has failed."""
         try:
             self.file.close()
         except Exception:
-            self.check()  # what HDF5 made of it is of no use
+            self.check()  # an error of HDF5 itself says less
             raise
         finally:
             self._raw.close()

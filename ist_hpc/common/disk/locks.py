@@ -1,7 +1,7 @@
-"""Locks between processes, on this host or several: who is at work on a folder.
+"""Locks between processes, on one or several hosts: who works on a folder.
 
-A lock is a file with a line that says who has it. The system gives it up when its process ends,
-however it ends; so a file that is left means nothing.
+A lock is a file with a line that says who holds it. The system releases it when its process ends,
+however it ends; so a leftover file means nothing.
 """
 
 import errno
@@ -22,18 +22,18 @@ from ist_hpc.common.disk.names import ENCODING_ERRORS
 log = logging.getLogger("ist_hpc")
 
 Waiting = Callable[[str, float], None]
-"""Is told who has the lock, and for how many seconds it has been waited for; raises to give up."""
+"""Called with the lock's holder and the seconds waited so far; raises to give up."""
 
 _HELD_BY_ANOTHER = {errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK}
 _FIRST_LOOK_S, _LAST_LOOK_S = 0.05, 1.0
 _MOST_REMOVED = 10
-"""Times that a file may be removed as it is opened, before that is a file system's odd way."""
+"""How often a file may vanish as it is opened before the file system is considered odd."""
 
 _held: "weakref.WeakSet[FileLock]" = weakref.WeakSet()
 
 
 def owner_facts() -> str:
-    """Who this process is, for others that wait for it: process, host, job, since when."""
+    """Identifies this process to others that wait for it: process, host, job, since when."""
     job = os.environ.get("SLURM_JOB_ID")
     of_job = f", Slurm job {job}" if job else ""
     since = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -41,35 +41,35 @@ def owner_facts() -> str:
 
 
 class FileLock:
-    """A lock on a file, of this process alone until `release` or its end.
+    """A lock on a file, held by this process alone until `release` or its end.
 
-    inherited  programs that this one starts, and gives the file (`fileno`), have the lock with it
+    inherited  whether programs that this one starts with the file (`fileno`) share the lock
 
-    It is POSIX's (fcntl), which NFS and Lustre have between hosts; an inherited one is flock's.
-    Where a file system has no locks there is a warning, `works` is False, and nobody is kept out.
-    POSIX's trap: a process that closes any other handle of the file gives its lock up. So nothing
-    but this module opens one. Nor does it keep a process from taking its own lock again.
+    It is a POSIX lock (fcntl), which works between hosts on NFS and Lustre; an inherited one uses
+    flock. On a file system without locks there is a warning, `works` is False, and nobody is kept
+    out. The trap of POSIX: a process that closes any other handle of the file releases its lock. So
+    only this module opens one. Nor does POSIX keep a process from taking its own lock again.
     """
 
     def __init__(self, path: Path, inherited: bool = False) -> None:
         self.path = path
         self.line = ""
-        """What this process wrote into the file."""
+        """The line that this process wrote into the file."""
         self.works = False
-        """Whether others are kept out: it is held, and the file system has locks."""
+        """Whether others are kept out: the lock is held, and the file system has locks."""
         self._call = fcntl.flock if inherited else fcntl.lockf
         self._file: TextIO | None = None
         self._pid = 0
 
     @property
     def held(self) -> bool:
-        """Whether this process took it; a process that was forked from it has not."""
+        """Whether this process took the lock; a process forked from it has not."""
         return self._file is not None and self._pid == os.getpid()
 
     def take(self, line: str, waiting: Waiting) -> None:
-        """Take the lock, and write `line` into the file; waits as long as another has it.
+        """Take the lock, and write `line` into the file; wait while another process holds it.
 
-        Raises OSError if there can be no such file, and whatever `waiting` raises.
+        Raises OSError if the file cannot exist, and whatever `waiting` raises.
         """
         begin_s, look_s, removed = time.monotonic(), _FIRST_LOOK_S, 0
         while (owner := self._try(line, removed >= _MOST_REMOVED)) is not None:
@@ -80,9 +80,9 @@ class FileLock:
             look_s = min(1.5 * look_s, _LAST_LOOK_S)
 
     def _try(self, line: str, anyhow: bool) -> str | None:
-        """Take the lock; else who has it, or "" if the file was removed as this one opened it.
+        """Take the lock; else return its holder, or "" if the file was removed meanwhile.
 
-        anyhow  take a lock on a file that seems to be removed; it is not relied on
+        anyhow  whether to lock a file that seems to be removed; such a lock is not relied on
         """
         file: TextIO | None = open_text(self.path, "a+")
         assert file is not None
@@ -102,7 +102,7 @@ class FileLock:
                     return ""
                 log.warning("%s cannot be locked: it is removed again and again", self.path)
                 works = False
-            with suppress(OSError):  # of a full disk; it is locked all the same
+            with suppress(OSError):  # a full disk; the lock holds all the same
                 os.ftruncate(file.fileno(), 0)
                 os.write(file.fileno(), f"{line}\n".encode("utf-8", ENCODING_ERRORS))
             self._file, self._pid, self.line, self.works = file, os.getpid(), line, works
@@ -115,14 +115,14 @@ class FileLock:
         return None
 
     def fileno(self) -> int:
-        """The file descriptor of a lock that is held."""
+        """The file descriptor of the held lock."""
         assert self._file is not None
         return self._file.fileno()
 
     def said(self) -> str:
-        """The line that the file has now: another's if it was taken over, or replaced.
+        """The file's present line: that of another process if it was taken over, or replaced.
 
-        Raises OSError if it has gone.
+        Raises OSError if the file is gone.
         """
         if not self.held or not _is_at(self._file, self.path):
             with open_text(self.path, "r") as file:
@@ -132,11 +132,11 @@ class FileLock:
         return self._file.read().strip()
 
     def is_in_place(self) -> bool:
-        """Whether the lock is held, and its file still there, so that others find it."""
+        """Whether the lock is held, and its file still in place for others to find."""
         return self.held and _is_at(self._file, self.path)
 
     def release(self, remove: bool = False) -> None:
-        """Give the lock up, if it is held; with `remove` its file goes first, if it is still it."""
+        """Release the lock if held; with `remove` remove its file first, if still in place."""
         if not self.held:
             return
         assert self._file is not None
@@ -150,10 +150,10 @@ class FileLock:
 
 
 def owner_of(path: Path) -> str | None:
-    """Who holds the lock on a file, as far as this host can see; None if nobody does."""
+    """The holder of the lock on a file, as far as this host can see; None if nobody holds it."""
     for lock in list(_held):
         if lock.held and lock.path == path:
-            return lock.line  # to open the file, and close it, would give the lock up
+            return lock.line  # opening and closing the file would release the lock
     try:
         with open_text(path, "r") as file:
             try:
@@ -175,7 +175,7 @@ def _line_of(file: TextIO) -> str:
 
 
 def _is_at(file: TextIO | None, path: Path) -> bool:
-    """Whether an open file is the one at `path`: it was neither removed nor replaced."""
+    """Whether an open file is still the one at `path`, neither removed nor replaced."""
     assert file is not None
     try:
         mine, there = os.fstat(file.fileno()), path.stat()

@@ -1,7 +1,7 @@
-"""Names of files as users write them and as files have them: bytes, of which most are text.
+"""Names of files as users write them and as they are on disk: bytes, most of them text.
 
-Python carries what is not UTF-8 in a name as surrogates (`surrogateescape`), which opens the file
-but can be neither printed nor stored. Whatever is printed passes through `printable`, a path that a
+Python represents bytes that are not UTF-8 as surrogates (`surrogateescape`). These open the file
+but can be neither printed nor stored. All printed text passes through `printable`, a path that a
 user wrote through `path_of`, and a walk over a folder through `entries`.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from ist_hpc.common.errors import InputError, printable
 
 ENCODING_ERRORS = "ist_hpc.printable"
-"""What an output does with characters that it cannot show: see `open`'s `errors`."""
+"""How an output treats characters that it cannot show: see `open`'s `errors`."""
 
 __all__ = ["ENCODING_ERRORS", "entries", "is_text", "path_of", "printable"]
 
@@ -28,9 +28,9 @@ codecs.register_error(ENCODING_ERRORS, _escaped)
 
 
 def quoted(word: object) -> str:
-    r"""A word as a shell takes it from a line that is pasted: `'a b'`, and `$'caf\xe9'`.
+    r"""A word as a shell reads it from a pasted line: `'a b'`, and `$'caf\xe9'`.
 
-    A path that looks like an option, or like a home folder, is written from `./` on.
+    A path that looks like an option, or like a home folder, begins with `./`.
     """
     text = str(word)
     if isinstance(word, PurePath) and text.startswith(("-", "~")):
@@ -46,7 +46,7 @@ def _as_bytes(character: str) -> str:
 
 
 def command_line(words: Iterable[object]) -> str:
-    """The words of a command as one line that a shell takes."""
+    """The words of a command as one line for a shell."""
     return " ".join(map(quoted, words))
 
 
@@ -61,9 +61,9 @@ def path_of(text: str) -> Path:
 
 
 def expanded(text: str) -> str:
-    """A path with `~` and `~name` at its beginning as the shell reads them.
+    """A path with `~` and `~name` at its beginning expanded as a shell does.
 
-    A shell expands them only at the beginning of a word, so that `--output=~/x` comes as it is.
+    A shell expands them only at the beginning of a word, so it leaves `--output=~/x` as it is.
     Raises `InputError` for a home that cannot be found, and for a path without any name.
     """
     if not text or "\0" in text:
@@ -85,10 +85,10 @@ def entries(
     left_out: Callable[[Path, str], None],
     wanted: Callable[[Path], bool] = lambda path: True,
 ) -> list[Path]:
-    """What is in a folder that is part of a data set, sorted by the bytes of the names.
+    """The contents of a folder of a data set, sorted by the bytes of the names.
 
-    left_out  is told of a folder that cannot be read, and why; nothing is in it then
-    wanted    which entries count; those that the system does not let one look at are left out, too
+    left_out  called with a folder that cannot be read, and why; it then counts as empty
+    wanted    which entries count; entries that the system does not let us inspect are left out, too
     """
     try:
         found = sorted(folder.iterdir(), key=lambda path: os.fsencode(path.name))

@@ -1,1 +1,1 @@
-"""Writing a data set: the writer, and the place that it takes."""
+"""Writes data sets: the writer, and the place of a data set."""

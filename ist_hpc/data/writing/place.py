@@ -1,7 +1,7 @@
 """The place of a data set: who may write it, who waits, and how a complete one gets its name.
 
-Whoever writes holds a lock beside it, `.NAME.lock`: others that want to write the same wait, and
-take what was made meanwhile.
+The writing process holds a lock beside it, `.NAME.lock`: others that want to write the same wait,
+and use what was made meanwhile.
 """
 
 import errno
@@ -35,12 +35,12 @@ from ist_hpc.data.writing.target import (
 
 log = logging.getLogger("ist_hpc")
 
-_KINDS_BESIDE = ("partial", "shuffle", "old")  # of hidden names that a writer may leave
+_KINDS_BESIDE = ("partial", "shuffle", "old")  # hidden names that a writer may leave
 _TERMINAL_EVERY_S, _LOG_EVERY_S = 5.0, 600.0
 _TAKEN_MEANWHILE = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
 IsTheSame = Callable[[Meta], bool]
-"""Whether a data set that is there is the one that was to be written."""
+"""Whether an existing data set is the one to be written."""
 
 
 class Place:
@@ -68,9 +68,9 @@ class Place:
         self._owner, self._next_word_s = "", 0.0
 
     def enter(self, is_the_same: IsTheSame) -> None:
-        """Take the place, and make the hidden folder; waits as long as another has it.
+        """Take the place, and make the hidden folder; wait as long as another process has it.
 
-        Raises `AlreadyMadeError` for what was made meanwhile, `InputError`, what `waiting` raises.
+        Raises `AlreadyMadeError` if it was made meanwhile, `InputError`, and what `waiting` raises.
         """
         check_target(self.path, self._overwrite, self._if_missing, self._since_s)
         self._seen = _seen(self._target)
@@ -92,7 +92,7 @@ class Place:
             ) from error
 
     def _wait(self, owner: str, waited_s: float) -> None:
-        """Say, now and then, who is waited for and how far it is."""
+        """Say, now and then, for which process this one waits and how far that is."""
         self._owner = owner
         if self._waiting is not None:
             self._waiting(waited_s)
@@ -107,8 +107,8 @@ class Place:
     def _take_what_was_made(self, is_the_same: IsTheSame) -> None:
         """Raise `AlreadyMadeError` if it was made meanwhile, `InputError` if that is in the way.
 
-        To be asked again before it gets its name: hours may have passed, and a file system may have
-        no locks.
+        Called again before the data set gets its name: hours may have passed, and a file system may
+        have no locks.
         """
         was_made = made_since(self._target, self._since_s) or (
             _seen(self._target) not in (None, self._seen)
@@ -126,10 +126,10 @@ class Place:
         check_target(self.path, self._overwrite, self._if_missing)
 
     def _clear_what_was_left(self) -> None:
-        """Remove what writers that were killed left: it may be large, and is nobody else's.
+        """Remove what killed writers left: it may be large, and belongs to nobody else.
 
-        That is certain of those of this machine whose process is no more, since their lock is this
-        one's now. Others are named. A data set whose replacement was interrupted gets its name.
+        That is certain for writers of this machine whose process has ended, since this one now has
+        their lock. Others are named. A data set whose replacement was interrupted gets its name.
         """
         parent, name = self._target.parent, self._target.name
         for kind in _KINDS_BESIDE:
@@ -156,14 +156,14 @@ class Place:
                     )
 
     def leave(self) -> None:
-        """Remove what was written and has not got its name, and let others in."""
+        """Remove what was written but not published, and let others in."""
         try:
             shutil.rmtree(self.partial, ignore_errors=True)
         finally:
             self._lock.release(remove=True)
 
     def publish(self, is_the_same: IsTheSame) -> None:
-        """Give the hidden folder, which is complete, the data set's name.
+        """Give the complete hidden folder the data set's name.
 
         Raises `AlreadyMadeError` and `InputError` as `enter` does, and OSError.
         """
@@ -176,7 +176,7 @@ class Place:
                     self._replace()
             except OSError as error:
                 if error.errno in _TAKEN_MEANWHILE and made_since(self._target, self._since_s):
-                    continue  # by one that the lock did not keep out
+                    continue  # removed by a writer that the lock did not keep out
                 raise
             return
 
@@ -195,7 +195,7 @@ _Seen = tuple[int, int, int] | None
 
 
 def _seen(target: Path) -> _Seen:
-    """What tells the data set at `target` from another that takes its place; None if it is none."""
+    """Identifies the data set at `target`, in case another replaces it; None without one."""
     try:
         folder, meta = target.stat(), (target / META_FILE).stat()
     except OSError:
@@ -204,12 +204,12 @@ def _seen(target: Path) -> _Seen:
 
 
 def _bytes_beside(target: Path) -> int:
-    """The bytes in the hidden folders of those that write `target`."""
+    """The bytes in the hidden folders of processes that write `target`."""
     total = 0
     for kind in _KINDS_BESIDE[:2]:
         for file in target.parent.glob(f"{partial_names(target.name, kind)}/*"):
             try:
                 total += file.stat().st_size
             except OSError:
-                continue  # it has gone, or got its name
+                continue  # it is gone, or was published
     return total

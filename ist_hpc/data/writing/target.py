@@ -1,4 +1,4 @@
-"""Whether a data set may be written somewhere, and what is there already."""
+"""Whether a data set may be written somewhere, and what already exists there."""
 
 import os
 from pathlib import Path
@@ -9,22 +9,22 @@ from ist_hpc.data.shard_meta import META_FILE, Meta
 
 
 class AlreadyMadeError(Exception):
-    """There is the data set that was to be written: another process made it. No fault.
+    """The data set to be written exists: another process made it. Not a fault.
 
-    The message is one line that says whose it is; whoever wanted to write it can use it.
+    The message is one line that says who made it; the caller can use it.
     """
 
 
 def check_target(
     path: Path, overwrite: bool, if_missing: bool = False, since_s: float | None = None
 ) -> None:
-    """Raise InputError unless a data set may be written at `path`; an empty folder is none.
+    """Raise InputError unless a data set may be written at `path`; an empty folder does not count.
 
     overwrite   an existing data set may be replaced; any other folder may not, so that a mistyped
                 `--output` never deletes anything else
     if_missing  raise `AlreadyMadeError` if there is a data set
-    since_s     time.time() from which on an existing one counts as made meanwhile, which is left to
-                `DatasetWriter`, who knows whether it is the same; None: none does
+    since_s     time.time() from which on an existing one counts as made meanwhile; `DatasetWriter`
+                then decides whether it is the same; None: no data set counts
     """
     if overwrite and if_missing:
         raise InputError("--overwrite replaces a data set, --if-missing keeps it: give one of them")
@@ -57,7 +57,7 @@ def _is_of_data_set(name: str) -> bool:
 
 
 def _refuse_fixed(path: Path) -> None:
-    """Raise InputError for a folder whose place no other can take."""
+    """Raise InputError for a folder that cannot be replaced."""
     if os.path.ismount(path):
         raise InputError(f"{path} is the root of a file system; give a folder in it")
     if path.is_dir() and path.samefile(os.curdir):
@@ -65,7 +65,7 @@ def _refuse_fixed(path: Path) -> None:
 
 
 def whose(path: Path, found: Meta, owner: str = "") -> str:
-    """In one line what is there, and who made it."""
+    """One line about what is there, and who made it."""
     by = f", {owner}" if owner else ""
     rows = " and ".join(
         f"{sum(shard.rows for shard in shards)} {split}" for split, shards in found.shards.items()
@@ -82,7 +82,7 @@ def made_since(target: Path, since_s: float) -> bool:
 
 
 def is_absent(path: Path) -> bool:
-    """Whether there is nothing at `path`, or a folder with nothing in it. Raises OSError."""
+    """Whether there is nothing at `path`, or an empty folder. Raises OSError."""
     try:
         with os.scandir(path) as entries:
             return next(entries, None) is None

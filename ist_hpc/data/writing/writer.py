@@ -1,4 +1,4 @@
-"""Writing a data set: streaming, checked, and complete or absent.
+"""Writes a data set: streaming, checked, and complete or absent.
 
 Everything goes into a hidden sibling folder that is renamed into place at the very end, so a
 reader never sees half a data set, and a failure leaves nothing behind; see `place`.
@@ -38,12 +38,12 @@ class DatasetWriter:
         writer.append("train", features, labels)  # any number of times, any number of rows
         writer.append("test", features, labels)
 
-    With `kind="sparse"` features and labels are `csr.Csr`s. `classes` are names, or how many there
-    are where they have none.
+    With `kind="sparse"` features and labels are `csr.Csr`s. `classes` are names, or a number if
+    they have none.
 
     Rows go to the current shard of their split; a shard ends when it has `shard_rows` rows (by
     default about 256 MiB: of features, or of sparse entries) or at `end_shard`. Memory is bounded
-    by the rows of one call, a block of each dataset, and of a sparse set 8 bytes a label. Leaving
+    by the rows of one call, a block of each dataset, and 8 bytes per label of a sparse set. Leaving
     the block normally flushes every file to disk, checksums it, writes `meta.json` and renames the
     folder into place; leaving it by an exception removes everything that was written.
 
@@ -53,12 +53,12 @@ class DatasetWriter:
     `overwrite` replaces only a folder that is a data set. An empty folder counts as none.
 
     While another process, on this host or another, writes the same data set, entering the block
-    waits for it. What it made meanwhile is taken, and `AlreadyMadeError` raised, if its kind, names
-    and `made_by["parameters"]` are the same; otherwise it is an existing folder like others.
+    waits for it. If the kind, names and `made_by["parameters"]` of the result are the same, it is
+    used and `AlreadyMadeError` raised; otherwise it is an existing folder like others.
 
     if_missing  raise `AlreadyMadeError` for any data set that is there, whoever made it
     since_s     time.time() from which on a data set counts as made meanwhile; by default now
-    waiting     is told, again and again, for how many seconds it has waited; may raise to give up
+    waiting     called again and again with the seconds waited so far; may raise to give up
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class DatasetWriter:
         return self
 
     def _is_the_same(self, found: Meta) -> bool:
-        """Whether a data set is what this one will be, as far as that is known beforehand."""
+        """Whether a data set equals this one to be written, as far as that is known beforehand."""
         mine, other = (
             [
                 *(getattr(schema, field) for field in vars(self.schema)),
@@ -128,7 +128,7 @@ class DatasetWriter:
         Dense: `features` is an array [n, *feature_shape] of exactly `feature_dtype`, all finite;
         `labels` is [n] of any integer dtype, 0 <= label < number of classes. Sparse: `features` is
         a `Csr` with float32 values, all finite, `labels` one without values; columns ascend in a
-        row, which may have none. Raises InputError.
+        row, which may be empty. Raises InputError.
         """
         if split not in SPLITS:
             raise InputError(f"{self.path}: split must be {' or '.join(SPLITS)} (got {split!r})")

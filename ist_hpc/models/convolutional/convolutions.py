@@ -1,8 +1,8 @@
 """The convolutions of VGG11 on images of 32 x 32, each with batch norm and ReLU: the body.
 
-Either shared: every rank has it whole, trains it locally, and Horovod averages it each round (the
-paper's footnote 2). Or dealt out like the layers after it: then the channels are axes. Tensors of
-layer i (axis of each dimension in brackets, `-` for none):
+The body is either shared: every rank has all of it, trains it locally, and Horovod averages it each
+round (the paper's footnote 2). Or it is dealt out like the layers after it: then the channels are
+axes. Tensors of layer i (axis of each dimension in brackets, `-` for none):
 
     conv{i}.weight (channels{i}, channels{i-1}, 3, 3); the first has (channels1, -, 3, 3)
     conv{i}_norm.weight, conv{i}_norm.bias (channels{i})
@@ -24,7 +24,7 @@ from ist_hpc.models.plain.vgg import IMAGE, POOLED
 from ist_hpc.models.shapes import SharedSpec, StatisticSpec
 
 BODY_PREFIX = "conv"
-"""What the keys of all its tensors begin with."""
+"""The prefix of the keys of all its tensors."""
 _KERNEL = 3
 
 
@@ -50,9 +50,9 @@ class _Convolution:
 class Convolutions:
     """The body of VGG11: images to `channels[-1]` features.
 
-    channels  of the eight convolutions
+    channels  output channels of the eight convolutions
     dealt     whether channels are dealt out
-    frozen    of a shared body: neither trained nor averaged, its norms by the stored statistics
+    frozen    whether a shared body is neither trained nor averaged, with norms by stored statistics
     """
 
     def __init__(self, channels: Sequence[int], dealt: bool, frozen: bool) -> None:
@@ -109,7 +109,7 @@ class Convolutions:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """What costs are counted from."""
+        """The layers from which costs are counted."""
         return tuple(
             Layer(
                 layer.outputs,
@@ -127,7 +127,7 @@ class Convolutions:
     def train(self, weights: Tensors, rows: Tensor) -> Tensor:
         """Features of a batch, thin or whole, with autograd's graph unless the body is frozen.
 
-        rows  float32 [rows, 3 x 32 x 32]. Running statistics in `weights` are brought up to date.
+        rows  float32 [rows, 3 x 32 x 32]. Running statistics in `weights` are updated.
         Returns [rows, channels].
         """
         if self._frozen:
@@ -139,9 +139,9 @@ class Convolutions:
     def _through(
         self, weights: Tensors, norm: Norm, rows: Tensor, peers: Peers | None = None
     ) -> Tensor:
-        """Features [rows, channels] of images, by the channels of `weights`.
+        """Features [rows, channels] of images, computed with the channels of `weights`.
 
-        peers  the ranks that have the other channels; then collective, else local
+        peers  the ranks that have the other channels; with peers collective, else local
         """
         values = rows.view(-1, *IMAGE)
         for layer in self._layers:
@@ -170,7 +170,7 @@ class Convolutions:
             at_once = len(rows) if calibrate else IMAGES_AT_ONCE
             parts = rows.split(max(1, at_once))
             return torch.cat([self._through(weights, norm, part, peers) for part in parts])
-        # The body is whole on every rank, so the rows are divided instead.
+        # Every rank has the whole body, so the rows are divided instead.
         own = [
             self._by_running_statistics(weights, part)
             for part in rows[peers.share(len(rows))].split(IMAGES_AT_ONCE)
@@ -178,7 +178,7 @@ class Convolutions:
         return peers.gather_rows(torch.cat(own), len(rows))
 
     def _by_running_statistics(self, weights: Tensors, rows: Tensor) -> Tensor:
-        """Features of any rows, of a shared body; [rows, channels]. Local."""
+        """Features of any rows by a shared body; [rows, channels]. Local."""
         if not len(rows):  # fewer rows than ranks
             return rows.new_empty(0, self.features)
         return self._through(weights, by_running(weights), rows)
@@ -188,6 +188,6 @@ def _after_norm(layer: _Convolution, values: Tensor) -> Tensor:
     values = F.relu(values, inplace=True)
     if not layer.pooled:
         return values
-    if not values.shape[1]:  # of a rank without channels; torch pools no fewer than one
+    if not values.shape[1]:  # a rank without channels; torch cannot pool fewer than one
         return values[:, :, ::2, ::2]
     return F.max_pool2d(values, 2)

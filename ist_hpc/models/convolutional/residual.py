@@ -1,7 +1,8 @@
-"""The blocks of a pre-activation residual network, and its sections of them (ResIST, section 3).
+"""The blocks of a pre-activation residual network, and its sections (ResIST, section 3).
 
-What a block computes is `plain.resnet.block`; here is what its tensors are, and what it costs. The
-first block of a section may halve the image and change the channels: then it has a shortcut.
+`plain.resnet.block` says what a block computes; this file says which tensors it has and what it
+costs. The first block of a section may halve the image and change the channels: then it has a
+shortcut.
 """
 
 from dataclasses import dataclass
@@ -10,14 +11,14 @@ from ist_hpc.exchange.placement import Axis
 from ist_hpc.models.layers import Layer
 
 _KERNEL = 3
-_BESIDE = 5  # what came in after its norm, the branch, and both sides of a norm and a convolution
+_BESIDE = 5  # the input after its norm, the branch, and both sides of a norm and a convolution
 
 
 @dataclass(frozen=True)
 class BlockShape:
     """A block of a section: channels in and out, and the step of its first convolution.
 
-    size  height and width of the images that come in
+    size  height and width of the input images
     """
 
     inputs: int
@@ -27,17 +28,17 @@ class BlockShape:
 
     @property
     def has_shortcut(self) -> bool:
-        """Whether what came in passes a convolution before it is added."""
+        """Whether the input passes a convolution before it is added."""
         return self.stride != 1 or self.inputs != self.outputs
 
     @property
     def size_out(self) -> int:
-        """Height and width of the images that go out."""
+        """Height and width of the output images."""
         return -(-self.size // self.stride)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of each trained tensor, in the order of the forward pass."""
+        """The shape of each trained tensor, in the order of the forward pass."""
         shapes = {
             **self.norms("norm1", self.inputs),
             "conv1.weight": (self.outputs, self.inputs, _KERNEL, _KERNEL),
@@ -82,10 +83,10 @@ class BlockShape:
 def sections_of(
     counts: tuple[int, ...], channels: tuple[int, ...], size: int
 ) -> list[list[BlockShape]]:
-    """The blocks of each section, whose first halves the image but for the first section's.
+    """The blocks of each section; the first block of all but the first section halves the image.
 
     counts    blocks in each section
-    channels  of each section; the first has those of the stem
+    channels  channels of each section; the stem has those of the first
     size      height and width of the images
     """
     sections: list[list[BlockShape]] = []

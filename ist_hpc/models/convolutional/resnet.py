@@ -1,18 +1,18 @@
 """Pre-activation residual networks on images of 32 x 32, whose blocks are dealt out (ResIST).
 
-Four sections of basic blocks. The blocks of the third but its first are the units of the axis
-`blocks`: a rank trains those that it was dealt as a shallow network, the others are identity there.
-Everything else is shared. Tensors (axis of each dimension in brackets, `-` for none):
+Four sections of basic blocks. The blocks of the third section except its first are the units of the
+axis `blocks`: a rank trains the blocks it was dealt as a shallow network, where the others are the
+identity. Everything else is shared. Tensors (axis of each dimension in brackets, `-` for none):
 
     blocks.conv1.weight (blocks, -, -, -, -)    blocks.norm1.weight, blocks.norm1.bias (blocks, -)
     blocks.conv2.weight ...                     blocks.norm2.weight, blocks.norm2.bias
     stem.weight, section{s}.{b}.{...}, norm.weight, norm.bias, out.weight, out.bias: shared
 
-The full network's branches of dealt blocks are multiplied by the part of the blocks that a rank
-trains (section 3 of the paper: 1/S), since a rank's network has so many of them only. What comes
-before these blocks is never thin, so its norms have running statistics, averaged each round; those
-of dealt blocks and of what comes after them are computed with the full network from calibration
-rows.
+In the full network the branches of dealt blocks are multiplied by the share of the blocks that a
+rank trains (section 3 of the paper: 1/S), since a rank's network has only that share of them. The
+part before these blocks is never thin, so its norms have running statistics, averaged each round.
+Statistics of dealt blocks and of the part after them are computed with the full network from
+calibration rows.
 """
 
 from collections.abc import Sequence
@@ -51,11 +51,11 @@ _RUNNING = ("running_mean", "running_var")
 class ResNet(Model):
     """A residual network of basic blocks.
 
-    sections   blocks in each of the four sections; of the third all but the first are dealt out
-    channels   of each section
+    sections   blocks in each of the four sections; all but the first of the third are dealt out
+    channels   channels of each section
     outputs    classes
-    least      blocks that a rank trains; where an even deal gives fewer, ranks share blocks
-    subnets    how many networks are trained at a time: 1 where every rank has the whole one
+    least      minimum of blocks that a rank trains; if an even deal gives fewer, ranks share blocks
+    subnets    how many networks are trained at a time: 1 if every rank has the whole network
     """
 
     label_block = None
@@ -127,7 +127,7 @@ class ResNet(Model):
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """Convolutions and the output layer; the dealt blocks once, with how many there are."""
+        """Convolutions and the output layer; the dealt blocks once, with their number."""
         positions = plain.IMAGE[1] ** 2
         stem = Layer(self._stem[0], self._stem[1], False, False, 9, positions, positions)
         width = list(self._tail.values())[-1].outputs
@@ -154,7 +154,7 @@ class ResNet(Model):
         """As `initial.initial_rows`; running mean zero, variance one."""
         return initial_rows(spec.key, spec.shape, seed, (0, spec.shape[0]))
 
-    # A step of a thin network, which at one rank is the full one.
+    # A step of a thin network, which on one rank is the full one.
 
     def loss(self, weights: Tensors, features: Tensor, labels: Tensor, step: LocalStep) -> Tensor:
         """Mean cross entropy of a batch of images [batch, 3 x 32 x 32]; see the base class."""
@@ -175,10 +175,10 @@ class ResNet(Model):
         peers: Peers,
         calibrate: bool,
     ) -> Tensor:
-        """Means over the image of the last channels, [rows, channels]; see the base class.
+        """Means of the last channels over the image, [rows, channels]; see the base class.
 
-        Ranks divide the rows before and after the dealt blocks; through these the rows go from
-        rank to rank, by home.
+        Ranks divide the rows before and after the dealt blocks; through these blocks the rows go
+        from home rank to home rank.
         """
         assert isinstance(features, Tensor), "images are dense"
         rows = len(features)
@@ -220,9 +220,9 @@ class ResNet(Model):
     def _through_dealt(
         self, weights: Tensors, statistics: Statistics, calibrate: bool, values: Tensor
     ) -> Tensor:
-        """Through the dealt blocks whose home is this rank, one after the other. Local.
+        """Pass values through the dealt blocks at home on this rank, one by one. Local.
 
-        values  [rows, channels, height, width], as what is returned
+        values  [rows, channels, height, width], like the result
         """
         for unit, own in enumerate(plain.unstacked(weights)):
 
@@ -272,7 +272,7 @@ def _named(sections: Sequence[Sequence[BlockShape]], first: int) -> dict[str, Bl
 
 
 def _calibrating(weights: Tensors, statistics: Statistics, peers: Peers) -> Norm:
-    """Norms by the statistics of the values themselves, of which this rank's part is kept."""
+    """Norms by the statistics of the values themselves; this rank keeps its part of these."""
 
     def norm(key: str, values: Tensor) -> Tensor:
         scale, shift, whole = weights[f"{key}.weight"], weights[f"{key}.bias"], Statistics()
@@ -285,6 +285,6 @@ def _calibrating(weights: Tensors, statistics: Statistics, peers: Peers) -> Norm
 
 
 def _of_all_ranks(own: tuple[Tensor, Tensor], size: int, peers: Peers) -> tuple[Tensor, Tensor]:
-    """Whole mean and variance, of which each rank has its part. Collective."""
+    """The whole mean and variance, gathered from each rank's part. Collective."""
     mean, variance = (peers.gather(part.unsqueeze(0), size)[0] for part in own)
     return mean, variance

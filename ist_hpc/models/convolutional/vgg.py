@@ -1,7 +1,7 @@
 """VGG11 with batch norm on images of 32 x 32: convolutions, then three fully connected layers.
 
 The fully connected hidden layers are dealt out as in any perceptron. The convolutions are shared
-by default, as in the paper; with `deal_channels`, which is beyond it, they are dealt out as well.
+by default, as in the paper; with `deal_channels`, which goes beyond it, they are dealt out, too.
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ class VGG11(Model):
 
     hidden         widths of the fully connected hidden layers, the axes `hidden{i}`
     outputs        classes
-    channels       of the eight convolutions
-    output_norm, output_bias  as of `MultiLayerPerceptron`
+    channels       output channels of the eight convolutions
+    output_norm, output_bias  as in `MultiLayerPerceptron`
     deal_channels  whether channels are dealt out, the axes `channels{i}`
-    freeze_body    of shared convolutions: not trained, and their norms by the stored statistics
+    freeze_body    whether shared convolutions are not trained, with norms by stored statistics
     """
 
     label_block = None
@@ -71,7 +71,7 @@ class VGG11(Model):
         return initial_rows(spec.key, spec.shape, seed, rows)
 
     def initial_shared(self, spec: SharedSpec, seed: int) -> npt.NDArray[np.float32]:
-        """The values that a dealt body would have; running mean zero, variance one."""
+        """The same values as in a dealt body; running mean zero, variance one."""
         return initial_rows(spec.key, spec.shape, seed, (0, spec.shape[0]))
 
     def loss(self, weights: Tensors, features: Tensor, labels: Tensor, step: LocalStep) -> Tensor:

@@ -1,10 +1,10 @@
 """The output layer over many labels with its loss and gradient, computed in blocks of labels.
 
-Never are the logits of all labels held: a step has the weight [units, labels], its gradient and
+The logits of all labels are never held: a step has the weight [units, labels], its gradient and
 one block [rows, block]. The softmax needs the sum over all labels before the first gradient. So its
-first pass leaves the exponentials of a block where the gradient of the block will be written, which
-has room for as many rows as the rank has units; the logits of rows beyond that number are computed
-twice. The gradient of a block is written when its exponentials have been used.
+first pass leaves the exponentials of a block where the gradient of the block will be written. That
+memory has room for as many rows as the rank has units; the logits of further rows are computed
+twice. The gradient of a block is written after its exponentials have been used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ class LabelLoss:
 
     loss             scalar
     hidden_gradient  [rows, units]
-    weight_gradient  of [units, labels], in blocks of labels
+    weight_gradient  [units, labels], in blocks of labels
     bias_gradient    [labels], or None without a bias
     """
 
@@ -50,7 +50,7 @@ def softmax(
 
     hidden    [rows, units]
     weight    [units, labels]
-    labels    sets of labels; a row with none has no loss and no gradient
+    labels    sets of labels; a row without labels has no loss and no gradient
     block     labels computed at a time
     room      flat, as large as the weight; the gradient of the weight will lie there
     """
@@ -65,7 +65,7 @@ def binary(
     block: int,
     room: Tensor,
 ) -> LabelLoss:
-    """Binary cross-entropy, summed over all labels, mean over rows; arguments as of `softmax`."""
+    """Binary cross-entropy, summed over all labels, mean over rows; arguments as for `softmax`."""
     rows = len(hidden)
     hidden_gradient = torch.zeros_like(hidden)
     bias_gradient = None if bias is None else torch.empty_like(bias)
@@ -87,14 +87,14 @@ def binary(
 
 
 def step_numbers(labels: int, block: int) -> int:
-    """About the numbers that either loss holds a row: two blocks, and sums of every block."""
+    """Approximate numbers per row that each loss holds: two blocks, and sums of every block."""
     return 2 * min(block, labels) + 5 * -(-labels // block)
 
 
 def ranked_bytes(rows: int, labels: int, block: int) -> int:
-    """About the bytes in which the best of a rank's labels are found, a block of logits at a time.
+    """Approximate bytes to find the best of a rank's labels, a block of logits at a time.
 
-    The block, and what finding the largest makes of it.
+    The block, and the temporaries of finding the largest in it.
     """
     return _BLOCKS_OF_RANKED * rows * min(block, labels) * ELEMENT_BYTES
 
@@ -131,7 +131,7 @@ def _parts(labels: SparseRows, count: int, block: int) -> Iterator[_Part]:
 def _blocks(
     parts: Sequence[_Part], room: Tensor, weight: Tensor
 ) -> tuple[tuple[slice, Tensor], ...]:
-    """The gradient's blocks in the room, one behind the other."""
+    """The gradient's blocks in `room`, one after the other."""
     units = len(weight)
     return tuple(
         (
@@ -143,7 +143,7 @@ def _blocks(
 
 
 class _Softmax:
-    """The two passes of `softmax`, which has the arguments."""
+    """The two passes of `softmax`, with its arguments."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class _Softmax:
         counts = labels.counts
         largest, sums = self._first_pass()
         log_sums = torch.logsumexp(largest + sums.log(), 0)
-        # A row's label mass is one, or nothing: without labels it has no loss.
+        # A row's label mass is one, or zero: without labels it has no loss.
         mass = (counts > 0).to(hidden.dtype)
         share = mass / counts.clamp(min=1)
         of_labels = share[labels.row_of_entry]
@@ -206,7 +206,7 @@ class _Softmax:
     def _second_pass(
         self, factors: Tensor, log_sums: Tensor, mass: Tensor, of_labels: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Fill the gradient of the weight; those of the hidden units and the bias."""
+        """Fill the gradient of the weight; return those of the hidden units and the bias."""
         hidden, kept, rows = self.hidden, self.kept, len(self.hidden)
         hidden_gradient = torch.zeros_like(hidden)
         bias_gradient = None if self.bias is None else torch.empty_like(self.bias)
@@ -227,10 +227,10 @@ class _Softmax:
 
 
 class _Products:
-    """The products of the layer, block by block; under autocast of numbers of its type.
+    """The products of the layer, block by block; under autocast with numbers of its type.
 
-    A block of the weight is cast as it is used: the copy stays in the cache, and there is never one
-    of the whole weight. What comes out is float32.
+    A block of the weight is cast as it is used: the copy stays in the cache, and no copy of the
+    whole weight exists. Results are float32.
     """
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -239,7 +239,7 @@ class _Products:
         self._weight, self._bias = weight, bias
 
     def logits(self, rows: slice, columns: slice, out: Tensor) -> Tensor:
-        """Of some rows and a block of labels, in `out`."""
+        """Logits of some rows and a block of labels, in `out`."""
         if self._low is None:
             torch.mm(self._hidden[rows], self._weight[:, columns], out=out)
         else:
@@ -249,7 +249,7 @@ class _Products:
     def accumulate(
         self, residual: Tensor, columns: slice, hidden_gradient: Tensor, weight_gradient: Tensor
     ) -> None:
-        """Add a block to the gradient of the hidden units, and write that of its weights."""
+        """Add a block to the gradient of the hidden units; write the gradient of its weights."""
         weight = self._weight[:, columns]
         if self._low is None:
             hidden_gradient.addmm_(residual, weight.t())

@@ -1,7 +1,7 @@
 """Multi-layer perceptrons: linear without bias, batch norm, ReLU; linear output (paper, section 3).
 
-On sparse rows the first layer, and with many labels the last one, go their own ways
-(sparse_input.py, many_labels.py); between them, and else, it is PyTorch's autograd.
+The first layer on sparse rows and the last layer over many labels have their own code
+(sparse_input.py, many_labels.py); PyTorch's autograd does everything else.
 
 Tensors (axis of each dimension in brackets, `-` for none):
 
@@ -49,7 +49,7 @@ _LABELS = "labels"
 
 @dataclass(frozen=True)
 class _Layer:
-    """One linear map and what follows it; keys of its tensors, None where it has none."""
+    """The keys of a linear map and its norm or bias, None for what it does not have."""
 
     weight: str
     inputs: int
@@ -71,7 +71,7 @@ class MultiLayerPerceptron(Model):
     dropout          part of the hidden units that a step leaves out
     zero_outputs     whether the output weights begin at zero
     sparse           whether rows are sparse
-    input_axis       the axis of the inputs, where these are units that are dealt out
+    input_axis       the axis of the inputs, if these are units that are dealt out
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class MultiLayerPerceptron(Model):
         )
         self._layers = tuple(layers)
 
-    # Bytes, before there are any.
+    # Bytes, before any are allocated.
 
     @property
     def dense_specs(self) -> tuple[TensorSpec, ...]:
@@ -172,7 +172,7 @@ class MultiLayerPerceptron(Model):
         return self.outputs if sampling is None else sampling.expected_labels(rows, 1)
 
     def _cast_specs(self) -> list[TensorSpec]:
-        """Of labels in blocks there is a copy of one block at a time."""
+        """With labels in blocks only one block is copied at a time."""
         matrices_alone = matrices(self.dense_specs)
         in_blocks = self.label_block is not None and self._sampling is None
         return matrices_alone[:-1] if in_blocks else matrices_alone
@@ -208,7 +208,7 @@ class MultiLayerPerceptron(Model):
             return super()._full_layer_bytes(index, rows, ranks, entries, calibrate)
         layer = self.layers[index]
         own = layer.home_outputs(ranks)
-        if index == len(self.layers) - 1:  # of sets of labels only the best logits are kept
+        if index == len(self.layers) - 1:  # for sets of labels only the best logits are kept
             assert self.label_block is not None
             return 0 if calibrate else many_labels.ranked_bytes(rows, own, self.label_block)
         held = layer.full_bytes(rows, ranks)
@@ -299,9 +299,9 @@ class MultiLayerPerceptron(Model):
         peers: Peers | None = None,
         step: LocalStep | None = None,
     ) -> Tensor:
-        """From the first layer's product to what enters the last layer.
+        """From the first layer's product to the input of the last layer.
 
-        peers  the ranks that have the other units; then collective, else local
+        peers  the ranks that have the other units; with peers collective, else local
         step   of training, in which units are left out under dropout
         """
         for index, layer in enumerate(self._layers[:-1]):
@@ -367,7 +367,7 @@ class MultiLayerPerceptron(Model):
     ) -> Tensor:
         """Activations of the last hidden layer, layer by layer from home; see the base class."""
         norm = by_all_units(weights, statistics, calibrate)
-        # Not by a name, which would keep the product to the end.
+        # Without a name, which would keep the product until the end.
         return self._hidden(
             weights, norm, _from_home(features, weights[self._layers[0].weight]), peers
         )

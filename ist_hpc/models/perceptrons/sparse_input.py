@@ -1,8 +1,8 @@
-"""A linear layer on sparse rows: its cost follows their entries, not the width of the input.
+"""A linear layer on sparse rows: its cost depends on their entries, not on the input width.
 
-The weight of a thin network is stored features first, [inputs, units], so that a feature is one
+A thin network stores its weight with features first, [inputs, units], so that a feature is one
 contiguous row. Forward is a bag of weight rows for each sample; the gradient is a bag of samples
-for each feature that occurs. Both are `embedding_bag`, which adds in the order of the entries, so
+for each feature that occurs. Both use `embedding_bag`, which adds in the order of the entries, so
 results do not depend on threads.
 """
 
@@ -17,11 +17,11 @@ from ist_hpc.data.sparse_rows import SparseRows
 from ist_hpc.models.gradients import RowGradient
 
 HOME_ENTRIES_AT_ONCE = 1 << 15
-"""Entries of sparse rows that enter a home block at a time: its columns are gathered for them."""
+"""Entries of sparse rows for which the columns of a home block are gathered at a time."""
 
 STEP_NUMBERS = 14
-"""Numbers of 4 bytes that a step holds an entry: the batch, its order by feature, and indices on
-the way; an estimate."""
+"""Estimated numbers of 4 bytes that a step holds per entry: the batch, its order by feature, and
+temporary indices."""
 
 
 def product(features: SparseRows, weight: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def gradient(features: SparseRows, outputs_gradient: Tensor) -> RowGradient:
 def product_at_home(features: SparseRows, weight: Tensor) -> Tensor:
     """`features @ weight.T` for a home block; weight float32 [units, inputs], result [rows, units].
 
-    Gathers the columns that occur, of some rows at a time.
+    Gathers the columns that occur, for some rows at a time.
     """
     result = weight.new_empty(len(features), len(weight))
     for start, stop in _runs(features.offsets, HOME_ENTRIES_AT_ONCE):
@@ -61,14 +61,14 @@ def product_at_home(features: SparseRows, weight: Tensor) -> Tensor:
 
 
 def occurring(rows: int, entries: float, inputs: int) -> int:
-    """Features that occur in rows of so many entries on average, at most: rows of `gradient`."""
+    """Maximum of features that occur in rows with `entries` on average: the rows of `gradient`."""
     return min(inputs, round(rows * entries))
 
 
 def home_bytes(rows: int, entries: float, weight_shape: tuple[int, int]) -> int:
-    """Bytes of the columns that `product_at_home` gathers of a weight [units, inputs], and turns.
+    """Bytes of the columns that `product_at_home` gathers and transposes; weight [units, inputs].
 
-    entries  of a row, on average
+    entries  average number per row
     """
     units, inputs = weight_shape
     columns = min(occurring(rows, entries, inputs), HOME_ENTRIES_AT_ONCE)
@@ -76,7 +76,7 @@ def home_bytes(rows: int, entries: float, weight_shape: tuple[int, int]) -> int:
 
 
 def _runs(offsets: Tensor, most_entries: int) -> Iterator[tuple[int, int]]:
-    """Runs of rows with at most so many entries, or of one row."""
+    """Runs of rows with at most the given number of entries, or of one row."""
     bounds = offsets.tolist()
     start = 0
     for stop in range(1, len(bounds)):
@@ -86,7 +86,7 @@ def _runs(offsets: Tensor, most_entries: int) -> Iterator[tuple[int, int]]:
 
 
 def _bags(rows: Tensor, table: Tensor, offsets: Tensor, values: Tensor | None) -> Tensor:
-    """For each bag the sum of rows of the table, each times its value."""
+    """For each bag the sum of rows of the table, each multiplied by its value."""
     if not len(rows) or not table.shape[1]:
         return table.new_zeros(len(offsets) - 1, table.shape[1])
     weights = table.new_ones(len(rows)) if values is None else values.to(table.dtype)

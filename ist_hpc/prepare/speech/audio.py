@@ -1,6 +1,6 @@
-"""A speech clip: reading its wav file, and its log-mel spectrogram.
+"""A speech clip: reads its wav file, and computes its log-mel spectrogram.
 
-This is all that the worker processes of `prepare speech` import.
+The worker processes of `prepare speech` import only this file.
 """
 
 import os
@@ -25,7 +25,7 @@ INSTALL = "pip install 'ist_hpc[speech]'"
 _FFT_SAMPLES, _HOP_SAMPLES = 2048, 512
 _MOST_CHUNKS = 1000
 _PCM, _EXTENSIBLE = 1, 0xFFFE
-_GUID_END = bytes.fromhex("000000001000800000aa00389b71")  # of all formats that have a number
+_GUID_END = bytes.fromhex("000000001000800000aa00389b71")  # of all formats with a number
 _FORMATS = {2: "ADPCM", 3: "floating point", 6: "A-law", 7: "mu-law", 17: "ADPCM", 85: "MP3"}
 _UNKNOWN_SIZES = (0xFFFFFFFF, 0x7FFFF000)  # of the samples, as ffmpeg and sox write to a pipe
 
@@ -43,7 +43,7 @@ class Converted:
 
 
 def convert_clips(paths: list[Path]) -> list[Converted | str]:
-    """The features of each clip, or the reason why it has none. Runs in a worker process."""
+    """The features of each clip, or why it has none. Runs in a worker process."""
     results: list[Converted | str] = []
     for path in paths:
         try:
@@ -55,14 +55,14 @@ def convert_clips(paths: list[Path]) -> list[Converted | str]:
 
 
 def read_clip(path: Path) -> tuple[npt.NDArray[np.float32], int]:
-    """The first second of a wav file, padded with zeros, and how many samples the file has.
+    """The first second of a wav file, padded with zeros, and the file's number of samples.
 
     Float32 [16000] in [-1, 1). Raises ClipError unless it is RIFF PCM, 16 bit, mono, 16 kHz.
     """
     try:
         with opened(path) as file:
             samples = _find_samples(file, path.name)
-            # No more than is used: a damaged header can claim gigabytes.
+            # Reads no more than it uses: a damaged header can claim gigabytes.
             wanted = min(samples, SAMPLE_RATE)
             data = file.read(2 * wanted)
     except UnusableError as error:
@@ -77,7 +77,7 @@ def read_clip(path: Path) -> tuple[npt.NDArray[np.float32], int]:
 
 
 def _find_samples(file: BinaryIO, name: str) -> int:
-    """How many samples there are; the file is then where they begin. Raises ClipError, OSError."""
+    """The number of samples; moves the file to their beginning. Raises ClipError, OSError."""
     head = file.read(HEAD_BYTES)
     file.seek(12)
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
@@ -130,8 +130,8 @@ def _count_samples(file: BinaryIO, size: int) -> int:
 def log_mel(clip: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """The spectrogram of one second, float32 [16000]: float32 [128, 32], mels x frames, in dB.
 
-    The bits of librosa.feature.melspectrogram and power_to_db(ref=np.max), without making the mel
-    filters anew for every clip, which is most of the time. A silent clip is all zeros.
+    It has the bits of librosa.feature.melspectrogram and power_to_db(ref=np.max), but reuses the
+    mel filters: building them for every clip takes most of the time. A silent clip is all zeros.
     """
     librosa = require("librosa", INSTALL)
     spectrum = librosa.stft(clip, n_fft=_FFT_SAMPLES, hop_length=_HOP_SAMPLES)

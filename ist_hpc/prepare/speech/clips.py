@@ -11,15 +11,15 @@ from ist_hpc.prepare.speech.audio import ClipError, read_clip
 from ist_hpc.prepare.speech.report import Clip, Report
 
 _CLIP = "<speaker>_nohash_<n>.wav"
-# A blank, or anything after the number, is of a copy: "Copy of ...", "... (1).wav".
+# A blank, or anything after the number, marks a copy: "Copy of ...", "... (1).wav".
 _CLIP_NAME = re.compile(r"(?P<speaker>\S+?)_nohash_[0-9]+\.(?i:wav)")
-_WORDS_TRIED = 20  # of another folder, which may be the right one
+_WORDS_TRIED = 20  # in another folder, which may be the right one
 
 
 def find_clips(report: Report) -> tuple[list[str], list[Clip]]:
     """The words below `report.folder`, sorted, and their clips, sorted by word and name.
 
-    A word is a folder with wav files, of which at least one can be read, whose name can be stored.
+    A word is a folder with a storable name and at least one readable wav file.
     A clip whose name has no speaker is left out. Raises InputError if there is no such folder or no
     clip in it, or if two words cannot be told apart.
     """
@@ -51,7 +51,7 @@ def _clips_of(word: Path, label: int, report: Report) -> list[Clip]:
     for path in entries(word, report.folder_left_out, _may_be_clip):
         form = _CLIP_NAME.fullmatch(path.name)
         if form:
-            # The same name may come composed or decomposed; nobody may be in both sets by that.
+            # A name may be composed or decomposed; that must not put a speaker into both sets.
             clips.append(Clip(path, label, unicodedata.normalize("NFC", form["speaker"])))
         else:
             copy = "; most likely a copy" if " " in path.name else ""
@@ -60,7 +60,7 @@ def _clips_of(word: Path, label: int, report: Report) -> list[Clip]:
 
 
 def _may_be_class(word: Path, clips: list[Clip], report: Report) -> bool:
-    """Whether a word can be a class of the data set; says why not in the report."""
+    """Whether a word can be a class of the data set; if not, report why."""
     if not is_text(word.name):
         report.folder_left_out(
             word,

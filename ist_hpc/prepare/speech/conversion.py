@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     check_counts(args.shards, args.workers)
     require("librosa", INSTALL)
     if caches.is_own(caches.NUMBA_VARIABLE):
-        # What is compiled at first use is kept for the workers; each would else compile it all.
+        # Functions compiled at first use are kept for the workers; else each would compile them.
         log_mel(np.zeros(SAMPLE_RATE, dtype=np.float32))
     report = Report(args.input)
     words, clips = find_clips(report)
@@ -167,7 +167,7 @@ def _check_readable(words: list[str], parts: dict[str, list[Clip]], report: Repo
 
 
 def _converted(clips: list[Clip], workers: int) -> Generator[Converted | str, None, None]:
-    """For each clip in order its features, or the reason why it has none."""
+    """The features of each clip in order, or why it has none."""
     tqdm = require("tqdm", INSTALL).tqdm
     tasks = (
         [clip.path for clip in clips[start : start + _CLIPS_A_TASK]]

@@ -24,9 +24,9 @@ class Clip:
 
 @dataclass
 class Report:
-    """What became of the clips below `folder`.
+    """The results of the clips below `folder`.
 
-    `unreadable` maps a clip to the reason why it was left out, `folders` a whole folder.
+    `unreadable` maps a clip to the reason why it was left out; `folders` maps a whole folder.
     """
 
     folder: Path
@@ -43,18 +43,18 @@ class Report:
         self.unreadable[path] = reason
 
     def folder_left_out(self, path: Path, reason: str) -> None:
-        """Name a folder of which nothing is used."""
+        """Name a folder that is not used at all."""
         self.folders[path] = reason
 
     def named(self, left_out: dict[Path, str]) -> dict[str, str]:
-        """Paths below `folder` as they can be printed and stored; sorted."""
+        """Paths below `folder` in printable form; sorted."""
         return {
             printable(str(path.relative_to(self.folder))): reason
             for path, reason in sorted(left_out.items(), key=lambda item: os.fsencode(item[0]))
         }
 
     def used(self, split: str, clip: Clip, samples: int) -> None:
-        """Count a clip that became a row of `split`; its file has so many samples."""
+        """Count a clip that became a row of `split`, and its file's number of samples."""
         self.rows[split] += 1
         self.labels.add(clip.label)
         self.speakers[split].add(clip.speaker)

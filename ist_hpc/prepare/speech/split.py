@@ -27,8 +27,8 @@ def fold_of(speaker: str) -> int:
 def split_rows(clips: list[Clip], fold: int, seed: int) -> dict[str, list[int]]:
     """The positions in `clips` of the train and of the test rows, each in its random order.
 
-    The order matters: a rank is given a contiguous range of rows, and unshuffled it would hold a
-    few words only. Raises InputError if either part is empty.
+    The order matters: a rank gets a contiguous range of rows, which unshuffled would have only a
+    few words. Raises InputError if either part is empty.
     """
     is_test = [fold_of(clip.speaker) == fold for clip in clips]
     order = permutation("prepare speech rows", seed, 0, len(clips)).tolist()

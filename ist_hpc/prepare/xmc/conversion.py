@@ -57,13 +57,13 @@ examples:
 SPLITS = ("train", "test")
 NORMALIZATIONS = ("none", "l2")
 _MOST_NAMED = 5  # malformed lines
-_LABEL_BYTES = 8 * 4  # counts of either split, those that are stored, and a sorted copy of one
+_LABEL_BYTES = 8 * 4  # counts of both splits, stored counts, and a sorted copy of one
 _WHERE = "http://manikvarma.org/downloads/XC/XMLRepository.html"
 
 
 @dataclass
 class Report:
-    """What became of the files: statistics of each split, lines left out."""
+    """The results of the files: statistics of each split, lines left out."""
 
     statistics: dict[str, SplitStatistics]
     repeated_labels: int = 0
@@ -72,7 +72,7 @@ class Report:
     first_malformed: list[str] = field(default_factory=list)
 
     def add_source(self, source: Source) -> None:
-        """Count what was left out of a file that has been read."""
+        """Count the lines left out of a file that has been read."""
         self.malformed += source.malformed
         room = _MOST_NAMED - len(self.first_malformed)
         self.first_malformed += source.first_malformed[:room]
@@ -89,7 +89,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Input:
-    """The opened files: a source for each split, which is the same one where `split` divides it."""
+    """The opened files: a source for each split, the same for both if `split` divides it."""
 
     sources: dict[str, Source]
     split: Split | None
@@ -97,11 +97,11 @@ class Input:
 
     @property
     def header(self) -> Header:
-        """Sizes; of the train file where there are two."""
+        """The sizes; those of the train file if there are two files."""
         return self.sources["train"].header
 
     def rows(self, split: str) -> int:
-        """Samples of the split, as line 1 or the split file has it."""
+        """The number of samples in the split, from line 1 or the split file."""
         return self.split.rows(split) if self.split else self.sources[split].header.rows
 
 
@@ -217,7 +217,7 @@ def _open_source(path: Path, args: argparse.Namespace, stack: ExitStack) -> tupl
         raise refused(path, f"{error}{where}") from error
     except OSError as error:
         raise refused(path, f"cannot be read ({error.strerror})") from error
-    # A line is a byte at least, its line end: this bounds what is allocated by line 1.
+    # A line has at least one byte, its line end: this bounds what line 1 can allocate.
     if source.header.rows > size:
         raise source.refused(
             f"says {source.header.rows} samples, but the file has {size} bytes; it is cut short, "

@@ -1,12 +1,12 @@
 """One line of the Extreme Classification Repository's text format, by the book.
 
     N D L                       line 1: how many samples, features and labels
-    3,17,4 0:0.5 12:1e-3        each further line a sample: labels, then features, all from 0
+    3,17,4 0:0.5 12:1e-3        each further line is a sample: labels, then features, all from 0
      7:1                        no labels: the line begins with a blank, or with a feature
 
-Fields are parted by blanks (spaces or tabs). Only ASCII digits count. This module decides what is
-well-formed and says what is not; `text` reads whole blocks at speed and asks here about every
-line that it does not know for certain.
+Blanks (spaces or tabs) separate fields. Only ASCII digits count. This module decides which lines
+are well-formed and names the error in others; `text` reads whole blocks at speed and calls this
+module for every line that it cannot judge for certain.
 """
 
 import re
@@ -30,7 +30,7 @@ _MOST_SHOWN = 40  # characters of the input in a message
 
 
 class LineError(ValueError):
-    """A malformed line; the message says what was got and what is allowed, not where."""
+    """A malformed line; the message says what it has and what is allowed, not where."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Sample:
-    """A line: label set and features, both ascending; how many labels were there twice."""
+    """A line: label set and features, both ascending, and the number of repeated labels."""
 
     labels: list[int]
     indices: list[int]
@@ -71,7 +71,7 @@ def parse_header(line: bytes) -> Header:
 
 
 def _about_header(line: bytes) -> str:
-    """What is wrong with a line 1, as far as it can be told, and the fix."""
+    """The error in a line 1, as far as it can be determined, and the fix."""
     if b"\r" in line and PLAIN.fullmatch(line):
         return (
             "its lines end with CR alone or twice; write them anew with LF, or CR LF, at each end"

@@ -1,9 +1,9 @@
 """Sparse rows in a random order, however many there are.
 
-A row draws a random 64-bit key, and the rows are put out in the order of their keys, so that every
-order is equally likely. The leading bits of the key choose one of some buckets; rows wait there,
-in a file when memory is used up, and one bucket at a time is sorted in memory. So the order is a
-function of the seed and the number of rows alone, and does not change with the buckets.
+Each row draws a random 64-bit key, and rows leave in the order of their keys, so that every order
+is equally likely. The leading bits of the key choose a bucket; rows wait there, in a file when
+memory is used up, and one bucket at a time is sorted in memory. So the order depends only on the
+seed and the number of rows, and not on the buckets.
 """
 
 import os
@@ -26,7 +26,7 @@ Keys = npt.NDArray[np.uint64]
 Part = tuple[Keys, Csr, Csr]
 """Keys, uint64 [rows], with the features and the labels of the rows."""
 
-BUCKET_BYTES = 32 << 20  # of text a bucket, and of waiting rows in memory
+BUCKET_BYTES = 32 << 20  # of text per bucket, and of waiting rows in memory
 
 _PURPOSE = "prepare xmc rows"
 _KEYS_AT_ONCE = 1 << 16
@@ -37,15 +37,15 @@ _ROWS_AT_ONCE = 4096
 class Shuffler:
     """Takes rows and gives them back in random order; a context manager.
 
-    Memory is a few times `bucket_bytes`, by default 32 MiB. Where there is more than one bucket,
-    files are made beside `output`, in a hidden folder that is gone when the context ends; together
-    they have 8 bytes a feature, 4 a label and 24 a row.
+    Memory is a few times `bucket_bytes`, by default 32 MiB. With more than one bucket, files are
+    made beside `output`, in a hidden folder that is removed when the context ends; together they
+    have 8 bytes per feature, 4 per label and 24 per row.
     """
 
     def __init__(
         self, output: Path, text_bytes: int, seed: int, bucket_bytes: int | None = None
     ) -> None:
-        """For rows whose text has about `text_bytes` bytes; more or fewer are no mistake."""
+        """For rows whose text has about `text_bytes` bytes; more or fewer are allowed."""
         target = Path(os.path.realpath(output))
         self._folder = hidden_beside(target, "shuffle")
         self._seed = seed
@@ -76,7 +76,7 @@ class Shuffler:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def add(self, features: Csr, labels: Csr) -> None:
-        """Take the next rows. Raises InputError where a file cannot be written."""
+        """Take the next rows. Raises InputError if a file cannot be written."""
         end_request.look()
         self._columns = features.columns, labels.columns
         self._waiting.append((self._next_keys(len(features)), features, labels))
@@ -85,7 +85,7 @@ class Shuffler:
             self._store()
 
     def shuffled(self) -> Iterator[tuple[Csr, Csr]]:
-        """All rows in their random order, a few thousand at a time; once. Raises InputError."""
+        """Yield all rows in random order, a few thousand at a time; once. Raises InputError."""
         if self._buckets > 1:
             self._store()
         for bucket in range(self._buckets):
@@ -114,7 +114,7 @@ class Shuffler:
         return np.concatenate(parts) if parts else self._keys[:0]
 
     def _store(self) -> None:
-        """Append the rows that wait to the files of their buckets."""
+        """Append the waiting rows to the files of their buckets."""
         if not self._waiting:
             return
         keys, features, labels = _joined(self._waiting)

@@ -20,7 +20,7 @@ _MOST_NAMED = 5  # malformed lines in `first_malformed`
 class Source:
     """Reads a data file once; memory is bounded by a block, or by the longest line.
 
-    `header` is line 1. `malformed` counts the lines that were left out, if that is allowed, and
+    `header` is line 1. `malformed` counts the lines left out, if that is allowed, and
     `first_malformed` has the messages of the first five.
     """
 
@@ -50,14 +50,14 @@ class Source:
             raise self.refused(str(error), line=1) from error
 
     def refused(self, problem: str, line: int | None = None) -> InputError:
-        """The answer to what this file holds; see `found.refused`."""
+        """The error for the contents of this file; see `found.refused`."""
         return refused(self.name, problem, self._head, line, own="text")
 
     def blocks(self) -> Iterator[Block]:
         """The samples in the order of the file; `rows` are numbers of samples in it, from 0.
 
-        Raises InputError that names the line: for a malformed one, unless these are left out, and
-        for a file with fewer or, likewise, more samples than line 1 says; OSError.
+        Raises InputError that names the line: for a file with fewer samples than line 1 says, and,
+        unless such lines are left out, for a malformed line or more samples. Raises OSError.
         """
         for text in self._texts():
             first = self._lines - 1
@@ -86,7 +86,7 @@ class Source:
     def _refuse_extra(self, extra: bytes, sample: int) -> None:
         """Leave out the lines after the last sample that line 1 announces, or raise.
 
-        Lines in which there is nothing are no fault.
+        Empty lines are allowed.
         """
         lines = extra.split(b"\n")[:-1]
         strange = [place for place, line in enumerate(lines) if line.strip(PADDING)]
@@ -115,7 +115,7 @@ class Source:
             rest = data[cut:]
             zeros = not rest.strip(b"\0") and not any(part.strip(b"\0") for part in held)
             if held_bytes and zeros:
-                continue  # a file that is filled up with zeros, however many
+                continue  # a file filled up with zeros, however many
             held.append(rest)
             held_bytes += len(rest)
             if held_bytes > _MOST_LINE_BYTES:

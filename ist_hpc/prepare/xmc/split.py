@@ -1,4 +1,4 @@
-"""Split files: which samples of one data file are train rows, and which are test rows.
+"""Split files: which samples of a data file are train rows, and which are test rows.
 
 A line of a split file has a sample's number, counted from 1, for each of the published splits.
 """
@@ -33,7 +33,7 @@ class Split:
         return int((self.parts == _UNUSED).sum())
 
     def select(self, split: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Positions in `rows`, numbers of samples from 0, of those that belong to `split`."""
+        """Positions in `rows` (numbers of samples from 0) of the rows that belong to `split`."""
         return np.flatnonzero(self.parts[rows] == _PART_OF[split])
 
 
@@ -41,7 +41,7 @@ _PART_OF = {"train": _TRAIN, "test": _TEST}
 
 
 def read_split(train: Path, test: Path, column: int, samples: int) -> Split:
-    """The split in column `column`, from 1, of both files; 9 bytes a sample.
+    """The split in column `column`, from 1, of both files; 9 bytes per sample.
 
     Raises InputError that names file and line, for anything but numbers from 1 to `samples`, each
     in one line of one of the files.
@@ -77,7 +77,7 @@ def _read_column(path: Path, column: int, samples: int) -> npt.NDArray[np.int64]
     Whole numbers may be written as NumPy writes them, such as 3.000e+00.
     """
     numbers: list[int] = []
-    blank = 0  # the first of the lines without anything that nothing but such lines has followed
+    blank = 0  # the first of the empty lines at the end
     try:
         with opened(path) as file:
             head = head_of(file)
@@ -133,7 +133,7 @@ def _too_few(column: int, content: bytes) -> str:
 
 
 def _number(field: bytes) -> int | None:
-    """The whole number that stands there; None for anything else, and for one of many digits."""
+    """The whole number in a text; None for anything else, and for too many digits."""
     if len(field) > _MOST_DIGITS or not VALUE.fullmatch(field):
         return None
     if field.isdigit():

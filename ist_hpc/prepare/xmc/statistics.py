@@ -1,4 +1,4 @@
-"""What is worth knowing of a data set of many labels: how often they occur, what rows hold."""
+"""Statistics of a data set of many labels: how often they occur, what rows contain."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ _HEAD_SHARES = (0.01, 0.1)  # of the labels, the most frequent ones
 
 
 class SplitStatistics:
-    """Counts over the rows of a split; 8 bytes a label."""
+    """Counts over the rows of a split; 8 bytes per label."""
 
     def __init__(self, labels: int) -> None:
         self.counts = np.zeros(labels, dtype=np.int64)
@@ -25,11 +25,11 @@ class SplitStatistics:
         np.add.at(self.counts, labels.indices, 1)
 
     def summary(self) -> dict[str, Any]:
-        """For JSON: rows, those without labels or features, means a row, rows a label.
+        """For JSON: rows, rows without labels or features, means per row, rows per label.
 
         `rows_a_label` has the least, the median and the greatest count over all labels, also those
-        that never occur; `head_share` which part of all label occurrences belongs to the most
-        frequent hundredth and tenth of the labels (at least one label).
+        that never occur; `head_share` has the part of all label occurrences that belongs to the
+        most frequent hundredth and tenth of the labels (at least one label).
         """
         ascending = np.sort(self.counts)
         total = int(ascending.sum())
@@ -55,7 +55,7 @@ class SplitStatistics:
 
 
 def summary_of(train: SplitStatistics, test: SplitStatistics) -> dict[str, Any]:
-    """Both splits, and the test labels of which no train row has one."""
+    """Both splits, and the test labels that occur in no train row."""
     return {
         "train": train.summary(),
         "test": test.summary(),

@@ -1,11 +1,11 @@
 """Whole blocks of the Extreme Classification Repository's text format, by vectorised numpy.
 
-`line` has the grammar and decides about every line that is unusual here, so both give the same
+`line` has the grammar and decides about every line that is unusual here, so both return the same
 rows and refuse the same lines.
 
-Everything but a digit ends a run of digits. Which bytes end a run and the next one, and whether
-there are digits between, tells what the run is: a label, a feature's index, the whole part of its
-value or the fraction. All runs become numbers eight digits at a time, in 64-bit words (D. Lemire,
+Everything but a digit ends a run of digits. The bytes that end a run and the next one, and whether
+there are digits between, determine the run: a label, a feature's index, the whole part of its value
+or the fraction. All runs become numbers eight digits at a time, in 64-bit words (D. Lemire,
 "Number parsing at a gigabyte per second", Software: Practice and Experience 51, 2021, section 3);
 a value is its digits as a whole number divided by a power of ten. Both are exact in float64 up to
 2^53 and 10^22, so the quotient is the one that `float` rounds to (W. Clinger, "How to read
@@ -30,7 +30,7 @@ _VALUES = re.compile(rb"(?:" + VALUE.pattern + rb" )*+")
 
 _FRONT = 16  # bytes before the text, so that two words can end at its first run
 _WORD = 8  # digits
-_MOST_DIGITS = 2 * _WORD  # of a run that is read here
+_MOST_DIGITS = 2 * _WORD  # in a run that this module reads
 _MOST_MANTISSA_DIGITS = 19  # fewer than 2^64
 _EXACT = 2**53
 _TENS = np.array([10**k for k in range(_MOST_DIGITS + 1)], dtype=np.uint64)
@@ -39,12 +39,12 @@ _TENS_FLOAT = _TENS.astype(np.float64)
 
 @dataclass(frozen=True)
 class Block:
-    """What a block of lines holds.
+    """The contents of a block of lines.
 
     rows             int64 [samples], ascending: the lines of the block that are samples, from 0
-    features         float32 values, a row a sample; `labels` the same samples' label sets
+    features         float32 values, one row per sample; `labels` the same samples' label sets
     errors           (line of the block from 0, message) of every other line, ascending
-    repeated_labels  labels that stood twice in their line and are kept once
+    repeated_labels  number of labels that occur twice in their line and are kept once
     """
 
     lines: int
@@ -71,7 +71,7 @@ def parse_block(text: bytes, header: Header) -> Block:
 
 
 def _with_lines_by_the_book(text: bytes, doubtful: Integers, header: Header) -> Block:
-    """The block whose lines `doubtful` are left to `parse_line`."""
+    """The block, with its lines `doubtful` parsed by `parse_line`."""
     lines = text.split(b"\n")[:-1]
     is_doubtful = np.zeros(len(lines), dtype=bool)
     is_doubtful[doubtful] = True
@@ -129,7 +129,7 @@ def _classes() -> npt.NDArray[np.uint8]:
 
 
 def _kinds() -> npt.NDArray[np.uint8]:
-    """What a run is, by (byte before, byte after, whether it has digits); see `_Runs`."""
+    """The kind of a run, by (byte before, byte after, whether it has digits); see `_Runs`."""
     kinds = np.zeros((8, 8, 2), dtype=np.uint8)
     for end in (_NEWLINE, _BLANK):
         kinds[_NEWLINE, end] = kinds[_BLANK, end] = _NOTHING, _BAD
@@ -148,10 +148,10 @@ _KIND_OF_RUN = _kinds()
 
 
 class _Runs:
-    """The runs of digits of a text, and the bytes that part them.
+    """The runs of digits in a text, and the bytes that separate them.
 
-    Run k lies between the marks k and k + 1; a mark is any byte that is no digit, and mark 0 a line
-    end before the text.
+    Run k lies between the marks k and k + 1; a mark is any byte other than a digit, and mark 0 a
+    line end before the text.
     """
 
     def __init__(self, text: bytes) -> None:
@@ -214,7 +214,7 @@ class _Runs:
     def _set_odd_values_aside(self) -> None:
         """Read with `float` each value that has an exponent or a plus; forget the marks in it.
 
-        A field with any other byte that is unknown keeps its marks, and so makes its line bad.
+        A field with any other unknown byte keeps its marks, which makes its line bad.
         """
         ends_field = np.flatnonzero(self._class <= _BLANK)
         odd = np.flatnonzero(self._class == _OTHER)
@@ -257,7 +257,7 @@ class _Runs:
     def _values(
         self, index_runs: Integers, numbers: npt.NDArray[np.uint64]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """The value after each index, float32, and where there is none that float32 can hold."""
+        """The value after each index, float32, and where there is none that fits float32."""
         lengths = self._lengths
         whole_runs = index_runs + 1
         ends = self._class.take(whole_runs + 1)
@@ -312,7 +312,7 @@ class _Runs:
 def _eight_digits(words: npt.NDArray[np.uint64], lengths: Integers) -> npt.NDArray[np.uint64]:
     """The last `lengths` (8 at most count) bytes of each word, all digits, as a number.
 
-    `words` is changed: it becomes the result.
+    Overwrites `words` with the result.
     """
     unused = np.clip(_WORD - lengths, 0, _WORD).astype(np.uint64) << np.uint64(3)
     words >>= unused
@@ -330,20 +330,20 @@ def _eight_digits(words: npt.NDArray[np.uint64], lengths: Integers) -> npt.NDArr
 
 @dataclass(frozen=True)
 class _Entries:
-    """Numbers, uint64, a few a row: row k has those from `starts[k]` to `starts[k + 1]`."""
+    """Numbers, uint64, a few per row: row k has those from `starts[k]` to `starts[k + 1]`."""
 
     numbers: npt.NDArray[np.uint64]
     starts: Integers
 
     def sorting(self) -> Integers | None:
-        """The order that sorts each row; None where the rows ascend strictly already."""
+        """The order that sorts each row; None if the rows already ascend strictly."""
         if not (self._in_one_row() & (self.numbers[1:] <= self.numbers[:-1])).any():
             return None
         row = np.repeat(np.arange(len(self.starts) - 1, dtype=np.uint64), np.diff(self.starts))
         return np.argsort((row << np.uint64(32)) | self.numbers, kind="stable")
 
     def repeated(self) -> Integers:
-        """Positions of the numbers that are the same as the one before in their row."""
+        """Positions of the numbers that equal the one before in their row."""
         return np.flatnonzero(self._in_one_row() & (self.numbers[1:] == self.numbers[:-1])) + 1
 
     def rows_of(self, positions: Integers) -> Integers:
@@ -363,7 +363,7 @@ def _block(
     values: npt.NDArray[np.float32],
     labels: _Entries,
 ) -> Block | Integers:
-    """The block with every row sorted, or the lines in which a feature is there twice."""
+    """The block with every row sorted, or the lines in which a feature occurs twice."""
     order = features.sorting()
     if order is not None:
         features, values = replace(features, numbers=features.numbers[order]), values[order]

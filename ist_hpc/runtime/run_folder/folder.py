@@ -22,13 +22,13 @@ from ist_hpc.runtime.run_folder.metrics import MetricsFile, finite
 
 log = logging.getLogger("ist_hpc")
 UNSAID_END = "ended without a word: killed, out of memory, or its host was lost"
-"""Of a run whose STATUS says that it runs, which it does not."""
+"""The end of a run that does not run although its STATUS says so."""
 
 _GOING_ON = ("starting", "running")
 _LOCK_WAIT_S = 10.0
-_LOST_HOST_WAIT_S = 900.0  # until its rank 0 has ended itself, or the file system gives the lock up
-_MOST_NAMES = 1000  # tried, of runs that start in one second
-_FAILING = ".failing-"  # and which start
+_LOST_HOST_WAIT_S = 900.0  # until its rank 0 has ended itself, or the file system releases the lock
+_MOST_NAMES = 1000  # tried, for runs that start in the same second
+_FAILING = ".failing-"  # followed by the start
 _REPLACED = ("STATUS", "config.yaml", "metrics.jsonl", "run.json", "summary.json")
 
 
@@ -40,13 +40,13 @@ class RunFolder:
         self.move_to(path)
         self.or_beside = or_beside
         self.start = ""
-        """Which start of the run this is, its `lock_line`. Empty until all ranks are in it."""
+        """This start of the run, its `lock_line`. Empty until all ranks are in the folder."""
         self.lock_line = ""
-        """What this process wrote into `.lock`."""
+        """The line that this process wrote into `.lock`."""
         self._said_unwritable = False
 
     def move_to(self, path: Path) -> None:
-        """Have the folder at another place, as nothing was made yet."""
+        """Move the folder to another place, as nothing was made yet."""
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = MetricsFile(path / "metrics.jsonl")
@@ -54,7 +54,7 @@ class RunFolder:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Raise an `InputError` for what cannot be written into the folder."""
+        """Raise an `InputError` if something cannot be written into the folder."""
         try:
             yield
         except OSError as error:
@@ -64,9 +64,9 @@ class RunFolder:
             ) from None
 
     def create(self, resume: bool) -> bool:
-        """Make the folder; raises `InputError` if it is there and this is no resume.
+        """Make the folder; raise `InputError` if it exists and this is not a resume.
 
-        Returns whether it was made, and was not there.
+        Returns whether it was made.
         """
         made = False
         try:
@@ -93,7 +93,7 @@ class RunFolder:
         raise self.exists_error()
 
     def remove(self) -> None:
-        """Remove what this start made a moment ago, as it cannot begin."""
+        """Remove what this start has just made, as it cannot begin."""
         self.start = ""  # no longer in it
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.release()
@@ -101,11 +101,11 @@ class RunFolder:
     def lock(self, longest_s: float = _LOST_HOST_WAIT_S) -> None:
         """Keep other runs out of the folder for as long as this process lives.
 
-        longest_s  that it may wait at most
+        longest_s  seconds that it may wait at most
 
-        Raises `InputError` that says who is in it. Waits a little first: a job that is ended may be
-        ending still as its successor starts; and longer for the same Slurm job's earlier start,
-        which is on a host that was lost.
+        Raises `InputError` that names the holder. Waits a little first: a job may still be ending
+        while its successor starts. Waits longer for an earlier start of the same Slurm job, which
+        is on a lost host.
         """
         if self._lock.held:
             return
@@ -132,7 +132,7 @@ class RunFolder:
         self.lock_line = self._lock.line
 
     def owner(self) -> str | None:
-        """Who holds the folder's lock, as far as this host can see; None if nobody does."""
+        """The holder of the folder's lock, as far as this host can see; None if nobody holds it."""
         return owner_of(self.path / ".lock")
 
     def first_to_fail(self, host: str = "") -> bool:
@@ -147,7 +147,7 @@ class RunFolder:
         return True
 
     def forget_failure(self) -> None:
-        """Forget who failed in earlier starts, and files that one was killed in writing."""
+        """Remove marks of ranks that failed in earlier starts, and half-written files."""
         for left in (f"{_FAILING}*", *map(partial_names, _REPLACED)):
             for path in self.path.glob(left):
                 path.unlink(missing_ok=True)
@@ -155,7 +155,7 @@ class RunFolder:
     def is_of_this_start(self) -> bool:
         """Whether all ranks are in the folder, and no later start has taken it over since.
 
-        A host that was cut off may come back when its run goes on elsewhere.
+        A host that was cut off may come back after its run has continued elsewhere.
         """
         try:
             said = self._lock.said()
@@ -164,7 +164,7 @@ class RunFolder:
         return self.start != "" and said == self.start
 
     def exists_error(self) -> InputError:
-        """The answer to a run that would write into the folder of another."""
+        """The error for a run that would write into the folder of another."""
         return InputError(
             f"the run folder {self.path} exists; go on with it by --resume, or give another --name"
         )
@@ -179,17 +179,17 @@ class RunFolder:
         return self.status() in _GOING_ON
 
     def set_status(self, status: str) -> None:
-        """Replace STATUS; on a full disk what can be written of it, with a warning."""
+        """Replace STATUS; on a full disk write what fits, with a warning."""
         path, text = self.path / "STATUS", status + "\n"
         try:
             write_text(path, text)
         except OSError as error:
-            with suppress(OSError), open_text(path, "w") as file:  # it fits where the old one was
+            with suppress(OSError), open_text(path, "w") as file:  # fits in the old one's place
                 file.write(text)
             self._say_unwritable(path, error)
 
     def _say_unwritable(self, path: Path, error: OSError) -> None:
-        """Warn, once, of what is left out: training is worth more."""
+        """Warn once that rows are left out: training is worth more."""
         if not self._said_unwritable:
             log.warning("%s cannot be written: %s", path, error.strerror)
         self._said_unwritable = True
@@ -202,7 +202,7 @@ class RunFolder:
         write_text(path, json_text({"starts": [*starts, facts]}) + "\n")
 
     def _starts(self, path: Path) -> list[Any]:
-        """The starts before this one; a run.json that cannot be read is put aside."""
+        """The starts before this one; sets aside a run.json that cannot be read."""
         if not path.exists():
             return []
         try:
@@ -220,7 +220,7 @@ class RunFolder:
             self._say_unwritable(self.metrics.path, error)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write summary.json, or warn that it cannot be: what it sums up is saved."""
+        """Write summary.json, or warn if that fails: what it sums up is saved."""
         text = json_text(finite(summary))
         try:
             write_text(self.path / "summary.json", text + "\n")

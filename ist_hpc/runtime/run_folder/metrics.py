@@ -26,7 +26,7 @@ class MetricsFile:
         write_text(self.path, "".join(line + "\n" for line in kept))
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The whole rows of the metrics; one may be cut off where the run, or its host, was."""
+        """The whole rows of the metrics; a killed run, or a lost host, may leave half a row."""
         if not self.path.exists():
             return
         with self.path.open(encoding="utf-8", errors="replace") as file:

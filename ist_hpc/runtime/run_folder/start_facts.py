@@ -12,7 +12,7 @@ from typing import Any
 from ist_hpc import __version__
 from ist_hpc.common.disk.names import command_line
 
-# Of Slurm's variables those that say what the job was; others may have secrets of the site.
+# Slurm's variables that describe the job; others may contain secrets of the site.
 _SLURM = (
     "SLURM_JOB_ID",
     "SLURM_JOB_NAME",
@@ -31,7 +31,7 @@ _SLURM = (
 
 
 def facts_of_start(ranks: int, threads: int, mpi_library: str) -> dict[str, Any]:
-    """What is worth knowing of a start, for run.json. Local."""
+    """The facts about a start for run.json. Local."""
     versions = {"ist_hpc": __version__, "python": platform.python_version()}
     for package in ("torch", "numpy", "h5py", "mpi4py", "horovod"):
         versions[package] = _version_of(package)
@@ -50,7 +50,7 @@ def facts_of_start(ranks: int, threads: int, mpi_library: str) -> dict[str, Any]
 
 
 def _version_of(package: str) -> str:
-    """The version of a package: of what is imported, which may not be what pip installed."""
+    """The version of a package as imported, which may differ from what pip installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     imported = getattr(sys.modules.get(package), "__version__", None)
@@ -63,10 +63,10 @@ def _version_of(package: str) -> str:
 
 
 def _git_state() -> str:
-    """Commit of the package's checkout, with `-dirty` if it was changed; empty if it is none.
+    """Commit of the package's checkout, with `-dirty` if it was changed; empty without a checkout.
 
-    It is one if git has this very file: the package may be installed somewhere in a repository of
-    other things, and git may be told of yet another by its environment.
+    It is a checkout if git has this very file: the package may be installed inside a repository of
+    other things, and the environment may point git to yet another repository.
     """
     own = Path(__file__).resolve()
     try:
@@ -82,12 +82,12 @@ def _git_state() -> str:
 
 
 def _git(folder: Path, *words: str) -> str:
-    """What a command of git prints; raises `CalledProcessError` if it fails, and others."""
+    """The output of a git command; raises `CalledProcessError` if it fails, and others."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     done = subprocess.run(
         ["git", *words],
         cwd=folder,
-        env={**ours, "GIT_OPTIONAL_LOCKS": "0"},  # to look must change nothing
+        env={**ours, "GIT_OPTIONAL_LOCKS": "0"},  # reading must change nothing
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

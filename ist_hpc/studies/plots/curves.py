@@ -1,4 +1,4 @@
-"""Learning curves: which runs make one line, and the table of them; pure."""
+"""Learning curves: which runs form one line, and their table; pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ist_hpc.studies.plots.runs import Run, Values
 class Curve:
     """A line of the plot and of the table: one run, or several that differ only in seed or fold.
 
-    method  lines of the same method share a colour; "" is like no other
+    method  lines of the same method share a colour; "" shares with no other
     """
 
     label: str
@@ -24,8 +24,8 @@ class Curve:
     def over(self, x: str) -> tuple[Values, Values, Values, Values]:
         """(x, mean, least, most) of the metric over one kind of x.
 
-        Runs of a group may have been evaluated at different places: between two evaluations a run
-        is on the straight line, and the curve spans where all runs have values.
+        Runs of a group may have been evaluated at different places: values between two evaluations
+        are interpolated linearly, and the curve spans the range where all runs have values.
         """
         points = [(run.points[x], run.points["test"]) for run in self.runs]
         if len(points) == 1:
@@ -67,7 +67,7 @@ def ranks_told(ranks: int) -> str:
 
 
 def table(lines: Sequence[Curve]) -> str:
-    """A Markdown table of the curves; of a group the mean, and in brackets the least and most."""
+    """A Markdown table of the curves; for a group the mean, and in brackets the least and most."""
     metric = spoken(lines[0].runs[0].metric)
     text = [
         f"| run | ranks | steps | samples | best {metric} | final {metric} |",

@@ -1,4 +1,4 @@
-"""Pictures of learning curves and of speed-ups; matplotlib is imported as they are drawn."""
+"""Pictures of learning curves and of speed-ups; drawing imports matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,8 @@ def draw(
 ) -> "Figure":
     """A figure with a panel for each kind of x. Raises `InputError` if matplotlib is missing.
 
-    log_x  the axes of x are logarithmic
-    time   what the seconds are, instead of those that the runs took
+    log_x  whether the x axes are logarithmic
+    time   the name of the seconds, if not those that the runs took
     """
     figure = _figure(1.2 + 5.2 * len(kinds))
     for curve in lines:
@@ -55,7 +55,7 @@ def _figure(width: float) -> "Figure":
 
 
 def _styles(methods: Sequence[str]) -> list[tuple[str, str]]:
-    """(colour, dash) of lines: a colour a method, a dash for each of its lines; "" is a method."""
+    """(colour, dash) of lines: one colour per method, one dash per line; "" is a method."""
     colours: dict[str, int] = {}
     lines: dict[str, int] = {}
     styles = []
@@ -87,16 +87,16 @@ def _panel(axes: "Axes", lines: Sequence[Curve], x: str, time: str) -> None:
 
 
 def _legend_beside(figure: "Figure", axes: "Axes") -> None:
-    """A legend right of the panels, its entries in the order in which the lines of one end."""
+    """A legend right of the panels, with entries in the order in which a panel's lines end."""
     lines = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
     lines.sort(key=lambda line: float(np.asarray(line.get_ydata())[-1]), reverse=True)
     figure.legend(handles=lines, loc="outside right center", frameon=False, fontsize="small")
 
 
 def draw_scaling(found: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Speed-up over ranks, a line a method, from the summary of a scaling study.
+    """Speed-up over ranks, one line per method, from the summary of a scaling study.
 
-    Without runs on one rank that it could be over: seconds an epoch. Raises `InputError` if
+    Without runs on one rank to compare with, it shows seconds per epoch. Raises `InputError` if
     matplotlib is missing.
     """
     figure = _figure(7.2)
@@ -146,7 +146,7 @@ def _few_ticks(axis: Any) -> None:
 
 
 def _axis(places: Sequence[Values], x: str, time: str = "") -> tuple[str, float]:
-    """The label of an x axis, and what its values are divided by to be short numbers."""
+    """The label of an x axis, and the divisor that makes its values short."""
     most = max((float(at[-1]) for at in places if len(at)), default=0.0)
     if x == "bytes":
         for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):

@@ -1,4 +1,4 @@
-"""What the pictures of all commands have in common; matplotlib is imported as one is drawn."""
+"""The common part of all commands' pictures; drawing imports matplotlib."""
 
 import logging
 import sys
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which colour-blind people can tell apart; black last, no yellow."""
+"""Okabe and Ito's colours, which colour-blind people can distinguish; black last, no yellow."""
 _FORMATS = (".png", ".pdf", ".svg")
 
 
 def refuse_format(output: Path) -> None:
-    """Raise `InputError` for the name of a file that is no picture, or that cannot be written."""
+    """Raise `InputError` for a file name that is not a picture's, or that cannot be written."""
     if output.suffix.lower() not in _FORMATS:
         raise InputError(f"--output must end with {', '.join(_FORMATS)}, got {output}")
     refuse_target(output, "--output", overwrite=True)
@@ -33,7 +33,7 @@ def require_matplotlib(otherwise: str) -> "type[Figure]":
     otherwise  what a user without it can do instead of giving --output
     """
     if "matplotlib" not in sys.modules and for_matplotlib():
-        # Its fonts are looked for anew each time, about which it has a note to print.
+        # It would search its fonts each time, and print a note about that.
         logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     try:
         from matplotlib.figure import Figure
@@ -52,20 +52,20 @@ def new_figure(width: float, height: float, otherwise: str) -> "Figure":
 
 
 def plain(axes: "Axes") -> None:
-    """Nothing but what is read off: no frame, a light grid behind the lines."""
+    """A plain look: no frame, a light grid behind the lines."""
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def as_label(name: str) -> str:
-    """A name as matplotlib draws it as it is: no formula between dollars, no leading `_`."""
+    """A name that matplotlib draws unchanged: no formula between dollars, no leading `_`."""
     plain_name = printable(name).replace("$", r"\$")
     return f" {plain_name}" if plain_name.startswith("_") else plain_name
 
 
 def save(figure: "Figure", output: Path) -> None:
-    """Draw into a file, which is replaced. Raises `InputError` if it cannot be written."""
+    """Draw into a file and replace it. Raises `InputError` if it cannot be written."""
     try:
         with replacing(output) as beside, warnings.catch_warnings():
             # A character that the font lacks is drawn as a box, which says as much.

@@ -1,4 +1,4 @@
-"""What the folders of runs say, for curves, tables and studies; no MPI."""
+"""Reads the folders of runs, for curves, tables and studies; uses no MPI."""
 
 import json
 import re
@@ -16,16 +16,16 @@ from ist_hpc.config.yaml_text import read_yaml
 Values = npt.NDArray[np.float64]
 
 POINTS = ("steps", "samples", "seconds", "bytes", "test")
-"""What a run has of each of its evaluations."""
+"""What a run has for each of its evaluations."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder says; `points` has an array [evaluations] for each kind of x and for y.
+    """Data of a run folder; `points` has an array [evaluations] for each kind of x and for y.
 
     points  steps (of a rank), samples (of all ranks), seconds (of rounds), bytes (received or
-            averaged by all ranks in rounds), test (the metric, of 1, on the test rows)
-    metric  which: `accuracy`, `precision_at_1`, ...
+            averaged by all ranks in rounds), test (the metric, as a fraction of 1, on test rows)
+    metric  the name of the metric: `accuracy`, `precision_at_1`, ...
     """
 
     path: Path
@@ -83,14 +83,14 @@ def _ranks(path: Path) -> int:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file, which may still be written to: a last line cut off is left out.
+    """The rows of a metrics file, which may still grow: an incomplete last line is left out.
 
     Raises `InputError` if the file cannot be read or another line is damaged.
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
-        return []  # a run that has just been started
+        return []  # the run has just started
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     rows = []
@@ -115,9 +115,10 @@ def metric_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 class RoundSeconds:
-    """Seconds of all rounds up to a row of metrics, with what was waited for at their ends.
+    """Seconds of all rounds up to a row of metrics, with the waits at their ends.
 
-    `wait` of a row is what the ranks waited for each other at the end of what the row before is of.
+    `wait` of a row is the time that ranks waited for each other at the end of the previous row's
+    work.
     """
 
     def __init__(self) -> None:
@@ -136,9 +137,9 @@ class RoundSeconds:
 
 
 def evaluations(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Values]:
-    """The points of a run (see `Run`) from its rows, a round evaluated twice only once.
+    """The points of a run (see `Run`) from its rows; a round evaluated twice counts once.
 
-    Raises `InputError` if a row lacks what it should have.
+    Raises `InputError` if a row lacks a required key.
     """
     size, spent = 0, RoundSeconds()
     found: dict[int, tuple[float, ...]] = {}

@@ -17,7 +17,7 @@ _NEEDED = {scaling.FILE: scaling.NEEDED, convergence.FILE: convergence.NEEDED}
 
 
 def find(path: Path) -> Path | None:
-    """The CSV of a study, given it or its folder; None if it is neither. Raises `InputError`."""
+    """The CSV of a study, from the CSV or its folder; None for neither. Raises `InputError`."""
     if path.name in _NEEDED and path.is_file():
         return path
     found = [path / name for name in _NEEDED if (path / name).is_file()]
@@ -27,9 +27,9 @@ def find(path: Path) -> Path | None:
 
 
 def rows_of(path: Path, ranks: Sequence[int]) -> list[Row]:
-    """The rows of a study, of some numbers of ranks or (for none) of all. Raises `InputError`.
+    """The rows of a study, for some numbers of ranks or (if none) for all. Raises `InputError`.
 
-    One rank, which others are compared with, always stays.
+    One rank always stays, as others are compared with it.
     """
     rows = read_rows(path, _NEEDED[path.name])
     rows = [row for row in rows if not ranks or row["ranks"] in (*ranks, 1)]
@@ -39,12 +39,12 @@ def rows_of(path: Path, ranks: Sequence[int]) -> list[Row]:
 
 
 def is_scaling(path: Path) -> bool:
-    """Whether a study is of scaling; else it is of convergence."""
+    """Whether a study measures scaling; else it measures convergence."""
     return path.name == scaling.FILE
 
 
 def scaling_summary(paths: Sequence[Path], ranks: Sequence[int]) -> list[dict[str, Any]]:
-    """What `draw.draw_scaling` and the tables show, of studies put together."""
+    """The data of `draw.draw_scaling` and the tables, from several studies together."""
     found = [row for path in paths for row in rows_of(path, () if len(paths) > 1 else ranks)]
     return scaling.summary([row for row in found if not ranks or row["ranks"] in (*ranks, 1)])
 
@@ -58,8 +58,8 @@ def curves(
 ) -> list[Curve]:
     """A curve for each method and number of ranks of a convergence study, over its seeds.
 
-    seconds_from  a scaling.csv: the seconds of a curve are its steps times this study's seconds a
-                  step
+    seconds_from  a scaling.csv: the seconds of a curve are its steps times the seconds per step of
+                  this study
 
     Raises `InputError`.
     """
@@ -82,7 +82,7 @@ def curves(
 
 
 def _with_seconds(run: Run, step_s: float) -> Run:
-    """The run, its seconds those of its steps."""
+    """The run, with seconds computed from its steps."""
     seconds = run.points["steps"] * step_s
     return dataclasses.replace(run, points={**run.points, "seconds": seconds})
 
@@ -90,7 +90,7 @@ def _with_seconds(run: Run, step_s: float) -> Run:
 def table(paths: Sequence[Path], ranks: Sequence[int], seconds_from: Path | None) -> str:
     """The tables of a study, as `bench` prints them at its end. Raises `InputError`.
 
-    Of several only if they are of scaling.
+    Only scaling studies can share one table.
     """
     path = paths[0]
     if is_scaling(path):

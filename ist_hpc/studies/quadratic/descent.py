@@ -1,8 +1,8 @@
 """Independent subnet training of a quadratic: local steps on dealt coordinates, round after round.
 
 x+ = x - step sum P_i (L_i P_i x - b_i), P_i the mask of the coordinates dealt to worker i (Perm-q).
-The other forms are this one on another problem; see `problems`. Deals and exchange are those that
-networks are trained with.
+The other forms are this one on another problem; see `problems`. Deals and exchange are the same as
+for networks.
 """
 
 from collections.abc import Callable
@@ -30,8 +30,8 @@ class Run:
 
     start        x at first; float64, shape [replicas, d], d a multiple of the workers
     steps        the step size of each round; float64, shape [rounds]
-    local_steps  that a worker takes in a round
-    seed         of the deals; replica r is the axis `x{r}`
+    local_steps  steps that a worker takes in a round
+    seed         seed of the deals; replica r is the axis `x{r}`
     every        rounds from one observation to the next
     """
 
@@ -48,12 +48,12 @@ class Run:
         return {f"x{replica}": Axis(size) for replica in range(replicas)}
 
     def observed(self, round_index: int) -> bool:
-        """Whether x is looked at after this round."""
+        """Whether x is observed after this round."""
         return (round_index + 1) % self.every == 0
 
 
 Descend = Callable[[Quadratic, Run], Array]
-"""Runs a `Run`; gives x at the start and at each observation: [1 + observations, replicas, d]."""
+"""Runs a `Run`; returns x at the start and at each observation: [1 + observations, replicas, d]."""
 
 
 def in_process(problem: Quadratic, run: Run) -> Array:
@@ -78,7 +78,7 @@ def over_ranks(comm: "MPI.Comm", problem: Quadratic, run: Run) -> Array:
     """A `Descend` in which each rank is a worker; the same iterates to the last bit. Collective.
 
     The rank descends with its own L_i and b_i, and holds the coordinates that it is dealt.
-    To be looked at they visit home, and every rank is given all of them.
+    To be observed they visit home, and every rank receives all of them.
     """
     rank, ranks = comm.Get_rank(), comm.Get_size()
     assert problem.workers == ranks
@@ -119,7 +119,7 @@ def _whole(
 def _doubles(tensor: Tensor) -> Array:
     """The float64 numbers whose halves are the rows [count, 2] of float32: a view, shape [count].
 
-    The exchange moves float32 by copying, which alters no bit, not even of a half that is a NaN.
+    The exchange moves float32 by copying, which changes no bit, not even in a half that is a NaN.
     """
     return tensor.numpy().view(np.float64)[:, 0]
 

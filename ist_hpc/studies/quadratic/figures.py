@@ -1,7 +1,7 @@
-"""The picture of the command: four panels, measured in one process; matplotlib as it is drawn.
+"""The picture of the command: four panels, measured in one process; drawing imports matplotlib.
 
-Two panels need other numbers of workers than a job has ranks, so all of it is drawn by one rank,
-whose iterates are those that the ranks would give.
+Two panels need other numbers of workers than a job has ranks, so one rank draws everything. Its
+iterates equal those of the ranks.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OTHERWISE = "take the table"
-"""What a user without matplotlib can do."""
+"""The alternative for a user without matplotlib."""
 
 _COLOURS = pictures.COLOURS[:4]
 _DASHED: dict[str, Any] = {"linestyle": "--", "lw": 1.1, "zorder": 1}
@@ -32,7 +32,7 @@ _CONDITIONS = (2.0, 10.0, 100.0)
 
 
 def save(study: Study, output: Path) -> None:
-    """Measure and draw into a file, which is replaced. Local.
+    """Measure, draw into a file and replace it. Local.
 
     Raises `InputError` if matplotlib is missing or the file cannot be written.
     """
@@ -52,7 +52,7 @@ def save(study: Study, output: Path) -> None:
 
 
 def _distance(axes: "Axes", study: Study) -> None:
-    """The mean over replicas comes to rest beside the minimiser, where the formulas say."""
+    """The mean over replicas settles beside the minimiser, where the formulas predict."""
     same, differing = (study.problem(study.q, differ) for differ in (False, True))
     several = study.local_steps
     for colour, (name, problem, q, local_steps) in zip(
@@ -65,7 +65,7 @@ def _distance(axes: "Axes", study: Study) -> None:
         ),
         strict=True,
     ):
-        # Small steps and many replicas, for the mean is to be seen and not what the deals scatter.
+        # Small steps and many replicas, to show the mean and not the scatter of the deals.
         step, least = theory.safe_step(problem) / 4, problem.minimiser()
         start = np.zeros((4 * study.replicas, problem.size))
         run = Run(start, np.full(_ROUNDS, step), local_steps, study.seed)
@@ -82,7 +82,7 @@ def _distance(axes: "Axes", study: Study) -> None:
 
 
 def _step_size(axes: "Axes", study: Study) -> None:
-    """Smaller steps take the noise of the deals away, not the bias."""
+    """Smaller steps remove the noise of the deals, not the bias."""
     seen = []
     for colour, differ in zip(_COLOURS[1::2], (False, True), strict=True):
         problem = study.problem(study.q, differ)
@@ -106,7 +106,7 @@ def _step_size(axes: "Axes", study: Study) -> None:
 
 
 def _gaps(study: Study, problem: Quadratic, step: float) -> Array:
-    """Mean suboptimality over rounds, after the start is forgotten, of each replica."""
+    """Mean suboptimality of each replica over rounds, after the start is forgotten."""
     before = theory.rounds_to_forget(problem, study.q, step, 1e-4)
     start = np.zeros((study.replicas, problem.size))
     run = Run(start, np.full(before + study.rounds, step), seed=study.seed, every=4)
@@ -115,7 +115,7 @@ def _gaps(study: Study, problem: Quadratic, step: float) -> Array:
 
 
 def _share(axes: "Axes", study: Study) -> None:
-    """The bias goes as the share of the coordinates that a worker is dealt grows."""
+    """The bias vanishes as a worker is dealt a larger share of the coordinates."""
     for colour, condition in zip(_COLOURS, _CONDITIONS, strict=False):
         measured, errors = [], []
         for workers in _WORKERS:

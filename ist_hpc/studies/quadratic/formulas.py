@@ -1,4 +1,4 @@
-"""Each formula beside a measurement with its standard error: the rows that the command prints."""
+"""Compares each formula with a measurement and its standard error: the rows that are printed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from ist_hpc.studies.quadratic.problems import Array, Kind, Quadratic
 
 DEVIATIONS = 5.0
 ROUNDING = 1e-12
-_ONE_STEP = 8  # times as many replicas where they run for one round only
+_ONE_STEP = 8  # times as many replicas if they run for one round only
 _LEFT = 1e-13  # of the start, before the mean over rounds begins
-_LEFT_OF_NOISE = 1e-6  # the same where the deals scatter x in any problem
+_LEFT_OF_NOISE = 1e-6  # the same if the deals scatter x in any problem
 _EVERY = 4
 _BETA = 0.25  # of theorem 2, which then allows steps up to 1/3
 COUNTEREXAMPLE = (1.0, 10.0, 2.49)
@@ -26,9 +26,9 @@ COUNTEREXAMPLE = (1.0, 10.0, 2.49)
 class Row:
     """A prediction and its measurement.
 
-    error   one standard error of `measured`, over replicas; 0 where nothing is random
-    away    how far they are apart, in standard errors: of vectors the worst coordinate; nan where
-            only rounding is allowed for
+    error   one standard error of `measured`, over replicas; 0 if nothing is random
+    away    their distance in standard errors, for vectors that of the worst coordinate; nan if only
+            rounding is allowed for
     holds   equal (or below, if the prediction is a bound) within the error and rounding
     """
 
@@ -43,7 +43,7 @@ class Row:
 
 
 def allowed_errors(replicas: int) -> float:
-    """Standard errors by which a mean over replicas may be off: 5, and more if they are few.
+    """Standard errors by which a mean over replicas may be off: 5, and more for few replicas.
 
     The quantile of Student's t that is as improbable (6e-7, both sides together) as five standard
     deviations of a normal distribution, by its Cornish-Fisher expansion.
@@ -68,8 +68,8 @@ def compare(formula: int, what: str, predicted: float, samples: Array, bound: bo
 def compare_points(formula: int, what: str, origin: Array, predicted: Array, samples: Array) -> Row:
     """A point [d] against the mean of samples [replicas, d], all coordinates.
 
-    What is shown is the distance from `origin`, of the measured point along the predicted
-    direction, whose error is that of a linear function.
+    The row shows the distance from `origin`; for the measured point along the predicted direction,
+    so that its error is that of a linear function.
     """
     distance = float(np.linalg.norm(predicted - origin))
     mean = samples.mean(0)
@@ -100,11 +100,11 @@ def _judge(differences: Array, samples: Array) -> tuple[float, bool]:
 
 @dataclass(frozen=True)
 class Study:
-    """What is measured, and how.
+    """The settings of the measurements.
 
-    q            coordinates a worker in Perm-q; formulas of Perm-1 are measured with one
-    local_steps  of the rows with several
-    rounds       whose mean is taken, after the start is forgotten
+    q            coordinates per worker in Perm-q; formulas of Perm-1 are measured with one
+    local_steps  local steps in the rows with several
+    rounds       rounds in the mean, after the start is forgotten
     """
 
     descend: Descend
@@ -118,7 +118,7 @@ class Study:
     seed: int = 0
 
     def problem(self, q: int, heterogeneous: bool) -> Quadratic:
-        """Of q coordinates a worker."""
+        """The problem with q coordinates per worker."""
         size = q * self.workers
         return problems.drawn(
             self.kind, size, self.workers, self.condition, heterogeneous, self.seed
@@ -137,7 +137,7 @@ class Study:
         return self.descend(m, Run(starts, np.array([step]), seed=self.seed))[1]
 
     def rates(self, matrix: Array, m: Quadratic, starts: Array) -> tuple[Array, Array]:
-        """What f = x'Lx / 2 falls by in a round from each start, as step a - step^2 b / 2.
+        """The decrease of f = x'Lx / 2 in a round from each start, as step a - step^2 b / 2.
 
         a and b, [replicas], from two rounds with the same deals and steps s and 2s: no limit is
         taken. L is `matrix`, the descent that of `m` without its vectors.
@@ -200,7 +200,7 @@ def compression(study: Study) -> Iterator[Row]:
 
 
 def descent(study: Study) -> Iterator[Row]:
-    """2: where descent fails, and up to which step it is sure; Perm-1, b = 0."""
+    """2: where descent fails, and up to which step it is guaranteed; Perm-1, b = 0."""
     n = study.workers
     a, b, c = COUNTEREXAMPLE
     edge = 2 * a * b / (a + b)
@@ -228,7 +228,7 @@ def descent(study: Study) -> Iterator[Row]:
 
 
 def _growth(study: Study) -> Iterator[Row]:
-    """From the direction in which f rises: how far, and that |x| falls; and by D^(-1/2)."""
+    """From the direction in which f rises: how far, and that |x| falls; and with D^(-1/2)."""
     example = problems.counterexample(*COUNTEREXAMPLE, study.workers)
     changed = problems.changed_variables(example)
     worst = theory.least_descent(example.matrix, example)[1]
@@ -299,7 +299,7 @@ def _shrunk(points: Array, starts: Array) -> Array:
 
 
 def bias(study: Study) -> Iterator[Row]:
-    """4: the bias of the preconditioned sketches where b is not 0; Perm-1. Rows: |x - x*|."""
+    """4: the bias of the preconditioned sketches if b is not 0; Perm-1. Rows: |x - x*|."""
     n = study.workers
     problem = study.problem(1, heterogeneous=True)
     yield compare_points(
@@ -347,7 +347,7 @@ def theorem2(study: Study) -> Iterator[Row]:
 
 
 def masked(study: Study) -> Iterator[Row]:
-    """6: the masked form, which networks are trained by; Perm-q. Rows: |mean x - x*|."""
+    """6: the masked form, which trains networks; Perm-q. Rows: |mean x - x*|."""
     q, several = study.q, study.local_steps
     same, differing = (study.problem(q, heterogeneous) for heterogeneous in (False, True))
     whole = differing.in_one()

@@ -1,4 +1,4 @@
-"""Quadratics f_i(x) = x'L_i x / 2 - b_i'x, one a worker, and what sketches make of them.
+"""Quadratics f_i(x) = x'L_i x / 2 - b_i'x, one per worker, and their sketched forms.
 
 Shulgin and Richtárik (arXiv 2306.16484), sections 3 and 4. All arrays are float64.
 """
@@ -66,7 +66,7 @@ class Quadratic:
         return 0.5 * np.einsum("...i,ij,...j", points, self.matrix, points) - points @ self.vector
 
     def suboptimality(self, points: Array) -> Array:
-        """f less its minimum, at points [..., d]; shape [...]."""
+        """f minus its minimum, at points [..., d]; shape [...]."""
         away = points - self.minimiser()
         return 0.5 * np.einsum("...i,ij,...j", away, self.matrix, away)
 
@@ -84,8 +84,8 @@ def drawn(
 ) -> Quadratic:
     """Random quadratics with eigenvalues from 1 to `condition`, evenly spaced on a log scale.
 
-    dense: random eigenvectors; diagonal: the eigenvalues in random order. A worker's function is a
-    function of (seed, worker) alone; homogeneous ones all have that of worker 0.
+    dense: random eigenvectors; diagonal: the eigenvalues in random order. A worker's function
+    depends only on (seed, worker); in homogeneous problems all have that of worker 0.
     """
     eigenvalues = condition ** np.linspace(0.0, 1.0, size)
 
@@ -114,7 +114,7 @@ def _uniform(purpose: str, seed: int, rows: int, columns: int) -> Array:
 def counterexample(a: float, b: float, c: float, size: int) -> Quadratic:
     """Homogeneous, with L = [[a, c], [c, b]] in the first two coordinates and b_i = 0.
 
-    As many workers as coordinates (Perm-1). Any further coordinate is on its own, with 1.
+    As many workers as coordinates (Perm-1). Any further coordinate is separate, with 1.
     """
     matrix = np.eye(size)
     matrix[:2, :2] = [[a, c], [c, b]]
@@ -135,8 +135,8 @@ def exact(size: int, seed: int) -> Quadratic:
     return Quadratic(np.broadcast_to(matrix, (size, *shape)), np.broadcast_to(root, shape))
 
 
-# What the sketches C_i = Diag(c_i) P_i make of a problem; P_i masks all but the coordinates dealt
-# to worker i. The result has M_i = Diag(c_i) L_i Diag(c_i) / n and v_i = Diag(c_i) b_i / n, so that
+# The problem under sketches C_i = Diag(c_i) P_i, where P_i masks all but the coordinates dealt to
+# worker i. The result has M_i = Diag(c_i) L_i Diag(c_i) / n and v_i = Diag(c_i) b_i / n, so that
 #     x+ = x - step (1/n) sum C_i grad f_i(C_i x)  =  x - step sum P_i (M_i P_i x - v_i).
 # Worker i needs nothing of another worker for it. The masked form, which the package applies to
 # networks, is the right hand side on the problem as it is.

@@ -1,8 +1,8 @@
-"""What theory predicts of descent with permutation sketches; numpy alone, nothing of the iteration.
+"""The theory of descent with permutation sketches; with numpy, independently of the iteration.
 
-Numbers of theorems and sections are of Shulgin and Richtárik (arXiv 2306.16484); what is derived
-here says so. `m` below are sketched problems (`problems.sketched`) or, in the masked form, the
-problem itself. All arrays are float64.
+Numbers of theorems and sections refer to Shulgin and Richtárik (arXiv 2306.16484); "Derived" marks
+results derived here. `m` below is a sketched problem (`problems.sketched`) or, in the masked form,
+the problem itself. All arrays are float64.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _SUBSETS_AT_ONCE = 1 << 10
 
 
 def thinned(matrix: Array, q: int) -> Array:
-    """L_q = D + ((q - 1) / (d - 1)) (L - D): what workers see of L in the mean. Derived.
+    """L_q = D + ((q - 1) / (d - 1)) (L - D): the L that workers see in the mean. Derived.
 
     Times n / d = 1 / q it is the mean over deals of P L P: a coordinate is dealt to a worker with
     probability 1 / n, and one of the other d - 1 is with it with probability (q - 1) / (d - 1).
@@ -48,7 +48,7 @@ def mean_fixed_point(m: Quadratic, q: int, step: float = 1.0, local_steps: int =
             summed = np.eye(q)
             for _ in range(local_steps - 1):
                 summed = np.eye(q) + shrink @ summed
-            # Sums of sums: one after the other, their rounding would come to that of 10^6 terms.
+            # Sums of sums: in one running sum the rounding would grow to that of 10^6 terms.
             lefts, rights = np.zeros_like(left), np.zeros_like(right)
             np.add.at(lefts, (rows, columns), summed @ part)
             np.add.at(rights, subsets, (summed @ vector[subsets][:, :, None])[:, :, 0])
@@ -68,13 +68,13 @@ def safe_step(m: Quadratic) -> float:
     """A step at which no worker's subnet can diverge: 1 over the largest eigenvalue of any M_i.
 
     Eigenvalues of M_SS lie between those of M (Cauchy), so at any step below twice this one, and
-    with b = 0, every round makes |x| smaller whatever is dealt. f may rise meanwhile. Derived.
+    with b = 0, every round makes |x| smaller, whatever the deal. f may rise meanwhile. Derived.
     """
     return float(1 / np.linalg.eigvalsh(m.matrices)[:, -1].max())
 
 
 def rounds_to_forget(m: Quadratic, q: int, step: float, left: float) -> int:
-    """Rounds after which `left` of the start is left in the mean iterate, one local step."""
+    """Rounds after which the mean iterate has `left` of the start, with one local step."""
     rate = np.abs(np.linalg.eigvals(np.eye(m.size) - step * thinned(m.matrix, q))).max()
     return int(np.ceil(np.log(left) / np.log(min(max(rate, 1e-3), 1 - 1e-9))))
 
@@ -96,7 +96,7 @@ def descent_matrix(matrix: Array, m: Quadratic) -> Array:
 
 
 def least_descent(matrix: Array, m: Quadratic) -> tuple[float, Array]:
-    """The least eigenvalue of W and its unit eigenvector: where it is negative, f rises."""
+    """The least eigenvalue of W and its unit eigenvector: if it is negative, f rises there."""
     values, vectors = np.linalg.eigh(descent_matrix(matrix, m))
     return float(values[0]), vectors[:, 0]
 
@@ -104,8 +104,8 @@ def least_descent(matrix: Array, m: Quadratic) -> tuple[float, Array]:
 def step_bound(matrix: Array, m: Quadratic) -> tuple[float, Array]:
     """theta, the least with E BLB <= theta W, and a direction in which they are equal.
 
-    Steps up to 1 / theta are those of theorem 1; in the mean f falls everywhere at any step below
-    2 / theta, and does not in that direction above it. W must be positive definite.
+    Theorem 1 allows steps up to 1 / theta. In the mean f falls everywhere at any step below
+    2 / theta; above it f does not fall in that direction. W must be positive definite.
     """
     root = np.linalg.cholesky(descent_matrix(matrix, m))
     curvature = matrix * _deal_moments(m.diagonals)
@@ -146,7 +146,7 @@ class Theorem2:
         return cls(float(h @ problem.matrix @ h), float((problem.matrix * covariance).sum()))
 
     def bound(self, step: float, beta: float, start: float, rounds: int) -> float:
-        """Of the mean over rounds of |grad f|^2 in the norm of L^(-1); `start`: f(x_0) - min f.
+        """Bound of the mean over rounds of |grad f|^2, norm of L^(-1); `start`: f(x_0) - min f.
 
         Holds for steps up to (1/2 - beta) / (1/2 + beta), 0 < beta < 1/2.
         """
@@ -156,12 +156,12 @@ class Theorem2:
         ) + step * self.noise
 
     def stationary(self, step: float) -> float:
-        """What |grad f|^2 tends to in the mean at a constant step, exactly. Derived.
+        """The exact limit of the mean of |grad f|^2 at a constant step. Derived.
 
         E B = I, so x+ = (1 - step) x + step v with independent v: variance step / (2 - step).
         """
         return self.bias + step / (2 - step) * self.noise
 
     def averaged(self, rounds: int) -> float:
-        """The same after so many rounds at the falling steps 1, 1/2, 1/3, ...: x is a mean of v."""
+        """The same after `rounds` at the falling steps 1, 1/2, 1/3, ...: x is a mean of v."""
         return self.bias + self.noise / rounds

@@ -27,10 +27,10 @@ _MOST_ELEMENTS = 2**31
 
 
 def refuse_unfit(config: Config, model: Model, ranks: int) -> None:
-    """Raise `InputError` if so many ranks cannot train the model by the algorithm. Local."""
+    """Raise `InputError` if the ranks cannot train the model with the algorithm. Local."""
     algorithm = config.train.algorithm
     if algorithm == "ist":
-        at_round(model.axes, ranks, config.seed, 0)  # refuses axes narrower than the ranks
+        at_round(model.axes, ranks, config.seed, 0)  # refuses axes with fewer units than ranks
     if algorithm == "ddp" and not model.differentiable:
         raise InputError(
             "`train.algorithm: ddp` wants a loss for autograd, which there is neither for sparse "
@@ -49,9 +49,9 @@ def build(
 ) -> Algorithm:
     """The algorithm that a configuration names, on this rank's device (of `devices.choose`).
 
-    Starts Horovod, or what stands in for it, for data parallel training and local SGD, and under
-    independent subnets if the model shares weights; for DDP a process group of PyTorch's.
-    Collective. Raises `AgreedInputError` where the configuration wants what only Horovod has.
+    Starts Horovod or its substitute for data parallel training and local SGD, and for independent
+    subnets if the model shares weights; for DDP a process group of PyTorch.
+    Collective. Raises `AgreedInputError` if the configuration needs what only Horovod has.
     """
     train, rule, seed = config.train, optimizer.build(config.optimizer), config.seed
     carry, silence_s = config.optimizer.state == "carry", config.runtime.silence_s
@@ -71,7 +71,7 @@ def build(
 
 
 def _refuse_compression(compression: str) -> None:
-    """Raise `InputError` if gradients are to be compressed without Horovod. Local."""
+    """Raise `InputError` for compressed gradients without Horovod. Local."""
     if compression != "none" and not horovod_start.is_installed():
         raise InputError(
             f"`train.compression: {compression}` is Horovod's, which is not installed: install it "

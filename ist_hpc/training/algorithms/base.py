@@ -24,15 +24,15 @@ class Algorithm(ABC):
     """How the ranks train one model together, round by round.
 
     Between rounds the model can be visited at home: then `state` has the home blocks, from which it
-    is evaluated and saved, and the next round goes on as if there had been no visit.
+    is evaluated and saved, and the next round continues as if there had been no visit.
 
-    carry         whether optimiser state lasts from round to round, else it begins anew in each
+    carry         whether optimiser state lasts from round to round, else each round resets it
     device        where the weights are, and batches must be
     state         partitioned weights and slots of this rank, by key
     shared        weights without an axis, the same on all ranks at the end of a round
     shared_slots  their slots
     slot_specs    the slots that a checkpoint holds
-    meter         where time is counted that is not what the caller is timing, and averaged bytes
+    meter         counts averaged bytes, and time apart from what the caller is timing
     averaged_by   what averages over the ranks, such as Horovod; None: nothing is averaged
     looks_ahead   whether `begin_round` wants the round's batches
     """
@@ -59,18 +59,18 @@ class Algorithm(ABC):
         self.state: State = {}
         self.shared: dict[str, Tensor] = {}
         self.shared_slots: dict[str, Tensor] = {}
-        # What this rank's steps change: weights as stored, partitioned and shared ones, and the
-        # slots of those that are trained, in shapes that broadcast.
+        # What this rank's steps change: partitioned and shared weights as stored, and the slots
+        # of trained weights, in shapes that broadcast.
         self._weights: dict[str, Tensor] = {}
         self._slots: dict[str, Slots] = {}
-        self._updates: dict[str, int] = {}  # of weights whose updates are counted apart
+        self._updates: dict[str, int] = {}  # for weights whose updates are counted separately
         self._steps_in_round = 0
         self._held: dict[str, Tensor] = {}  # rows of demanded tensors, by name of the demand
         self._room: GradientBuffers = {}
 
     @abstractmethod
     def start_new(self, given: Mapping[str, Tensor] | None = None) -> None:
-        """Draw the initial weights, at home; shared ones that are `given` are taken. Collective."""
+        """Draw the initial weights, at home; use shared ones that are `given`. Collective."""
 
     @abstractmethod
     def start_from(
@@ -90,7 +90,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def step(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
-        """One local step; returns the batch's mean loss, a scalar on the device. Local for IST.
+        """One local step; return the batch's mean loss, a scalar on the device. Local for IST.
 
         `trained` is the number of steps of the run before this one.
         """
@@ -118,7 +118,7 @@ class Algorithm(ABC):
 
     @torch.no_grad()
     def _update(self, gradients: Gradients, lr: float, trained: int) -> None:
-        """The optimiser's step of every trained weight; `gradients` is emptied. Local."""
+        """The optimiser's step for every trained weight; empties `gradients`. Local."""
         of_all = trained if self.carry else self._steps_in_round
         for key, slots in self._slots.items():
             count = self._updates.get(key, of_all)
@@ -127,14 +127,14 @@ class Algorithm(ABC):
                 self._updates[key] += 1
 
     def changing(self) -> Iterator[Tensor]:
-        """What this rank's steps, and `end_round`, change. Local."""
+        """The tensors that this rank's steps and `end_round` change. Local."""
         yield from self._weights.values()
         if self.carry:
             for slots in self._slots.values():
                 yield from slots.values()
 
     def keep_round(self) -> None:
-        """Copy what the round that has begun will change, so that it can be undone. Local.
+        """Copy what the current round will change, so that it can be undone. Local.
 
         `undo_round` or `forget_kept` frees the copy.
         """
@@ -146,7 +146,7 @@ class Algorithm(ABC):
 
     @torch.no_grad()
     def undo_round(self) -> None:
-        """Give up what was trained since `keep_round`. Local; all ranks must do it."""
+        """Undo the training since `keep_round`. Local; all ranks must do it."""
         for tensor, kept in zip(self.changing(), self._kept, strict=True):
             tensor.copy_(kept)
         self._updates = {key: n - self._steps_in_round for key, n in self._updates.items()}
@@ -159,7 +159,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def visit_home(self, with_slots: bool) -> ExchangeReport:
-        """Fill the home blocks of the weights, and of the slots if asked for. Collective."""
+        """Fill the home blocks of the weights, and of the slots on request. Collective."""
 
     @abstractmethod
     def leave_home(self) -> None:

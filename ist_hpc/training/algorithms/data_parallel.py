@@ -15,20 +15,20 @@ from ist_hpc.training.averaging import Averages, HorovodAverages, rows_of_all
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_HALF_BYTES = 2  # of an element under fp16
+_HALF_BYTES = 2  # per element under fp16
 
 
 class DataParallel(Replicas):
     """Horovod's DistributedOptimizer around this package's optimisers.
 
-    Where the model has a loss for autograd, gradients are averaged while the backward pass goes on;
-    seconds `average` are those for which a rank waits after it. Other models (sparse rows, labels
+    If the model has a loss for autograd, gradients are averaged during the backward pass; `average`
+    counts the seconds that a rank waits after it. Other models (sparse rows, labels
     in blocks) compute all gradients first, each a whole tensor: with several ranks the lazy updates
     of sparse rows become those of PyTorch's dense optimisers, but where labels are sampled: then
     the rows that some rank used are averaged and updated. Without Horovod, and on a GPU, gradients
     are averaged after the backward pass.
 
-    averages     over the same ranks
+    averages     averages over the same ranks
     compression  none, or fp16 (Horovod only): gradients are summed as half precision numbers
     """
 
@@ -54,7 +54,7 @@ class DataParallel(Replicas):
         self._dense_room: GradientBuffers = {}
 
     def _wrap(self) -> None:
-        """Give rank 0's shared weights to all, and the weights to Horovod. Collective."""
+        """Give rank 0's shared weights to all ranks, and the weights to Horovod. Collective."""
         self._averages.broadcast(self.shared | self.shared_slots)
         if self._wraps and self._hvd is not None and self.device.type == "cpu":
             whole = [key for key in self._slots if key not in self._by_rows]
@@ -93,7 +93,7 @@ class DataParallel(Replicas):
     def _step_on_means(
         self, weights: dict[str, Tensor], of_rows: Gradients, lr: float, trained: int
     ) -> None:
-        """The optimiser's step, after which gradients are freed. Local."""
+        """The optimiser's step; frees the gradients. Local."""
         means = gradients_of(weights) | of_rows
         if self._distributed is not None:
             (group,) = self._distributed.param_groups
@@ -141,7 +141,7 @@ class DataParallel(Replicas):
         return together
 
     def _average_gradients(self, weights: dict[str, Tensor]) -> None:
-        """Average gradients once all are there. Collective."""
+        """Average gradients after all are computed. Collective."""
         found = gradients_of(weights).values()
         gradients = [gradient for gradient in found if isinstance(gradient, Tensor)]  # all are
         if self._compression is None:
@@ -158,7 +158,7 @@ class DataParallel(Replicas):
         super().end_round()
 
     def _average(self) -> None:
-        """Average running statistics, the only things that differ. Collective."""
+        """Average running statistics; nothing else differs. Collective."""
         self._average_tensors(self._running_statistics(), "statistics")
 
     def _average_tensors(self, tensors: list[Tensor], name: str) -> None:
@@ -167,7 +167,7 @@ class DataParallel(Replicas):
 
 
 class _Update(torch.optim.Optimizer):
-    """What Horovod wraps: a step calls `update` of its group, on gradients that are there."""
+    """The optimiser that Horovod wraps: a step calls the group's `update` with its gradients."""
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups, defaults={})

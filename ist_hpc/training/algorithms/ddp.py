@@ -1,4 +1,4 @@
-"""PyTorch's DistributedDataParallel over gloo: a baseline that is not Horovod's, nor ours."""
+"""PyTorch's DistributedDataParallel over gloo: a baseline from neither Horovod nor us."""
 
 import atexit
 import os
@@ -39,19 +39,18 @@ Result = TypeVar("Result")
 _OF_DEVICES = ("GLOO_DEVICE_TRANSPORT", "TORCH_GLOO_LAZY_INIT")
 _LOOPBACK = "127.0.0.1"
 _ANY_PORT = 9  # nothing is sent to it
-_LOOKS = 4  # resolving a name and trying connections, twice each: together within the silence
+_LOOKS = 4  # resolve a name and try connections, twice each: together within the silence
 _LONGEST_LOOK_S = 10.0
 
 
 class Ddp(Replicas):
     """DistributedDataParallel around the model's loss, with this package's optimisers.
 
-    Gradients are averaged while the backward pass goes on. Seconds `average` are those from the
-    moment when the last gradient of this rank is there to the end of the pass: copying it into its
-    bucket and waiting for the averages. What the averaging takes of the processor before is in
-    `train`.
+    Gradients are averaged during the backward pass. `average` counts the seconds from this rank's
+    last gradient to the end of the pass: copying it into its bucket and waiting for the averages.
+    Processor time that the averaging uses before is in `train`.
 
-    silence_s  after which a rank that waits for another raises
+    silence_s  seconds after which a rank that waits for another raises
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class Ddp(Replicas):
         self._after_last_gradient = ExitStack()
 
     def _wrap(self) -> None:
-        """Make the weights parameters of DDP, which gives those of rank 0 to all. Collective."""
+        """Make the weights parameters of DDP, which gives rank 0's to all ranks. Collective."""
         if self.ranks == 1:
             return
         for key in self._slots:
@@ -83,7 +82,7 @@ class Ddp(Replicas):
         self._ddp = DistributedDataParallel(loss, gradient_as_bucket_view=True)
 
     def _on_gradient(self, gradient: Tensor) -> None:
-        """Called as a gradient is there, before DDP sees it."""
+        """Called when a gradient is computed, before DDP sees it."""
         self._missing -= 1
         if not self._missing:
             self._after_last_gradient.enter_context(self.meter.timing("average"))
@@ -102,7 +101,7 @@ class Ddp(Replicas):
         return loss.detach()
 
     def _average(self) -> None:
-        """Average running statistics, the only things that differ. Collective."""
+        """Average running statistics; nothing else differs. Collective."""
         for tensor in self._running_statistics():
             dist.all_reduce(tensor)
             tensor /= self.ranks
@@ -110,7 +109,7 @@ class Ddp(Replicas):
 
 
 class _Loss(nn.Module):
-    """The loss of a batch as a module, which is what DDP wraps; `trained` are its parameters."""
+    """The loss of a batch as a module for DDP to wrap; `trained` are its parameters."""
 
     def __init__(self, model: Model, weights: dict[str, Tensor], trained: list[str]) -> None:
         super().__init__()
@@ -123,11 +122,11 @@ class _Loss(nn.Module):
 
 
 def join(comm: "MPI.Comm", silence_s: float) -> None:
-    """Make the ranks a process group of gloo's, once, which lasts to the end. Collective.
+    """Make the ranks a gloo process group, once, until the end of the process. Collective.
 
     Rank 0 waits for the others at a free port of MASTER_ADDR, or of the address that leads to
-    another host, and gloo uses GLOO_SOCKET_IFNAME, or the interface of that address. All of it is
-    tried before torch is asked, which would tell by frames of C++, and late. Raises
+    another host, and gloo uses GLOO_SOCKET_IFNAME, or the interface of that address. This function
+    tries all of these first, because torch would report errors late and as frames of C++. Raises
     `AgreedInputError` if the ranks cannot find each other.
     """
     if dist.is_initialized():
@@ -155,12 +154,12 @@ def join(comm: "MPI.Comm", silence_s: float) -> None:
 
 
 def _leave() -> None:
-    with suppress(RuntimeError):  # another rank has gone first
+    with suppress(RuntimeError):  # another rank has ended first
         dist.destroy_process_group()
 
 
 def _said(action: Callable[[], Result]) -> Result:
-    """Do something of torch's; what is wrong with it is an `InputError`, without frames of C++."""
+    """Call torch; turn its error into an `InputError`, without frames of C++."""
     try:
         return action()
     except (RuntimeError, ValueError) as error:
@@ -174,9 +173,9 @@ def _said(action: Callable[[], Result]) -> Result:
 def _checked_way(comm: "MPI.Comm", within_s: float) -> str:
     """Where this rank reaches rank 0; sets GLOO_SOCKET_IFNAME for gloo. Collective.
 
-    Whatever the environment says is tried: names and interfaces are looked up, and from every host
-    a connection is made to rank 0's and to every interface that gloo will use. A rank waits four
-    times `within_s` at most. Raises `AgreedInputError`.
+    Tries what the environment says: it looks up names and interfaces, and connects from every host
+    to rank 0's and to every interface that gloo will use. A rank waits at most four times
+    `within_s`. Raises `AgreedInputError`.
     """
     check_on_all(comm, _refuse_debugging)
     hosts = comm.allgather(socket.gethostname())
@@ -210,7 +209,7 @@ def _refuse_debugging() -> None:
 
 
 def _address_of_rank_0(hosts: list[str], within_s: float) -> tuple[str, str]:
-    """Where other hosts look for rank 0, which this is, and its address to itself."""
+    """On rank 0: the address where other hosts look for it, and its address to itself."""
     given = os.environ.get("MASTER_ADDR", "").strip()
     others = [name for name in hosts if name != hosts[0]]
     if not given:
@@ -258,7 +257,7 @@ def _reached(given: str, own: str, port: int, hosts: list[str], within_s: float)
 
 
 def _interfaces_for_gloo(address: str, hosts: list[str], within_s: float) -> list[tuple[str, str]]:
-    """Name and address of those that GLOO_SOCKET_IFNAME names, or of the one that leads there."""
+    """Name and address of the interfaces in GLOO_SOCKET_IFNAME, or of the one that leads there."""
     for key in _OF_DEVICES:
         if not os.environ.get(key, "unset").strip():
             del os.environ[key]
@@ -309,7 +308,7 @@ def _interfaces_for_gloo(address: str, hosts: list[str], within_s: float) -> lis
 
 
 def _refuse_unlike(places: list[list[tuple[str, str]]], hosts: list[str]) -> None:
-    """Gloo's connections are one for each interface, between addresses of one family."""
+    """Gloo makes one connection per interface, between addresses of one family."""
     kinds = [[family_of(address).name for _, address in used] for used in places]
     for rank, kind in enumerate(kinds):
         if kind != kinds[0]:
@@ -327,7 +326,7 @@ def _refuse_unlike(places: list[list[tuple[str, str]]], hosts: list[str]) -> Non
 def _refuse_unreached(
     places: list[list[tuple[str, str]]], ports: list[int], hosts: list[str], within_s: float
 ) -> None:
-    """Try a connection to one rank of every other host, and to one of this, at each interface."""
+    """Connect to one rank of every other host, and to one of this host, at each interface."""
     here = socket.gethostname()
     targets: dict[Target, tuple[str, str]] = {}
     seen = set()
@@ -346,7 +345,7 @@ def _refuse_unreached(
 
 
 def _own_address_towards(host: str, within_s: float) -> str:
-    """The address of this host from which the way to another one starts; nothing is sent."""
+    """This host's address on the route to another host; sends nothing."""
     reason = "no address"
     try:
         for address in resolved(host, within_s):

@@ -26,8 +26,8 @@ _DRAWN_ELEMENTS = 1 << 22
 class IndependentSubnets(Algorithm):
     """One rank of independent subnet training.
 
-    carry    whether optimiser state travels with its weights, else it begins anew each round
-    averages  of shared weights over the ranks; None if the model has none
+    carry     whether optimiser state travels with its weights, else each round resets it
+    averages  averages shared weights over the ranks; None if the model has none
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class IndependentSubnets(Algorithm):
         self._start()
 
     def _draw(self, spec: TensorSpec) -> None:
-        """Fill a home block, some rows at a time: they are drawn on the CPU, beside the block."""
+        """Fill a home block, some rows at a time: the CPU draws them, beside the block."""
         block = self.state[spec.key].place("home")
         first, last = spec.home_rows(self.rank, self.ranks)
         step = max(1, _DRAWN_ELEMENTS * len(block) // max(1, block.numel()))
@@ -78,7 +78,7 @@ class IndependentSubnets(Algorithm):
         self, state: State, shared: dict[str, Tensor], shared_slots: dict[str, Tensor]
     ) -> None:
         """Take home blocks and shared tensors, on the CPU, from a checkpoint. Collective."""
-        for held in state.values():  # one by one: what was read goes as its copy is there
+        for held in state.values():  # one by one: each is freed once copied
             held.home = held.place("home").to(self.device)
         self.state = state
         self.shared = {key: tensor.to(self.device) for key, tensor in shared.items()}
@@ -122,7 +122,7 @@ class IndependentSubnets(Algorithm):
         return replace(placement, demands=demands), report
 
     def _bind_tensors(self) -> None:
-        """Make the subnet's tensors, and the shared ones, what `step` trains."""
+        """Let `step` train the subnet's tensors and the shared ones."""
         self._steps_in_round = 0
         for spec in self.model.specs:
             self._weights[spec.key] = self._trained(spec)
@@ -142,7 +142,7 @@ class IndependentSubnets(Algorithm):
             }
 
     def _slot(self, slot: str, spec: TensorSpec) -> Tensor:
-        """A slot of a weight, as the optimiser takes it."""
+        """A slot of a weight in the shape for the optimiser."""
         slot_spec = self.optimizer.slot_spec(slot, spec)
         if self.carry:
             stored = self._trained(slot_spec)

@@ -1,4 +1,4 @@
-"""Local SGD: every rank trains the whole model alone through a round, then the ranks average."""
+"""Local SGD: every rank trains the whole model alone for a round, then the ranks average."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class LocalSgd(DataParallel):
-    """Averages weights, and carried slots, in one grouped allreduce a round.
+    """Averages weights, and carried slots, in one grouped allreduce per round.
 
     Where labels are sampled, of weights that are updated row by row those rows which some rank
     updated in the round: all others are equal on the ranks.
 
-    warmup_steps  so many first steps of the run are data parallel ones
+    warmup_steps  number of first steps of the run that are data parallel
     """
 
     def __init__(

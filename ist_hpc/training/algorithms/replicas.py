@@ -1,7 +1,7 @@
-"""Every rank holds the whole model: what data parallel training and local SGD have in common.
+"""Every rank holds the whole model: the common part of data parallel training and local SGD.
 
-A tensor is held as the subnet of a job of one rank would be, which is what models take. At home a
-rank has its rows of it, as under independent subnets, so evaluation and checkpoints are the same.
+A tensor is held like the subnet of a job of one rank, which is what models expect. At home a rank
+has its rows of it, as under independent subnets, so evaluation and checkpoints are the same.
 """
 
 from abc import abstractmethod
@@ -33,7 +33,7 @@ RowsOf = Callable[[int, int], Tensor]
 class Replicas(Algorithm):
     """One rank of several that hold the same model between rounds.
 
-    A subclass says what a step and the end of a round are. Nothing moves when a round begins.
+    A subclass defines a step and the end of a round. Nothing moves when a round begins.
     """
 
     _whole_slots: dict[str, Tensor]  # those of `_slots` by slot key, as stored
@@ -74,7 +74,7 @@ class Replicas(Algorithm):
     def start_from(
         self, state: State, shared: dict[str, Tensor], shared_slots: dict[str, Tensor]
     ) -> None:
-        """Put whole tensors together from the ranks' home blocks. Collective."""
+        """Assemble whole tensors from the ranks' home blocks. Collective."""
         self._whole_slots = {}
         for spec in self.model.specs:
             self._weights[spec.key] = self._assembled(spec, self._rows_of(state, spec))
@@ -87,16 +87,16 @@ class Replicas(Algorithm):
 
     @abstractmethod
     def _wrap(self) -> None:
-        """Hand the weights to what averages them, for the whole run. Collective."""
+        """Register the weights with what averages them, for the whole run. Collective."""
 
     def _rows_of(self, state: State, spec: TensorSpec) -> RowsOf:
-        """The rows of a home block, which goes from `state` so that it is freed afterwards."""
+        """The rows of a home block, removed from `state` so that it is freed afterwards."""
         block = state.pop(spec.key).place("home")
         start = spec.home_rows(self.rank, self.ranks)[0]
         return lambda first, last: block[first - start : last - start]
 
     def _assembled(self, spec: TensorSpec, own_rows: RowsOf) -> Tensor:
-        """A whole tensor, as stored, of which each rank has the rows at home there. Collective."""
+        """A whole tensor as stored, from the rows that are at home on each rank. Collective."""
         whole = torch.empty(spec.subnet_shape(0, 1), device=self.device)
         logical = whole.transpose(0, 1) if spec.transposed else whole
         step = max(1, _PIECE_ELEMENTS * spec.rows // max(1, whole.numel()))
@@ -113,13 +113,13 @@ class Replicas(Algorithm):
         return whole
 
     def _bind_tensors(self) -> None:
-        """Make what was drawn or read what `step` trains."""
+        """Let `step` train the tensors that were drawn or read."""
         self._weights |= self.shared
         names = self.optimizer.slot_names(has_two_axes=False)
         counting = set(self.optimizer.slot_names(has_two_axes=True)) - set(names)
         for spec in self.model.specs:
             self._slots[spec.key] = {slot: self._take_slot(slot, spec) for slot in names}
-            # Of a middle layer Adam counts the updates of each element. Here they are equal, and a
+            # In a middle layer Adam counts updates per element. Here the counts are equal, and one
             # number stands for the tensor, unless a checkpoint of dealt subnets says otherwise.
             for slot in counting if spec.has_two_axes else ():
                 key = slot_key(slot, spec.key)
@@ -157,7 +157,7 @@ class Replicas(Algorithm):
     def begin_round(
         self, round_index: int, batches: Sequence[Batch] = (), trained: int = 0
     ) -> ExchangeReport:
-        """Begin optimiser state anew if it is not carried; nothing moves. Local."""
+        """Reset the optimiser state if it is not carried; nothing moves. Local."""
         self._steps_in_round = 0
         if not self.carry:
             for slots in self._slots.values():
@@ -167,7 +167,7 @@ class Replicas(Algorithm):
         return ExchangeReport()
 
     def step(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
-        """One step; returns the loss of this rank's batch. Collective where gradients are averaged.
+        """One step; return the loss of this rank's batch. Collective if gradients are averaged.
 
         `trained` is the number of steps of the run before this one.
         """
@@ -183,7 +183,7 @@ class Replicas(Algorithm):
         """See `step`; there are several ranks."""
 
     def end_round(self) -> None:
-        """Bring together what the steps left different on the ranks. Collective."""
+        """Average what the steps left different on the ranks. Collective."""
         self._room = {}
         if self.ranks > 1:
             self._average()
@@ -202,7 +202,7 @@ class Replicas(Algorithm):
     def visit_home(self, with_slots: bool) -> ExchangeReport:
         """Show this rank's rows of the weights, and of the slots, as home blocks. Local.
 
-        They are views, and copies only of tensors that are stored turned.
+        They are views, but copies if the tensor is stored transposed.
         """
         for spec in self.model.specs:
             self.state[spec.key] = Held(home=self._home_rows(spec, self._weights[spec.key]))

@@ -1,11 +1,10 @@
 """The full network, evaluated without any rank holding it.
 
 Each rank computes its home block of every layer's outputs for the same rows, and the ranks gather
-the activations (rows x width, small beside the weights). Through layers that are dealt out as a
-whole the rows go from rank to rank. Of many labels each rank keeps the best of its own, and only
-those are gathered. Batch-norm statistics come from calibration rows of the
-training data with the full network, layer by layer (paper, section 5), and never from the rows that
-are evaluated.
+the activations (rows x width, small compared with the weights). If whole layers are dealt out, the
+rows go through them from rank to rank. With many labels each rank keeps the best of its own, and
+only those are gathered. The full network computes batch-norm statistics layer by layer from
+calibration rows of the training data (paper, section 5), never from the rows that are evaluated.
 """
 
 import math
@@ -38,15 +37,15 @@ Metrics = ClassificationMetrics | RankingMetrics
 
 
 def main_metric(sparse: bool, config: EvaluateConfig) -> str:
-    """The metric that is shown and whose best is kept."""
+    """The metric that is shown and whose best value is kept."""
     return (RankingMetrics(config.top) if sparse else ClassificationMetrics()).main
 
 
 def metrics_for(dataset: Dataset, config: EvaluateConfig) -> Metrics:
-    """Empty metrics for the labels that the data have: accuracy, or rankings of label sets.
+    """Empty metrics for the labels of the data: accuracy, or rankings of label sets.
 
-    Propensity-scored ones where the data say how often each label occurs in training rows. Raises
-    `InputError` for propensities that cannot be.
+    They are also propensity-scored if the data say how often each label occurs in training rows.
+    Raises `InputError` for impossible propensities.
     """
     if not dataset.sparse:
         return ClassificationMetrics()
@@ -59,10 +58,10 @@ def metrics_for(dataset: Dataset, config: EvaluateConfig) -> Metrics:
 class HomeNetwork:
     """The full network, of which each rank has its home blocks.
 
-    weights     home blocks and shared weights of this rank, by key; where they are it is computed
-    statistics  of a checkpoint, or empty until `calibrate`
+    weights     home blocks and shared weights of this rank, by key; their device computes
+    statistics  from a checkpoint, or empty until `calibrate`
 
-    Rows come on the CPU and results are there. Activations pass through it: MPI gathers them there.
+    Rows and results are on the CPU. Activations pass through it: MPI gathers them there.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class HomeNetwork:
 
     @torch.no_grad()
     def top(self, features: Rows, k: int) -> tuple[Tensor, Tensor]:
-        """The `k` largest outputs of each row, best first, the smaller index first where equal.
+        """The `k` largest outputs of each row, best first; of equal ones the smaller index first.
 
         Returns (values float32, indices int64), each [rows, k]. Collective.
         """
@@ -116,7 +115,7 @@ class HomeNetwork:
     def predict(
         self, rows: CommonRows, batch_rows: int, metrics: Metrics
     ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """(first row, predictions) of a whole split, a batch at a time. Collective.
+        """Yield (first row, predictions) of a whole split, a batch at a time. Collective.
 
         Predictions are `logits`, `predicted` and, for classes, `labels`, on the CPU; they are added
         to `metrics`. For sets of labels the first two are [rows, k], with the largest k of the
@@ -147,7 +146,7 @@ class HomeNetwork:
     ) -> dict[str, float]:
         """The metrics of a whole split; the same on all ranks. Collective.
 
-        Empty if `given_up`, which is asked after each batch, says so on all ranks.
+        Empty if `given_up`, called after each batch, says so on all ranks.
         """
         for _ in self.predict(rows, batch_rows, metrics):
             if given_up():
@@ -155,7 +154,7 @@ class HomeNetwork:
         return metrics.result()
 
     def _all_own(self) -> slice:
-        """This rank's home block of the outputs, all of it."""
+        """This rank's whole home block of the outputs."""
         return slice(0, self._home_stop - self._home_start)
 
     def _hidden(self, features: Rows, calibrate: bool = False) -> Tensor:
@@ -187,12 +186,12 @@ class _Peers:
         self._comm, self._device = comm, device
 
     def share(self, units: int) -> slice:
-        """This rank's part of so many units. Local."""
+        """This rank's part of the given number of units. Local."""
         bounds, rank = block_bounds(units, self._comm.Get_size()), self._comm.Get_rank()
         return slice(int(bounds[rank]), int(bounds[rank + 1]))
 
     def relay(self, values: Tensor, stage: Callable[[Tensor], Tensor], rows_at_once: int) -> Tensor:
-        """Rows through the ranks' stages, one after the other. Collective."""
+        """Pass rows through the ranks' stages, one after the other. Collective."""
         rank, ranks = self._comm.Get_rank(), self._comm.Get_size()
         parts = values.split(max(1, rows_at_once))
         if ranks == 1:
@@ -236,10 +235,10 @@ class _Peers:
         ranks = self._comm.Get_size()
         if ranks == 1:
             return own.cpu()
-        # Ranks' blocks lie side by side in a row but one behind the other in what MPI gathers, so
-        # some rows at a time are put right: all at once would hold every activation twice, and MPI
+        # In a row the ranks' blocks are side by side, but MPI gathers them one after the other. So
+        # some rows at a time are rearranged: all at once would hold every activation twice, and MPI
         # counts no more than 2^31 - 1 of them.
-        numbers = math.prod(own.shape[2:])  # of a unit: one, or a whole plane of an image
+        numbers = math.prod(own.shape[2:])  # per unit: one, or a whole plane of an image
         widths = np.diff(block_bounds(units, ranks)) * numbers
         whole = torch.empty(len(own), units * numbers)
         rows_at_once = max(1, GATHER_BYTES // (whole.element_size() * units * numbers))

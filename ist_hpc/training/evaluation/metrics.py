@@ -12,7 +12,7 @@ from torch import Tensor
 class ClassificationMetrics:
     """Accuracy and mean cross-entropy, added up over batches.
 
-    main  the metric that logs show and that the best is kept of
+    main  the metric that logs show and whose best value is kept
     """
 
     main: ClassVar[str] = "accuracy"
@@ -29,5 +29,5 @@ class ClassificationMetrics:
         self.loss_sum += float(losses)
 
     def result(self) -> dict[str, float]:
-        """`accuracy` (of 1) and `loss` (nats)."""
+        """`accuracy` (as a fraction of 1) and `loss` (nats)."""
         return {"accuracy": self.correct / self.rows, "loss": self.loss_sum / self.rows}

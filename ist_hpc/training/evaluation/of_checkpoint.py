@@ -1,4 +1,4 @@
-"""A checkpoint's full network, tried on the rows of a data set."""
+"""A checkpoint's full network, evaluated on the rows of a data set."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -29,10 +29,10 @@ class Evaluation:
     """The network as this rank holds it, and the rows of `split` of the data set at `data`.
 
     assign           `data.assign`: which shards a rank reads
-    batch_rows, top  of `evaluate`; None: as the checkpoint has them
+    batch_rows, top  as in `evaluate`; None: as in the checkpoint
 
-    To make one is local: it reads this rank's home blocks and no more. Raises `InputError` for
-    data that the network is not for.
+    Making one is local: it reads only this rank's home blocks. Raises `InputError` for data that do
+    not fit the network.
     """
 
     def __init__(
@@ -69,19 +69,19 @@ class Evaluation:
             batch_rows=batch_rows or configured.batch_rows,
             top=top or configured.top,
         )
-        metrics_for(dataset, self._config)  # refuses propensities that cannot be
+        metrics_for(dataset, self._config)  # refuses impossible propensities
         self._rows = CommonRows(comm, dataset, split, assign, scaling)
         self._origin = origin_of(saved, opened.progress.round, data, split)
 
     @property
     def rows(self) -> int:
-        """Rows of the split."""
+        """The number of rows in the split."""
         return self._rows.rows
 
     def check_shards(self) -> None:
         """Check this rank's part of the split's shards; the ranks together check all. Local.
 
-        Under `files` these are the shards that the rank must have. Raises `InputError`.
+        Under `files` these are the shards that the rank needs. Raises `InputError`.
         """
         shards, ranks = len(self._dataset.shards[self._split]), self._comm.Get_size()
         for index in range(self._comm.Get_rank(), shards, ranks):
@@ -90,7 +90,7 @@ class Evaluation:
     def run(self, meter: Meter, target: Path | None, overwrite: bool) -> dict[str, float]:
         """The metrics of the rows, a batch at a time; rank 0 writes predictions to `target`.
 
-        Collective. Raises `AgreedInputError` where the file cannot be written.
+        Collective. Raises `AgreedInputError` if the file cannot be written.
         """
         metrics = metrics_for(self._dataset, self._config)
         with ExitStack() as stack:
@@ -111,7 +111,7 @@ class Evaluation:
 
 
 def _check_fit(dataset: Dataset, split: str, opened: OpenCheckpoint) -> None:
-    """Raise `InputError` unless the data set has rows that the model was made for. Local."""
+    """Raise `InputError` unless the rows of the data set fit the model. Local."""
     if dataset.rows(split) == 0:
         raise InputError(f"{dataset.path}: the {split} split has no rows")
     for what, found, wanted in (

@@ -28,7 +28,7 @@ FORMAT_VERSION = 1
 _CHUNK_BYTES = 1 << 20
 
 Column = tuple[str, tuple[int, ...], str, str]
-"""Name, shape of a row, type and meaning of a dataset of predictions."""
+"""Name, shape per row, type and meaning of a dataset of predictions."""
 
 
 def columns_of(dataset: Dataset, evaluate: EvaluateConfig) -> list[Column]:
@@ -62,9 +62,9 @@ def origin_of(saved: Checkpoint, round_index: int, data: Path, split: str) -> di
 
 
 class PredictionsFile:
-    """A file of predictions, on rank 0: written beside, a batch at a time; `finish` names it.
+    """A file of predictions, on rank 0: written under another name; `finish` renames it.
 
-    Methods raise `InputError` where the file cannot be written.
+    Methods raise `InputError` if the file cannot be written.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class PredictionsFile:
         self._beside.unlink(missing_ok=True)
 
     def begin(self) -> None:
-        """Make the file, with nothing in it."""
+        """Make the empty file."""
         with self._reporting():
             self._output = Hdf5Output(self._beside)
             file = self._output.file
@@ -104,7 +104,7 @@ class PredictionsFile:
                 dataset.attrs["about"] = about
 
     def add(self, start: int, batch: Mapping[str, Tensor]) -> None:
-        """Write the rows from `start` on: a tensor for each column."""
+        """Write the rows from `start` on: one tensor per column."""
         assert self._output is not None
         with self._reporting():
             for name, *_ in self._columns:

@@ -1,7 +1,7 @@
 """Ranked labels: the best k of very many, and the metrics of extreme classification.
 
 The order of labels is total: larger logits first, and of equal ones the label with the smaller id.
-So the best k of a row are the same whatever the blocks and the number of ranks are.
+So the best k of a row do not depend on the blocks and the number of ranks.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from ist_hpc.common.errors import InputError
 from ist_hpc.data.sparse_rows import SparseRows
 
 FEWEST_TRAIN_ROWS = 3
-"""With fewer, ln N - 1 is negative, and a propensity would be no probability."""
+"""With fewer, ln N - 1 is negative, and a propensity would not be a probability."""
 
-_GROUP = 64  # columns of which one maximum is taken; about the square root of a block's width
-_LOW = 2**31 - 1  # of a key the bits of the id; also the largest int32
+_GROUP = 64  # columns that share one maximum; about the square root of a block's width
+_LOW = 2**31 - 1  # the bits of the id in a key; also the largest int32
 
 
 def inverse_propensities(
@@ -62,14 +62,14 @@ class RankingMetrics:
     precision_at_k  mean over rows of (sum over i <= k of [r_i in Y]) / k
     ndcg_at_k       mean over rows of (sum over i <= k of [r_i in Y] d_i) / I_k
     psp_at_k        sum over rows of (sum over i <= k of [r_i in Y] q(r_i)), divided by the same sum
-                    for the best ranking there is, which has the labels of Y by falling q. The
-                    fraction is of two sums, not a mean of fractions.
+                    for the best possible ranking: the labels of Y by falling q. It divides
+                    two sums, and is not a mean of fractions.
     psndcg_at_k     likewise, with q(r_i) d_i / I_k in place of q(r_i)
 
-    All rows count; those without labels as 0. P@k is divided by k even if a row has fewer labels.
+    All rows count; rows without labels count as 0. P@k divides by k even for fewer labels.
     These are the definitions of the repository's evaluation scripts, by which figures are reported.
 
-    top                 the k, the first of which is in the name of the `main` metric
+    top                 the values of k; the first is in the name of the `main` metric
     inverse_propensity  float64 [labels]; None: no propensity-scored metrics
     """
 
@@ -82,7 +82,7 @@ class RankingMetrics:
         self._inverse = inverse_propensity
         self._most = max(self.top)
         self._discounts = 1 / np.log2(np.arange(2, self._most + 2))
-        # A row without labels has no gains, so any number but zero will do to divide them.
+        # A row without labels has no gains, so any divisor but zero will do.
         self._ideal = np.concatenate([[1.0], np.cumsum(self._discounts)])
         sums = ["hits", "ndcg", "ps", "ps_best", "psndcg", "psndcg_best"]
         self._sums = {name: np.zeros(self._most) for name in sums}
@@ -91,8 +91,8 @@ class RankingMetrics:
         """Add a batch.
 
         predicted  int64 [rows, at least max(top)]: ids of labels, the best first, no id twice in a
-                   row; -1 where there are no more labels
-        labels     sets of labels, `rows` of them
+                   row; -1 after the last label
+        labels     one set of labels per row
         """
         ranked = predicted[:, : self._most].cpu().numpy()
         counts = labels.counts.cpu().numpy()
@@ -114,9 +114,9 @@ class RankingMetrics:
             self._sums[f"psndcg{name}"] += self._ndcg(values, ideal)
 
     def result(self) -> dict[str, float]:
-        """The metrics, of 1, in the order of `top`: `precision_at_1` and so on; at least one row.
+        """The metrics as fractions of 1, by `top`: `precision_at_1` ...; needs at least one row.
 
-        Propensity-scored ones are 0 where no row has a label.
+        Propensity-scored ones are 0 if no row has a label.
         """
         assert self.rows, "no rows were added"
         sums = self._sums
@@ -148,7 +148,7 @@ def _is_among(
     row_of_entry: npt.NDArray[np.int64],
     width: int,
 ) -> npt.NDArray[np.bool_]:
-    """Of each ranked label, whether its row has it; entries in the order of rows and columns."""
+    """Whether its row has each ranked label; entries in the order of rows and columns."""
     own = row_of_entry * width + columns
     wanted = np.arange(len(ranked))[:, np.newaxis] * width + ranked
     found = np.append(own, -1)[np.searchsorted(own, wanted)]
@@ -161,7 +161,7 @@ def _largest(
     counts: npt.NDArray[np.int64],
     most: int,
 ) -> npt.NDArray[np.float64]:
-    """The `most` largest values of each row, falling; [rows, most], 0 where there are fewer."""
+    """The `most` largest values of each row, falling; [rows, most], 0 if there are fewer."""
     order = np.lexsort((-values, row_of_entry))
     place = np.arange(len(values)) - np.repeat(np.cumsum(counts) - counts, counts)
     kept = place < most
@@ -173,7 +173,7 @@ def _largest(
 class TopLabels:
     """The best k labels of each row, from blocks of logits that are added one after the other.
 
-    In any order of blocks: what is kept is the same. It is k keys of 8 bytes a row.
+    The order of blocks does not matter. It keeps k keys of 8 bytes per row.
     """
 
     def __init__(self, rows: int, k: int, device: torch.device | None = None) -> None:
@@ -190,13 +190,13 @@ class TopLabels:
     def result(self) -> tuple[Tensor, Tensor]:
         """Values float32 and ids int64 [rows, k], the best first; -inf and -1 where there are none.
 
-        Two results side by side are what `merge_top` takes.
+        `merge_top` accepts several results side by side.
         """
         return _values_and_ids(self._keys)
 
 
 def merge_top(values: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The best k of what several parts found: float32 and int64 [rows, k], the best first.
+    """The best k of the results of several parts: float32 and int64 [rows, k], the best first.
 
     values  float32 [rows, parts x k], in any order; NaN counts as the largest, as in `torch.topk`
     ids     int64 [rows, parts x k], below 2^31 - 1; -1, with the value -inf, for no label
@@ -207,9 +207,9 @@ def merge_top(values: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _best_keys(logits: Tensor, first_id: int, k: int) -> Tensor:
     """Keys of the best k of a block, int64 [rows, k], the largest first.
 
-    Only the k groups of columns with the best maxima are looked into, and the columns that are left
-    over. That is exact: a label in another group has a better one in each of those. It holds for
-    equal logits too, since groups come in the order of ids as labels do.
+    It searches only the k groups of columns with the best maxima, and the columns left over. That
+    is exact: each of these groups has a better label than any in the other groups. It also holds
+    for equal logits, since groups are in the order of ids, as labels are.
     """
     rows, width = logits.shape
     columns = torch.arange(width, device=logits.device)
@@ -234,10 +234,10 @@ def _best(keys: Tensor, k: int) -> Tensor:
 
 
 def _keys_of(values: Tensor, ids: Tensor) -> Tensor:
-    """Integers in the order of the labels, so that `topk`, which takes any of equals, is exact.
+    """Integers in the order of the labels, so that `topk` is exact although it takes any of equals.
 
-    The upper half is the float's bits, those of negative numbers turned round, so that integers
-    are in the order of the floats; the lower half falls with the id and is 0 for no label.
+    The upper half has the float's bits, inverted for negative numbers, so that integers are in the
+    order of the floats; the lower half falls with the id and is 0 for no label.
     """
     bits = (values + 0.0).view(torch.int32)  # -0.0 equals 0.0, but its bits do not
     bits ^= (bits >> 31).bitwise_and_(_LOW)
@@ -247,7 +247,7 @@ def _keys_of(values: Tensor, ids: Tensor) -> Tensor:
 
 
 def _values_and_ids(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """What `_keys_of` was given."""
+    """The inverse of `_keys_of`."""
     ordered, falling = (keys >> 32).int(), keys & _LOW
     values = (ordered ^ ((ordered >> 31) & _LOW)).view(torch.float32)
     return values, (_LOW - falling).masked_fill(falling == 0, -1)
