@@ -9,7 +9,7 @@ from ist_hpc import __version__
 from ist_hpc.common.disk.names import quoted
 from ist_hpc.common.errors import EXIT_BAD_INPUT
 from ist_hpc.common.mpi_environment import rank_of_launcher
-from ist_hpc.common.outputs import complain
+from ist_hpc.common.standard_streams import complain
 from ist_hpc.runtime.ending import run
 
 COMMANDS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ist_hpc.common.commandline import Parser, add_configuration, add_version, given_path
 from ist_hpc.common.errors import EXIT_BAD_INPUT, InputError
-from ist_hpc.common.outputs import complain
+from ist_hpc.common.standard_streams import complain
 from ist_hpc.config import loading
 from ist_hpc.cost.fits import refuse_unfit
 from ist_hpc.cost.report import plan_report

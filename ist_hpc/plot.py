@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ist_hpc.common.commandline import Parser, add_version, given_path
 from ist_hpc.common.errors import EXIT_BAD_INPUT, InputError
-from ist_hpc.common.outputs import complain
+from ist_hpc.common.standard_streams import complain
 from ist_hpc.runtime.ending import run
 from ist_hpc.studies.plots import pictures
 from ist_hpc.studies.plots import study as plot_study

@@ -6,7 +6,7 @@ from functools import partial
 from math import comb, isfinite
 from pathlib import Path
 
-from ist_hpc.common import streams
+from ist_hpc.common import random_streams
 from ist_hpc.common.commandline import Parser, add_version, given_path
 from ist_hpc.common.errors import EXIT_FAILED, InputError
 from ist_hpc.runtime.ending import run
@@ -109,7 +109,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         if getattr(given, name) < least:
             option = name.replace("_", "-")
             raise InputError(f"--{option} must be at least {least}, got {getattr(given, name)}")
-    if given.seed >= streams.SEED_LIMIT:
+    if given.seed >= random_streams.SEED_LIMIT:
         raise InputError(f"--seed must be below 2^64, got {given.seed}")
     if not (isfinite(given.condition) and 1 <= given.condition <= _MOST_CONDITION):
         raise InputError(f"--condition must be 1 to {_MOST_CONDITION:g}, got {given.condition:g}")

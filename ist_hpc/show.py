@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ist_hpc.common.commandline import Parser, add_version, given_path
 from ist_hpc.common.disk.files import refuse_target
 from ist_hpc.common.errors import EXIT_BAD_INPUT, InputError
-from ist_hpc.common.outputs import complain, only_printing
+from ist_hpc.common.standard_streams import complain, only_printing
 from ist_hpc.runtime.ending import run
 
 if TYPE_CHECKING:

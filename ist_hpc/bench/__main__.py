@@ -11,7 +11,7 @@ from typing import Any
 from ist_hpc.common.commandline import Parser
 from ist_hpc.common.errors import EXIT_BAD_INPUT, InputError
 from ist_hpc.common.mpi_environment import rank_of_launcher
-from ist_hpc.common.outputs import complain
+from ist_hpc.common.standard_streams import complain
 from ist_hpc.runtime.ending import run
 from ist_hpc.runtime.launch import Runtime, launch
 from ist_hpc.studies import convergence, scaling

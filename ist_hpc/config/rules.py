@@ -1,7 +1,7 @@
 """Rules between the keys of a configuration: values that exclude each other."""
 
 from ist_hpc.common.errors import InputError, show
-from ist_hpc.common.streams import SEED_LIMIT
+from ist_hpc.common.random_streams import SEED_LIMIT
 from ist_hpc.config.filling import Where
 from ist_hpc.config.keys import (
     RESNET_CHANNELS,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ist_hpc.common import streams
+from ist_hpc.common import random_streams
 from ist_hpc.common.errors import InputError
 from ist_hpc.config.keys import DataConfig
 from ist_hpc.data.shards import Dataset, StoredRows
@@ -55,7 +55,7 @@ class Augmentation:
 
     def words(self, pass_index: int, rows: int) -> Words:
         """A random word for each row of a pass, in the order in which rows are drawn; [rows]."""
-        return streams.words(f"augment/rank{self.rank}", self.seed, pass_index, rows)
+        return random_streams.words(f"augment/rank{self.rank}", self.seed, pass_index, rows)
 
     @staticmethod
     def apply(images: npt.NDArray[Any], words: Words) -> npt.NDArray[Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.common import streams
+from ist_hpc.common import random_streams
 from ist_hpc.common.blocks import block_bounds
 from ist_hpc.common.errors import InputError
 from ist_hpc.data.images import Augmentation, Scaling, as_batch
@@ -141,7 +141,7 @@ class BatchStream:
             size = int(bounds[window + 1] - bounds[window])
             self._read(tuple(blocks.tolist()), size)
             index = pass_index * (len(bounds) - 1) + window
-            self._order = streams.permutation(self._purpose, self._seed, index, size)
+            self._order = random_streams.permutation(self._purpose, self._seed, index, size)
             self._loaded = (pass_index, window)
         return offset - int(bounds[window])
 
@@ -149,7 +149,7 @@ class BatchStream:
         """Shuffle the blocks, and find the offset of each window in the pass."""
         sizes = np.diff(self._block_bounds)
         purpose = f"{self._purpose}/blocks"
-        self._block_order = streams.permutation(purpose, self._seed, pass_index, len(sizes))
+        self._block_order = random_streams.permutation(purpose, self._seed, pass_index, len(sizes))
         firsts = np.arange(0, len(sizes), self._blocks_per_window)
         of_windows = np.add.reduceat(sizes[self._block_order], firsts)
         self._window_bounds = np.cumsum([0, *of_windows])
@@ -233,7 +233,7 @@ class CommonRows:
 
     def sample(self, count: int, seed: int) -> npt.NDArray[np.int64]:
         """`count` rows (all, if fewer) that depend only on the seed, ascending. Local."""
-        order = streams.permutation("calibration", seed, 0, self.rows)
+        order = random_streams.permutation("calibration", seed, 0, self.rows)
         return np.sort(order[:count])
 
     def _gather(

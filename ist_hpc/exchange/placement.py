@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ist_hpc.common import streams
+from ist_hpc.common import random_streams
 from ist_hpc.common.blocks import Units, block_bounds, block_of
 from ist_hpc.common.errors import InputError
 from ist_hpc.exchange.demand import Demand
@@ -111,7 +111,7 @@ def deal(name: str, axis: Axis, ranks: int, seed: int, round_index: int) -> Deal
             f"one; start at most {size} ranks, or take a larger network (`model.hidden`, or "
             "`model.sections` of a residual one)"
         )
-    order = streams.permutation(f"deal/{name}", seed, round_index, size)
+    order = random_streams.permutation(f"deal/{name}", seed, round_index, size)
     holder = np.empty(size, dtype=np.int64)
     holder[order] = block_of(size, ranks)
     ends = block_bounds(size, ranks)[1:]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.common import streams
+from ist_hpc.common import random_streams
 
 
 def initial_rows(
@@ -21,5 +21,5 @@ def initial_rows(
         fill = 0.0 if key.endswith((".bias", ".running_mean")) else 1.0
         return np.full(count, fill, dtype=np.float32)
     fan_in = math.prod(shape[1:])
-    values = streams.uniform(f"initial/{key}", seed, rows, fan_in, 1.0 / math.sqrt(fan_in))
+    values = random_streams.uniform(f"initial/{key}", seed, rows, fan_in, 1.0 / math.sqrt(fan_in))
     return values.reshape(count, *shape[1:])

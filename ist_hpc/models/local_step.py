@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ist_hpc.common import streams
+from ist_hpc.common import random_streams
 from ist_hpc.models.gradients import GradientBuffers
 
 
@@ -35,7 +35,9 @@ class LocalStep:
         Returns float32 of `shape`, on the CPU: a function of purpose, seed, rank and step.
         """
         size = shape[0] * shape[1]
-        words = streams.words(f"{purpose}/rank{self.rank}", self.seed, self.index, -(-size // 2))
+        words = random_streams.words(
+            f"{purpose}/rank{self.rank}", self.seed, self.index, -(-size // 2)
+        )
         halves = words.astype("<u8", copy=False).view("<u4")[:size]
         factors = (halves >= np.uint32(dropped * 2**32)) * np.float32(1 / (1 - dropped))
         return torch.from_numpy(factors).view(shape)

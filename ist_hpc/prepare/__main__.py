@@ -13,7 +13,7 @@ from ist_hpc.common.commandline import Parser
 from ist_hpc.common.disk.names import command_line, printable
 from ist_hpc.common.errors import EXIT_BAD_INPUT, EXIT_GO_ON, InputError
 from ist_hpc.common.mpi_environment import rank_of_launcher, variable_of_a_rank
-from ist_hpc.common.outputs import complain
+from ist_hpc.common.standard_streams import complain
 from ist_hpc.data.writing.target import AlreadyMadeError
 from ist_hpc.prepare import DATASETS
 from ist_hpc.runtime.ending import run

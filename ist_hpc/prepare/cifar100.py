@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ist_hpc.common.commandline import given_path
 from ist_hpc.common.disk.names import in_words, is_text
 from ist_hpc.common.errors import printable
-from ist_hpc.common.streams import permutation
+from ist_hpc.common.random_streams import permutation
 from ist_hpc.data.shards import SPLITS, DatasetWriter
 from ist_hpc.prepare.common import (
     add_output_arguments,

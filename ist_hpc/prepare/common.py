@@ -19,7 +19,7 @@ from typing import ParamSpec, TypedDict, TypeVar
 from ist_hpc.common.commandline import given_path
 from ist_hpc.common.disk import caches
 from ist_hpc.common.errors import EXIT_FAILED, InputError, printable
-from ist_hpc.common.outputs import complain
+from ist_hpc.common.standard_streams import complain
 from ist_hpc.cost.grants import granted_bytes
 from ist_hpc.data.writing.target import check_target
 

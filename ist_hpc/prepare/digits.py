@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ist_hpc.common.disk.names import printable, quoted
-from ist_hpc.common.streams import permutation
+from ist_hpc.common.random_streams import permutation
 from ist_hpc.data.shards import Dataset, DatasetWriter
 from ist_hpc.prepare.common import (
     OfOutput,

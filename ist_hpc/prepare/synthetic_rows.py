@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.common.streams import permutation, words
+from ist_hpc.common.random_streams import permutation, words
 from ist_hpc.data.csr import Csr, concatenate
 
 _ROWS_A_STREAM = 1024  # rows that share a stream of random words; part of what the rows are

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from ist_hpc.common import outputs
+from ist_hpc.common import standard_streams
 from ist_hpc.common.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_GO_ON, EXIT_INTERRUPTED
 from ist_hpc.common.mpi_environment import rank_of_launcher
 from ist_hpc.runtime import last_resort
@@ -25,7 +25,7 @@ def run(program: str, main: Callable[[], int]) -> NoReturn:
     program  its name in lines such as `show: error: ...`
     main     returns the exit code; prints the reason if that is not 0
     """
-    outputs.mend()
+    standard_streams.mend()
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -33,7 +33,7 @@ def run(program: str, main: Callable[[], int]) -> NoReturn:
     except SystemExit as asked:  # from argparse, for --help and --version
         code = asked.code if isinstance(asked.code, int) else int(asked.code is not None)
     except KeyboardInterrupt:  # before a command handles it in its own way
-        outputs.complain(f"{program}: interrupted")
+        standard_streams.complain(f"{program}: interrupted")
         code = EXIT_INTERRUPTED
     end(code, program)
 
@@ -44,7 +44,7 @@ def _has_folder(program: str) -> bool:
         os.getcwd()
     except FileNotFoundError:
         if rank_of_launcher() == 0:
-            outputs.complain(
+            standard_streams.complain(
                 f"{program}: error: the folder that this was started in was removed; change to one "
                 "that is there"
             )
@@ -66,8 +66,8 @@ def end(code: int, program: str = "ist_hpc") -> NoReturn:
     logging.shutdown()
     if (mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_initialized() and not mpi.Is_finalized():
         mpi.Finalize()
-    lost = outputs.unwritten()
+    lost = standard_streams.unwritten()
     if lost:
-        outputs.complain(f"{program}: error: {lost}")
+        standard_streams.complain(f"{program}: error: {lost}")
         code = code or EXIT_FAILED
     os._exit(code)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ist_hpc.common import mpi_environment
 from ist_hpc.common.disk.files import refuse_vds_prefix
 from ist_hpc.common.errors import EXIT_BAD_INPUT, EXIT_FAILED, InputError, UnreadableError
-from ist_hpc.common.outputs import complain
+from ist_hpc.common.standard_streams import complain
 from ist_hpc.runtime import last_resort
 
 if TYPE_CHECKING:

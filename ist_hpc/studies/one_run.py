@@ -11,7 +11,7 @@ from typing import Any
 
 from ist_hpc.common.commandline import add_configuration, count, given_path
 from ist_hpc.common.errors import EXIT_BAD_INPUT, InputError
-from ist_hpc.common.outputs import complain
+from ist_hpc.common.standard_streams import complain
 from ist_hpc.config import loading
 from ist_hpc.config.keys import Config
 from ist_hpc.runtime import horovod_start

@@ -183,4 +183,4 @@ def test_every_command_has_the_frame_of_the_others():
             or ast.unparse(node.func) in ("sys.stderr.write", "sys.stdout.write")
         )
     }
-    assert writers == {"common.outputs"}
+    assert writers == {"common.standard_streams"}

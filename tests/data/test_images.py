@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ist_hpc.common import streams
+from ist_hpc.common import random_streams
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
 from ist_hpc.data.images import Augmentation, Scaling, augmentation_of, scaling_of
@@ -106,7 +106,7 @@ class TestAugmentation:
 
     def test_words_are_of_seed_rank_and_pass(self):
         words = Augmentation(3, 1).words(2, 10)
-        assert np.array_equal(words, streams.words("augment/rank1", 3, 2, 10))
+        assert np.array_equal(words, random_streams.words("augment/rank1", 3, 2, 10))
         for other in (Augmentation(4, 1), Augmentation(3, 0)):
             assert not np.array_equal(words, other.words(2, 10))
         assert not np.array_equal(words, Augmentation(3, 1).words(3, 10))
@@ -168,7 +168,7 @@ class TestScaling:
             batches = BatchStream(data, [(0, 50)], 50, 0, 0, 1 << 20, 0, Scaling(MEAN, STD))
             got = batches.next_batch()[0].numpy()
         wanted = np.stack([scaled(row).ravel() for row in rows])
-        order = streams.permutation("order/rank0", 0, 0, 50)
+        order = random_streams.permutation("order/rank0", 0, 0, 50)
         assert got.dtype == np.float32
         assert np.array_equal(got, wanted[order])
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ist_hpc.common import streams
+from ist_hpc.common import random_streams
 from ist_hpc.common.errors import InputError
 from ist_hpc.data import rows as rows_module
 from ist_hpc.data.rows import BatchStream, CommonRows, rank_segments
@@ -139,7 +139,7 @@ def test_what_fits_is_shuffled_whole(dataset, rank):
     """The order that runs so far have had, so that a resume of one of them goes on with it."""
     got = draw(stream(dataset, [(8, 40)], seed=7, rank=rank), 3 * 32)
     for index in range(3):
-        order = streams.permutation(f"order/rank{rank}", 7, index, 32)
+        order = random_streams.permutation(f"order/rank{rank}", 7, index, 32)
         assert got[index * 32 : (index + 1) * 32] == (8 + order).tolist()
 
 

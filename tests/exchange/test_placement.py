@@ -3,7 +3,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ist_hpc.common import streams
+from ist_hpc.common import random_streams
 from ist_hpc.common.blocks import block_bounds, block_of
 from ist_hpc.common.errors import InputError
 from ist_hpc.exchange.placement import Axis, TensorSpec, at_round, deal
@@ -83,7 +83,7 @@ def test_a_deal_depends_on_seed_round_and_axis_and_on_nothing_else():
 def test_deals_are_the_same_for_ever():
     """Recorded once: a change of any library that changes deals would break every resume."""
     assert deal("hidden1", Axis(12), 3, 0, 0).holder.tolist() == RECORDED_DEAL
-    assert [int(word) for word in streams.words("x", 1, 2, 3)] == RECORDED_WORDS
+    assert [int(word) for word in random_streams.words("x", 1, 2, 3)] == RECORDED_WORDS
 
 
 def test_every_unit_is_dealt_to_every_rank_about_equally_often():
@@ -113,16 +113,19 @@ def test_shapes_of_a_rank_add_up_to_the_tensor(ranks_size, columns, seed):
 
 @given(st.integers(1, 40), st.integers(1, 40), seeds, st.data())
 def test_initial_values_do_not_depend_on_the_division_of_the_rows(rows, columns, seed, data):
-    whole = streams.uniform("w", seed, (0, rows), columns, 0.5)
+    whole = random_streams.uniform("w", seed, (0, rows), columns, 0.5)
     assert whole.dtype == np.float32
     assert (np.abs(whole) <= 0.5).all()
     cut = data.draw(st.integers(0, rows))
-    parts = [streams.uniform("w", seed, bounds, columns, 0.5) for bounds in ((0, cut), (cut, rows))]
+    parts = [
+        random_streams.uniform("w", seed, bounds, columns, 0.5)
+        for bounds in ((0, cut), (cut, rows))
+    ]
     assert np.array_equal(np.concatenate(parts), whole)
 
 
 def test_initial_values_are_uniform():
-    values = streams.uniform("w", 0, (0, 500), 401, 0.25)
+    values = random_streams.uniform("w", 0, (0, 500), 401, 0.25)
     assert abs(values.mean()) < 4 * 0.25 / np.sqrt(3 * values.size)
     assert abs(values.std() - 0.25 / np.sqrt(3)) < 0.001
     assert len(np.unique(values)) > 0.98 * values.size

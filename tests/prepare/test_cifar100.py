@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.streams import permutation
+from ist_hpc.common.random_streams import permutation
 from ist_hpc.data.shards import Dataset
 from ist_hpc.prepare.__main__ import main
 from ist_hpc.prepare.safe_pickle import load_dict

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ist_hpc.common.streams import words
+from ist_hpc.common.random_streams import words
 from ist_hpc.data.csr import Csr, concatenate
 from ist_hpc.data.shards import Dataset
 from ist_hpc.prepare.__main__ import main

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ist_hpc.common import streams
+from ist_hpc.common import random_streams
 from ist_hpc.data.sparse_rows import SparseRows
 from ist_hpc.models.gradients import RowGradient
 from ist_hpc.runtime.precision import low_type
@@ -37,7 +37,7 @@ class Sampling:
 
     def drawn(self, seed: int, step: int) -> npt.NDArray[np.int64]:
         """The labels that a step draws: a function of seed and step alone; int64 [negatives]."""
-        words = streams.words("negatives", seed, step, self.negatives)
+        words = random_streams.words("negatives", seed, step, self.negatives)
         # The high half of a word times the labels, over 2^32: even to within L / 2^32.
         return ((words >> np.uint64(32)) * np.uint64(self.labels) >> np.uint64(32)).astype(np.int64)
 

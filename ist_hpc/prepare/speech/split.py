@@ -4,7 +4,7 @@ import hashlib
 import os
 
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.streams import permutation
+from ist_hpc.common.random_streams import permutation
 from ist_hpc.prepare.speech.report import Clip
 
 NUM_FOLDS = 5

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ist_hpc.common.disk.files import hidden_beside
 from ist_hpc.common.errors import InputError
-from ist_hpc.common.streams import words
+from ist_hpc.common.random_streams import words
 from ist_hpc.data.csr import Csr, concatenate
 from ist_hpc.runtime.stopping import end_request
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ist_hpc.common import streams
+from ist_hpc.common import random_streams
 from ist_hpc.exchange.placement import at_round
 from ist_hpc.studies.quadratic import problems, theory
 from ist_hpc.studies.quadratic.descent import Descend, Run, dealt_units, in_process
@@ -291,7 +291,9 @@ def preconditioning(study: Study) -> Iterator[Row]:
 def _anywhere(study: Study, size: int) -> Array:
     """A random start for each replica."""
     shape = (0, study.replicas)
-    return streams.uniform("quadratic/start", study.seed, shape, size, 1.0).astype(np.float64)
+    return random_streams.uniform("quadratic/start", study.seed, shape, size, 1.0).astype(
+        np.float64
+    )
 
 
 def _shrunk(points: Array, starts: Array) -> Array:

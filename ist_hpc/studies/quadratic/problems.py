@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ist_hpc.common import streams
+from ist_hpc.common import random_streams
 
 Array = npt.NDArray[np.float64]
 Kind = Literal["dense", "diagonal"]
@@ -91,7 +91,7 @@ def drawn(
 
     def matrix(worker: int) -> Array:
         if kind == "diagonal":
-            order = streams.permutation("quadratic/eigenvalues", seed, worker, size)
+            order = random_streams.permutation("quadratic/eigenvalues", seed, worker, size)
             return np.diag(eigenvalues[order])
         vectors = np.linalg.qr(_uniform(f"quadratic/eigenvectors/{worker}", seed, size, size))[0]
         whole = (vectors * eigenvalues) @ vectors.T
@@ -108,7 +108,7 @@ def drawn(
 
 
 def _uniform(purpose: str, seed: int, rows: int, columns: int) -> Array:
-    return streams.uniform(purpose, seed, (0, rows), columns, 1.0).astype(np.float64)
+    return random_streams.uniform(purpose, seed, (0, rows), columns, 1.0).astype(np.float64)
 
 
 def counterexample(a: float, b: float, c: float, size: int) -> Quadratic:
