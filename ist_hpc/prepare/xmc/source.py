@@ -7,8 +7,9 @@ from typing import BinaryIO
 from ist_hpc.common.errors import InputError
 from ist_hpc.prepare.file_kinds import UTF8_MARK
 from ist_hpc.prepare.found import PADDING, head_of, refused
+from ist_hpc.prepare.xmc.block import Block
 from ist_hpc.prepare.xmc.line import LineError, parse_header, shown
-from ist_hpc.prepare.xmc.text import Block, parse_block
+from ist_hpc.prepare.xmc.text import parse_block
 
 BLOCK_BYTES = 1 << 20  # its arrays, about 20 times as large, mostly stay in the caches
 
