@@ -53,7 +53,7 @@ MAY_IMPORT_MPI = {
 MAY_CALL = {
     "Ialltoallv": {"exchange.exchanger"},
     "Alltoallv": {"bench.exchange", "check", "exchange.exchanger"},
-    "Allgatherv": {"data.rows", "training.evaluation.full_network"},
+    "Allgatherv": {"data.rows", "training.averaging", "training.evaluation.full_network"},
     "Isend": {"training.evaluation.full_network"},
     "Recv": {"training.evaluation.full_network"},
 }
