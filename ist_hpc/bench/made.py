@@ -16,11 +16,10 @@ from ist_hpc.config.keys import Config
 from ist_hpc.data.csr import Csr
 from ist_hpc.data.rows import rank_segments
 from ist_hpc.data.shards import Dataset, DatasetWriter
-from ist_hpc.models import networks
 from ist_hpc.runtime import devices
 from ist_hpc.runtime.launch import Runtime, on_root
 from ist_hpc.runtime.run_folder.folder import RunFolder
-from ist_hpc.training import algorithms
+from ist_hpc.training import algorithms, opening
 from ist_hpc.training.trainer import Setup, Trainer
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def _random_rows(generator: np.random.Generator, rows: int, entries: int, width:
 
 def make_trainer(runtime: Runtime, config: Config, dataset: Dataset, folder: Path) -> Trainer:
     """A trainer whose algorithm has drawn its weights, as a run has. Collective."""
-    model = networks.build(config.model, dataset.features, dataset.outputs, dataset.sparse)
+    model = opening.build_model(config, dataset, runtime.ranks)
     device = devices.choose(runtime.comm, config.device)
     algorithm = algorithms.build(runtime.comm, config, model, device)
     algorithm.start_new()
@@ -109,14 +108,17 @@ def make_trainer(runtime: Runtime, config: Config, dataset: Dataset, folder: Pat
 
 
 @contextmanager
-def trainer_in_a_round(runtime: Runtime, config: Config) -> Iterator[Trainer]:
-    """A trainer on made data, its first round begun; the data go at the end. Collective."""
+def trainer_in_a_round(runtime: Runtime, config: Config, steps: int = 1) -> Iterator[Trainer]:
+    """A trainer on made data, its first round begun; the data go at the end. Collective.
+
+    steps  of the round, where its batches are drawn ahead
+    """
     comm = runtime.comm
     with tempfile.TemporaryDirectory() as folder:
         shared = Path(comm.bcast(folder))
         on_root(comm, lambda: make_data(config, shared / "data", ROWS))
         trainer = make_trainer(runtime, config, Dataset.open(shared / "data"), shared)
-        trainer.algorithm.begin_round(0)
+        trainer.begin_round(steps)
         yield trainer
         comm.Barrier()
 

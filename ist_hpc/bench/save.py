@@ -51,7 +51,7 @@ def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
         on_root(comm, lambda: make_data(config, shared / "data", _ROWS))
         trainer = make_trainer(runtime, config, Dataset.open(shared / "data"), shared)
         on_root(comm, lambda: trainer.folder.create(resume=False))
-        trainer.algorithm.begin_round(0)
+        trainer.begin_round(1)
         values = np.random.default_rng(0).integers(256, size=_PIECE_BYTES, dtype=np.uint8)
         save_s, plain_s, sizes = [], [], [0]
         for number in range(arguments.saves + 2):

@@ -232,6 +232,11 @@ class EvaluateConfig:
         2048, "training rows from which batch-norm statistics are computed", ge=2
     )
     batch_rows: Whole = key(1024, "rows evaluated at a time, on all ranks", ge=1)
+    rows: Size = key(
+        None,
+        "test rows of an evaluation in the course of the run, drawn by the seed; at the end, and "
+        "by python -m ist_hpc.evaluate, all are evaluated. null: always all",
+    )
     top: Annotated[list[Annotated[Whole, Ge(1), Le(MOST_TOP)]], MinLen(1)] = key(
         [1, 3, 5], "k of P@k, nDCG@k and PSP@k, for sets of labels"
     )

@@ -225,15 +225,21 @@ class CommonRows:
             whole = store.choose(whole, back)
         return as_batch(self.dataset, [whole], self.scaling)
 
-    def batches(self, batch_rows: int) -> Iterator[tuple[npt.NDArray[np.int64], Batch]]:
-        """All rows in order: (rows, (features, labels)) of at most `batch_rows`. Collective."""
-        for start in range(0, self.rows, batch_rows):
-            rows = np.arange(start, min(start + batch_rows, self.rows), dtype=np.int64)
-            yield rows, self.fetch(rows)
+    def batches(
+        self, batch_rows: int, chosen: npt.NDArray[np.int64] | None = None
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Batch]]:
+        """Rows in order: (rows, (features, labels)) of at most `batch_rows`. Collective.
 
-    def sample(self, count: int, seed: int) -> npt.NDArray[np.int64]:
-        """`count` rows (all, if fewer) that depend only on the seed, ascending. Local."""
-        order = random_streams.permutation("calibration", seed, 0, self.rows)
+        chosen  ascending; by default all
+        """
+        rows = np.arange(self.rows, dtype=np.int64) if chosen is None else chosen
+        for start in range(0, len(rows), batch_rows):
+            part = rows[start : start + batch_rows]
+            yield part, self.fetch(part)
+
+    def sample(self, count: int, seed: int, purpose: str = "calibration") -> npt.NDArray[np.int64]:
+        """`count` rows (all, if fewer) that depend only on purpose and seed, ascending. Local."""
+        order = random_streams.permutation(purpose, seed, 0, self.rows)
         return np.sort(order[:count])
 
     def _gather(

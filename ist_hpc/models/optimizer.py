@@ -297,7 +297,13 @@ class RowwiseAdagrad(Optimizer):
 
 
 def _sums_of_squares(gradient: Tensor, across: list[int]) -> Tensor:
-    return torch.linalg.vector_norm(gradient, dim=across, keepdim=True).square_()
+    if across != [0]:
+        return torch.linalg.vector_norm(gradient, dim=across, keepdim=True).square_()
+    # Down the columns the norm takes four times as long.
+    total = torch.zeros_like(gradient[:1])
+    for rows in _slabs(gradient):
+        total += gradient[rows].square().sum(0, keepdim=True)
+    return total
 
 
 def _corrections(count: int, lr: float, beta1: float, beta2: float) -> tuple[float, float]:

@@ -47,11 +47,23 @@ class Home:
             self._calibration = self._train.fetch(sample)[0]
         return self._calibration
 
-    def evaluate(self, network: HomeNetwork, given_up: Callable[[], bool]) -> dict[str, float]:
-        """The metrics of the test rows; empty if `given_up` says so. Collective."""
+    def evaluate(
+        self, network: HomeNetwork, given_up: Callable[[], bool], at_end: bool
+    ) -> dict[str, float]:
+        """The metrics of the test rows; empty if `given_up` says so. Collective.
+
+        at_end  whether all rows are evaluated; else `evaluate.rows` of them
+        """
         metrics = metrics_for(self._dataset, self._config.evaluate)
-        batch_rows = self._config.evaluate.batch_rows
-        return network.evaluate(self._test, batch_rows, metrics, given_up)
+        batch_rows, chosen = self._config.evaluate.batch_rows, None
+        if self.rows_of(at_end) < self._test.rows:
+            chosen = self._test.sample(self.rows_of(at_end), self._config.seed, "evaluation")
+        return network.evaluate(self._test, batch_rows, metrics, given_up, chosen)
+
+    def rows_of(self, at_end: bool) -> int:
+        """How many test rows are evaluated: at the end of a run, or in its course."""
+        given = None if at_end else self._config.evaluate.rows
+        return min(given or self._test.rows, self._test.rows)
 
     def save(self, network: HomeNetwork, progress: Progress, checkpoints: Path) -> Path:
         """Write a checkpoint, optimiser slots included; returns its folder. Collective."""

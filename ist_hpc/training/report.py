@@ -45,14 +45,22 @@ class Report:
         return self._add(row)
 
     def add_visit(
-        self, progress: Progress, reading: Reading, test: dict[str, float] | None
+        self,
+        progress: Progress,
+        reading: Reading,
+        test: dict[str, float] | None,
+        test_rows: int = 0,
     ) -> dict[str, Any]:
-        """Write the row of a visit home, and return it. `test` is None if nothing was evaluated."""
+        """Write the row of a visit home, and return it.
+
+        test       metrics; None if nothing was evaluated
+        test_rows  of how many rows they are
+        """
         self._count(reading)
         row = {
             "kind": "save" if test is None else "evaluation",
             **self._position(progress),
-            **({} if test is None else {"test": test}),
+            **({} if test is None else {"test": test, "test_rows": test_rows}),
             **_spent(reading),
             **self._peaks(reading),
         }

@@ -1,7 +1,7 @@
 """The round loop: it knows when things are due; an algorithm knows how to do them."""
 
 import time
-from collections.abc import Sequence
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class Trainer:
         self.stopped_by = 0  # the signal on which all ranks agreed
         self._stop = setup.stop
         self._stream = self._batches(setup.segments)
+        self._drawn: deque[Batch] = deque()  # of the round, ahead of its steps
         self._home = Home(self.config, self.dataset, self.algorithm)
         rows, ranks = self.dataset.rows("train"), self.algorithm.ranks
         self._schedule = Schedule(self.config, rows, ranks)
@@ -160,15 +161,8 @@ class Trainer:
     def _train_round(self, steps: int) -> list[int]:
         """Train a round; return the ranks for which it was given up, if any. Collective."""
         meter, progress, begin_s = self.meter, self.progress, time.monotonic()
-        batches: list[Batch] = []
-        if self.algorithm.looks_ahead:
-            with meter.timing("data"):
-                batches = [self._stream.next_batch() for _ in range(steps)]
-        with meter.timing("exchange"):
-            report = self.algorithm.begin_round(progress.round, batches, progress.steps)
-            meter.count_exchange(report)
-            self._divergence.keep()
-        diverged = self.local_steps(steps, batches)
+        self.begin_round(steps)
+        diverged = self.local_steps(steps)
         unfit = self._divergence.undo_if_unfit(diverged)
         if unfit:  # average nothing: a mean of equal numbers may differ in the last bit
             progress.steps -= steps
@@ -180,19 +174,29 @@ class Trainer:
         self._durations.add_round(time.monotonic() - begin_s)
         return unfit
 
-    def local_steps(self, steps: int, drawn: Sequence[Batch] = ()) -> bool:
+    def begin_round(self, steps: int) -> None:
+        """Bring the weights to where so many steps train them. Collective."""
+        if self.algorithm.looks_ahead:
+            with self.meter.timing("data"):
+                self._drawn.extend(self._stream.next_batch() for _ in range(steps))
+        with self.meter.timing("exchange"):
+            progress = self.progress
+            report = self.algorithm.begin_round(progress.round, self._drawn, progress.steps)
+            self.meter.count_exchange(report)
+            self._divergence.keep()
+
+    def local_steps(self, steps: int) -> bool:
         """Train for the given number of steps. Local, unless the algorithm averages gradients.
 
-        drawn  their batches, if these are already drawn
         Returns whether the losses of this rank have diverged.
         """
         meter, progress = self.meter, self.progress
         device = self.algorithm.device
         precision = self.config.train.precision
         losses = []
-        for index in range(steps):
+        for _ in range(steps):
             with meter.timing("data"):
-                batch = drawn[index] if drawn else self._stream.next_batch()
+                batch = self._drawn.popleft() if self._drawn else self._stream.next_batch()
                 features, labels = (to_device(part, device) for part in batch)
             with meter.timing("train"):
                 self._lr = learning_rate(self.config.optimizer, self._schedule.epoch(progress))
@@ -220,7 +224,7 @@ class Trainer:
             log.info("the evaluation was given up: the run was asked to stop")
         reading = self._read_meter()
         test = self._result if evaluate and not given_up else None
-        self._report.add_visit(self.progress, reading, test)
+        self._report.add_visit(self.progress, reading, test, self._home.rows_of(self._at_end()))
         asked = given_up or bool(reading.flag)
         if not asked or (self._schedule.steps_left(self.progress) == 0 and not given_up):
             return False
@@ -244,7 +248,7 @@ class Trainer:
             network = self._home.network(self._evaluated)
             if evaluate:
                 evaluated_s = -time.monotonic()
-                self._result = self._home.evaluate(network, self._asked_to_stop)
+                self._result = self._home.evaluate(network, self._asked_to_stop, self._at_end())
                 best = self._result.get(self._home.metric, -1.0)
                 self.progress.best = max(self.progress.best, best)
                 self.progress.owes_evaluation = not self._result
@@ -254,6 +258,9 @@ class Trainer:
                 self.saved = self._home.save(network, self.progress, self.folder.checkpoints)
             self._durations.add_checkpoint(time.monotonic() - begin_s - evaluated_s)
         self.algorithm.leave_home()
+
+    def _at_end(self) -> bool:
+        return self._schedule.steps_left(self.progress) == 0
 
     def _asked_to_stop(self) -> bool:
         self.meter.beat()

@@ -30,6 +30,7 @@ from tests.helpers import launching
 
 ROOT = Path(__file__).resolve().parents[2]
 _LIMIT_S = 600
+_NO_TEST = 5  # exit code of pytest
 _OF_RANKS = ("exchange", "models", "training", "data", "runtime", "checkpoint")
 _COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE,
@@ -159,7 +160,7 @@ def kill(mutant: Mutant) -> str:
                 )
             except subprocess.TimeoutExpired:
                 return f"killed: no end in {_LIMIT_S} s"
-            if done.returncode:
+            if done.returncode not in (0, _NO_TEST):
                 failed = [x for x in done.stdout.splitlines() if x.startswith(("FAILED", "ERROR"))]
                 return f"killed: {failed[0] if failed else done.stdout[-200:]}"[:200]
     return "survived"

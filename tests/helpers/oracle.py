@@ -298,7 +298,8 @@ class Oracle:
                 across = 1 - unit_dimension
                 total = torch.zeros_like(units)
                 for part in gradient.split(max(1, block), dim=across):
-                    total += torch.linalg.vector_norm(part, dim=across) ** 2
+                    squares_of = (part**2).sum(0), torch.linalg.vector_norm(part, dim=across) ** 2
+                    total += squares_of[across]
                 mean = total / gradient.shape[across]
                 sums = units.add_(mean).unsqueeze(across)
             values.addcmul_(gradient, 1 / (sums.sqrt() + self.rule.eps), value=-lr)

@@ -6,7 +6,7 @@ import torch
 from ist_hpc.models import layers
 from ist_hpc.models.layers import Layer
 from ist_hpc.runtime.devices import CPU
-from ist_hpc.training.evaluation.of_checkpoint import full_network
+from ist_hpc.training.evaluation import full_network
 from tests.helpers.alone import Alone
 from tests.helpers.live_bytes import LiveBytes
 

@@ -15,7 +15,7 @@ from ist_hpc.common.errors import InputError
 from ist_hpc.data.csr import Csr
 from ist_hpc.data.sparse_rows import SparseRows
 from ist_hpc.models.perceptrons.many_labels import ranked_bytes
-from ist_hpc.training.evaluation.of_checkpoint import ranking
+from ist_hpc.training.evaluation import ranking
 from ist_hpc.training.evaluation.ranking import (
     RankingMetrics,
     TopLabels,

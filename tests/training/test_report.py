@@ -47,11 +47,12 @@ def test_rows_say_where_the_run_is_and_what_was_spent(folder, schedule):
     done = report.add_round(PROGRESS, reading(), lr=0.1, given_up=False)
     skipped = report.add_round(PROGRESS, reading(), lr=0.1, given_up=True)
     saved = report.add_visit(PROGRESS, reading(), test=None)
-    tested = report.add_visit(PROGRESS, reading(), test={"accuracy": 0.5})
+    tested = report.add_visit(PROGRESS, reading(), test={"accuracy": 0.5}, test_rows=90)
     assert done == {"kind": "round", **POSITION, "loss": 1.5, "lr": 0.1, **SPENT}
     assert skipped == done | {"skipped": True}
     assert saved == {"kind": "save", **POSITION, **SPENT, "peak_rss_mib": [50.0, 50.0]}
-    assert tested == saved | {"kind": "evaluation", "test": {"accuracy": 0.5}}
+    found = {"test": {"accuracy": 0.5}, "test_rows": 90}
+    assert tested == saved | {"kind": "evaluation", **found}
     assert list(folder.metrics.rows()) == [done, skipped, saved, tested]
 
 

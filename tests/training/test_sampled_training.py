@@ -94,6 +94,19 @@ def test_a_round_that_is_given_up_gives_nothing_back(place):
     assert not start["parameters/out.weight"].any()  # as it began
 
 
+def test_a_part_of_the_rows_is_evaluated_but_at_the_end(place):
+    settings = ["train.rounds=4", "evaluate.every_rounds=2", "evaluate.rows=40"]
+    train(place, "part", *settings)
+    found = [row for row in rows_of(place, "part") if row["kind"] == "evaluation"]
+    assert [row["test_rows"] for row in found] == [40, 150]
+    command = ["-m", "ist_hpc.evaluate", "runs/part", "--data", "data"]
+    done = run_python(command, cwd=place)
+    assert f"precision at 1: {found[-1]['test']['precision_at_1']:.4f}" in done.stdout
+    # P@1 of 40 rows is a multiple of 1/40.
+    share = found[0]["test"]["precision_at_1"] * 40
+    assert share == pytest.approx(round(share))
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -113,15 +114,19 @@ class HomeNetwork:
         return merge_top(self._side_by_side(values), self._side_by_side(indices), k)
 
     def predict(
-        self, rows: CommonRows, batch_rows: int, metrics: Metrics
+        self,
+        rows: CommonRows,
+        batch_rows: int,
+        metrics: Metrics,
+        chosen: npt.NDArray[np.int64] | None = None,
     ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Yield (first row, predictions) of a whole split, a batch at a time. Collective.
+        """Yield (first row, predictions) of a split, a batch at a time. Collective.
 
         Predictions are `logits`, `predicted` and, for classes, `labels`, on the CPU; they are added
         to `metrics`. For sets of labels the first two are [rows, k], with the largest k of the
-        metrics.
+        metrics. `chosen` rows, ascending; by default all.
         """
-        for indices, (features, labels) in rows.batches(batch_rows):
+        for indices, (features, labels) in rows.batches(batch_rows, chosen):
             if isinstance(metrics, RankingMetrics):
                 assert isinstance(labels, SparseRows)
                 values, predicted = self.top(features, max(metrics.top))
@@ -143,12 +148,13 @@ class HomeNetwork:
         batch_rows: int,
         metrics: Metrics,
         given_up: Callable[[], bool] = lambda: False,
+        chosen: npt.NDArray[np.int64] | None = None,
     ) -> dict[str, float]:
-        """The metrics of a whole split; the same on all ranks. Collective.
+        """The metrics of a split, or of its `chosen` rows; the same on all ranks. Collective.
 
         Empty if `given_up`, called after each batch, says so on all ranks.
         """
-        for _ in self.predict(rows, batch_rows, metrics):
+        for _ in self.predict(rows, batch_rows, metrics, chosen):
             if given_up():
                 return {}
         return metrics.result()
