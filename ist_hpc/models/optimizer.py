@@ -279,6 +279,11 @@ class RowwiseAdagrad(Optimizer):
             squares.add_(_sums_of_squares(gradient, across).div_(count))
         weight.addcmul_(gradient, self._factor(squares), value=-lr)
 
+    def row_update_bytes(self, spec: TensorSpec, elements: int) -> int:
+        """With the squares of a slab of rows, which are added up; see the base class."""
+        squares = 0 if spec.demanded is not None else min(elements, _SLAB_ELEMENTS)
+        return super().row_update_bytes(spec, elements) + squares * ELEMENT_BYTES
+
     def _step_columns(
         self, weight: Tensor, gradient: ColumnGradient, slots: Slots, lr: float, trained: int
     ) -> None:

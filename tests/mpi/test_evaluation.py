@@ -13,9 +13,9 @@ from ist_hpc.data.rows import CommonRows
 from ist_hpc.data.shards import Dataset, DatasetWriter
 from ist_hpc.models.norms import NORM_EPSILON
 from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
+from ist_hpc.training.evaluation import full_network
 from ist_hpc.training.evaluation.full_network import HomeNetwork
 from ist_hpc.training.evaluation.metrics import ClassificationMetrics
-from ist_hpc.training.evaluation import full_network
 
 INPUTS, SEED = 13, 5
 MODELS = {
