@@ -32,9 +32,10 @@ def test_step_takes_turns_with_a_bare_loop(tmp_path):
     assert min(figures["step_s"]) > 0
 
 
-def test_products_takes_turns_with_bare_products(tmp_path):
+@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax"])
+def test_products_takes_turns_with_bare_products(tmp_path, loss):
     sizes = ["model.inputs=90", "model.outputs=700", "model.hidden=[16]", "data.row_entries=5"]
-    kind = ["model.output_norm=none", "model.loss=softmax", "model.label_block=64"]
+    kind = ["model.output_norm=none", f"model.loss={loss}", "model.label_block=64"]
     figures = bench(tmp_path, "products", *sizes, *kind)
     names = ("step_s", "products_whole_s", "products_in_blocks_s", "ratio")
     assert all(len(figures[name]) == 2 and min(figures[name]) > 0 for name in names)
@@ -43,7 +44,13 @@ def test_products_takes_turns_with_bare_products(tmp_path):
 def test_products_are_of_many_labels(tmp_path):
     arguments = ["-m", "ist_hpc.bench", "products", "--config", ROOT / "configs/speech2.yaml"]
     line = one_error_line(run_python(arguments, cwd=tmp_path, check=False))
-    assert "bench products is of `model.loss: softmax` or `bce`" in line
+    assert "bench products is of `model.loss: softmax, bce, sampled_softmax`" in line
+
+
+def test_a_benchmark_says_that_it_needs_a_configuration(tmp_path):
+    done = run_python(["-m", "ist_hpc.bench", "plan"], cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "the following arguments are required: --config" in done.stderr
 
 
 def test_plan_needs_no_ranks(tmp_path):
