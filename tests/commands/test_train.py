@@ -71,7 +71,9 @@ class TestARun:
 
     def test_quickstart_on_one_process_makes_its_data(self, tmp_path):
         arguments = ["-m", "ist_hpc.train", "--name", "q", "--set", "train.epochs=2"]
-        run_python(arguments, cwd=tmp_path)
+        done = run_python(arguments, cwd=tmp_path)
+        assert done.stdout.startswith("test accuracy: 0.")
+        assert (tmp_path / "runs/q/STATUS").read_text().strip() == "finished"
         assert (tmp_path / "data" / "digits" / "meta.json").is_file()
         assert json.loads((tmp_path / "runs/q/summary.json").read_text())["ranks"] == 1
 
