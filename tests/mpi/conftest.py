@@ -29,6 +29,17 @@ def averages(world, request):
     )
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """What needs Horovod comes last: its thread takes as much as a core from when it is started."""
+
+    def place(item):
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        return [None, "MPI.Allreduce", "Horovod"].index(parameters.get("averages"))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(autouse=True)
 def limited(world):
     faulthandler.dump_traceback_later(LIMIT_S, exit=True, file=sys.__stderr__)
