@@ -161,11 +161,11 @@ class Oracle:
     def _paste(self, key: str, whole: Whole, units: dict[str, Tensor], thin: list[Tensor]) -> None:
         for part, new in zip(whole.parts(), thin, strict=True):
             new = new.t() if key in self.transposed and part.dim() == 2 else new
-            index = [
-                units[axis] if axis is not None else torch.arange(size)
-                for axis, size in zip(whole.axes_of(part), part.shape, strict=True)
-            ]
-            part[torch.meshgrid(*index, indexing="ij")] = new
+            at = torch.tensor(0)  # of each element of `new` in the flat part
+            for axis, size in zip(whole.axes_of(part), part.shape, strict=True):
+                own = units[axis] if axis is not None else torch.arange(size)
+                at = at.unsqueeze(-1) * size + own
+            part.view(-1)[at] = new
 
     def _step(
         self,
@@ -307,11 +307,10 @@ class Oracle:
         beta1, beta2 = self.rule.betas
         first.lerp_(gradient, 1 - beta1)
         second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        steps = torch.zeros_like(values)
-        roots = torch.ones_like(values)
-        for count in counts.unique().tolist():
-            steps[counts == count] = -lr / (1 - beta1**count)
-            roots[counts == count] = (1 - beta2**count) ** 0.5
+        updates = counts.long()  # at least 1
+        known = range(1, int(updates.max()) + 1) if updates.numel() else ()
+        steps = torch.tensor([0.0, *(-lr / (1 - beta1**count) for count in known)])[updates]
+        roots = torch.tensor([1.0, *((1 - beta2**count) ** 0.5 for count in known)])[updates]
         values += steps * first / (second.sqrt() / roots + self.rule.eps)
 
 

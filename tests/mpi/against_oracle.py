@@ -41,13 +41,13 @@ def rounds(
             [draw(rank, STEPS * index + i) for i in range(steps)]
             for rank in range(world.Get_size())
         ]
-        if world.Get_rank() == 0:
-            oracle.round(index, everyone, lr, trained)
-        _wait_asleep(world)
         algorithm.begin_round(index, everyone[world.Get_rank()], trained)
+        if world.Get_rank() == 0:  # steps send nothing: the others take theirs meanwhile
+            oracle.round(index, everyone, lr, trained)
         for features, labels in everyone[world.Get_rank()]:
             algorithm.step(features, labels, lr, trained)
             trained += 1
+        _wait_asleep(world)
         algorithm.end_round()
         known = oracle.numbers()
         world.Bcast(known.numpy())
@@ -87,7 +87,12 @@ def follow_averages(algorithm: IndependentSubnets, oracle: Oracle) -> None:
         slot, key = spec.key.split("/")
         own = [getattr(copy, _OF_ORACLE.get(slot, slot)) for copy in oracle.shared[key]]
         pairs.append((algorithm.shared_slots[spec.key], own))
+    found = [averaged for averaged, _ in pairs]
+    wanted = [torch.stack(own).mean(0) for _, own in pairs]
+    assert [tensor.shape for tensor in found] == [tensor.shape for tensor in wanted]
+    if pairs:
+        found, wanted = (torch.cat([t.flatten() for t in each]) for each in (found, wanted))
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
     for averaged, own in pairs:
-        torch.testing.assert_close(averaged, torch.stack(own).mean(0), atol=1e-6, rtol=1e-6)
         for tensor in own:
             tensor.copy_(averaged)

@@ -60,12 +60,13 @@ def build(world, model: Model, config: OptimizerConfig, seed=3, buffer_mib=1.0, 
 def full(world, algorithm: IndependentSubnets, specs: tuple[TensorSpec, ...]) -> dict[str, Tensor]:
     """Every tensor in whole, on every rank; visits home. Collective."""
     algorithm.visit_home(with_slots=True)
-    whole = {}
-    for spec in specs:
-        blocks = world.allgather(algorithm.state[spec.key].place("home").detach().numpy().copy())
-        whole[spec.key] = torch.from_numpy(np.concatenate(blocks))
+    own = [algorithm.state[spec.key].place("home").detach().numpy().copy() for spec in specs]
+    blocks = zip(*world.allgather(own), strict=True)
     algorithm.leave_home()
-    return whole
+    return {
+        spec.key: torch.from_numpy(np.concatenate(of_ranks))
+        for spec, of_ranks in zip(specs, blocks, strict=True)
+    }
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

@@ -37,5 +37,5 @@ def test_ranks_equal_one_process_that_trains_the_subnets_in_turn(world, averages
     start = {spec.key: model.initial_shared(spec, SEED) for spec in model.shared}
     unchanged = [k for k, v in algorithm.shared.items() if np.array_equal(v.numpy(), start[k])]
     assert not unchanged
-    for tensor in algorithm.shared.values():
-        assert len(set(world.allgather(tensor.numpy().tobytes()))) == 1
+    shared = world.allgather([tensor.numpy().tobytes() for tensor in algorithm.shared.values()])
+    assert all(len(set(of_ranks)) == 1 for of_ranks in zip(*shared, strict=True))
