@@ -17,4 +17,5 @@ def block_bounds(size: int, ranks: int) -> Units:
 
 def block_of(size: int, ranks: int) -> Units:
     """The rank of the block of each unit in range(size); int64, shape [size]."""
-    return np.repeat(np.arange(ranks, dtype=np.int64), np.diff(block_bounds(size, ranks)))
+    bounds = block_bounds(size, ranks)
+    return np.repeat(np.arange(ranks, dtype=np.int64), bounds[1:] - bounds[:-1])

@@ -34,7 +34,8 @@ class Axis:
 
     def count(self, rank: int, ranks: int) -> int:
         """How many units `rank` trains, the same in every round."""
-        return max(int(np.diff(block_bounds(self.size, ranks))[rank]), min(self.least, self.size))
+        own = self.size // ranks + (rank < self.size % ranks)  # units of its block
+        return max(own, min(self.least, self.size))
 
 
 _NONE = np.empty(0, dtype=np.int64)
@@ -114,11 +115,11 @@ def deal(name: str, axis: Axis, ranks: int, seed: int, round_index: int) -> Deal
     order = random_streams.permutation(f"deal/{name}", seed, round_index, size)
     holder = np.empty(size, dtype=np.int64)
     holder[order] = block_of(size, ranks)
+    if min(axis.least, size) <= size // ranks:
+        return Deal(name, ranks, holder)
     ends = block_bounds(size, ranks)[1:]
     trained = np.array([axis.count(rank, ranks) for rank in range(ranks)], dtype=np.int64)
     more = trained - np.diff(ends, prepend=0)
-    if not more.any():
-        return Deal(name, ranks, holder)
     after = np.concatenate([np.arange(end, end + n) for end, n in zip(ends, more, strict=True)])
     units, takers = order[after % size].astype(np.int64), np.repeat(np.arange(ranks), more)
     by_unit = np.lexsort((takers, units))
