@@ -101,7 +101,7 @@ def test_many_labels_are_summed_in_float32(loss, bias):
     ("model", "rows"),
     [
         (MultiLayerPerceptron(300, [256, 256], 50), (torch.rand(64, 300), torch.arange(64) % 50)),
-        (VGG11([256, 256], 4), batch(64)),
+        (VGG11([128, 128], 4, [32, 64, *[128] * 2, *[256] * 4]), batch(64)),
     ],
     ids=["mlp", "vgg11"],
 )
