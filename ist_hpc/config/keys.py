@@ -326,6 +326,11 @@ def sections_of(model: ResnetConfig) -> tuple[int, ...]:
     return tuple(model.sections) or RESNET_SECTIONS
 
 
+def draws_labels(model: ModelConfig) -> bool:
+    """Whether a step trains labels that are drawn, and those of its rows, in place of all."""
+    return isinstance(model, MlpConfig) and model.loss == "sampled_softmax"
+
+
 def is_frozen(model: ModelConfig) -> bool:
     """Whether the convolutions before a perceptron stay as they are."""
     return isinstance(model, Vgg11Config) and model.freeze_body

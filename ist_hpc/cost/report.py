@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ist_hpc.common.errors import InputError
-from ist_hpc.config.keys import Config
+from ist_hpc.config.keys import Config, draws_labels
 from ist_hpc.cost import counts
 from ist_hpc.cost import memory as cost_memory
 from ist_hpc.cost.fits import fits
@@ -32,14 +32,11 @@ def plan_report(
         raise InputError(f"--memory-gb must be above 0, as in --memory-gb 16, got {memory_gb}")
     inputs, outputs, meta = _widths(config)
     from ist_hpc.cost import prediction
-    from ist_hpc.data.shards import Dataset
     from ist_hpc.models import networks
-    from ist_hpc.models.frequencies import label_frequencies
 
-    sparse = prediction.is_sparse(config, meta)
-    frequencies = None
-    if meta is not None and meta.shards.get("train"):
-        frequencies = label_frequencies(config.model, Dataset.open(config.data.path))
+    sparse, frequencies = prediction.is_sparse(config, meta), None
+    if draws_labels(config.model) and meta is not None and meta.shards.get("train"):
+        frequencies = _label_frequencies(config)
     model = networks.build(config.model, inputs, outputs, sparse, frequencies=frequencies)
     job = prediction.job_of(config, model, ranks, meta)
     exchanges = counts.exact_bytes(job, rounds)
@@ -88,6 +85,14 @@ def plan_report(
             most_ranks,
         )
     return report
+
+
+def _label_frequencies(config: Config) -> Any:
+    """How often the labels of the data occur (a tensor); other plans do not need HDF5."""
+    from ist_hpc.data.shards import Dataset
+    from ist_hpc.models.frequencies import label_frequencies
+
+    return label_frequencies(Dataset.open(config.data.path))
 
 
 def _widths(config: Config) -> tuple[int, int, Meta | None]:

@@ -4,18 +4,14 @@ import torch
 from torch import Tensor
 
 from ist_hpc.common.errors import InputError
-from ist_hpc.config.keys import MlpConfig, ModelConfig
 from ist_hpc.data.shards import Dataset
 
 
-def label_frequencies(config: ModelConfig, dataset: Dataset) -> Tensor | None:
+def label_frequencies(dataset: Dataset) -> Tensor | None:
     """The part of the training rows that has each label; float32 [labels]. Local.
 
-    None where the network has no use for it, or rows have one class. Raises `InputError` for data
-    that do not say it.
+    None where rows have one class. Raises `InputError` for data that do not say it.
     """
-    if not isinstance(config, MlpConfig) or config.loss != "sampled_softmax":
-        return None
     if not dataset.sparse:
         return None
     counts = dataset.label_counts()

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ist_hpc.checkpoint.pretrained import read_shared
 from ist_hpc.common.errors import InputError
-from ist_hpc.config.keys import Config, Vgg11Config, is_frozen, subnets_of
+from ist_hpc.config.keys import Config, Vgg11Config, draws_labels, is_frozen, subnets_of
 from ist_hpc.data import images
 from ist_hpc.data.rows import refuse_uncountable
 from ist_hpc.data.shards import Dataset
@@ -45,7 +45,8 @@ def open_data_and_model(config: Config, ranks: int) -> tuple[Dataset, Model]:
 def build_model(config: Config, dataset: Dataset, ranks: int) -> Model:
     """The configured model for the data; `InputError` if the configured widths differ."""
     subnets = subnets_of(config, ranks)
-    widths, frequencies = _widths(config, dataset), label_frequencies(config.model, dataset)
+    widths, draws = _widths(config, dataset), draws_labels(config.model)
+    frequencies = label_frequencies(dataset) if draws else None
     model = networks.build(config.model, *widths, dataset.sparse, subnets, frequencies)
     networks.refuse_other_rows(model, dataset.feature_shape, dataset.path)
     return model

@@ -21,6 +21,7 @@ from ist_hpc.exchange.exchanger import Exchanger
 from ist_hpc.exchange.staging import InPlace, Staging, ThroughHost
 from ist_hpc.models import networks, optimizer
 from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
+from ist_hpc.models.perceptrons.sampled_labels import Sampling
 from ist_hpc.runtime import devices
 from ist_hpc.runtime.devices import CPU
 from ist_hpc.runtime.run_folder.folder import RunFolder
@@ -35,6 +36,8 @@ from tests.mpi.helpers import INPUTS, OUTPUTS, batch, rule, same_bits, sparse_ba
 
 SEED, ROUNDS = 5, 5
 LABELS = {"output_norm": False, "loss": "softmax", "label_block": 2}
+SAMPLED = {"output_norm": False, "loss": "sampled_softmax", "sparse": True, "dropout": 0.25}
+SAMPLED |= {"sampling": Sampling(OUTPUTS, 2, torch.full((OUTPUTS,), 0.35))}
 CASES = {
     "dense, momentum": ({}, batch, rule(momentum=0.9)),
     "dense, adam": ({}, batch, rule(kind="adam", lr=0.01)),
@@ -42,6 +45,8 @@ CASES = {
     "sparse, adam": (LABELS | {"sparse": True}, sparse_batch, rule(kind="adam", lr=0.01)),
     "sparse, rowwise": (LABELS | {"sparse": True}, sparse_batch, rule(kind="rowwise_adagrad")),
     "bce": (LABELS | {"sparse": True, "loss": "bce"}, sparse_batch, rule(kind="adagrad")),
+    "sampled, rowwise": (SAMPLED, sparse_batch, rule(kind="rowwise_adagrad")),
+    "sampled, momentum": (SAMPLED, sparse_batch, rule(momentum=0.9)),
 }
 
 
@@ -72,9 +77,10 @@ def rounds(world, case, staging: Staging, buffer_mib: float, averages=None):
     algorithm.start_new()
     device, losses, reports = staging.device, [], []
     for index in range(ROUNDS):
-        reports.append(algorithm.begin_round(index))
-        for step in range(2):
-            rows = (to_device(part, device) for part in draw(world.Get_rank(), step + index))
+        batches = [draw(world.Get_rank(), step + index) for step in range(2)]
+        reports.append(algorithm.begin_round(index, batches, 2 * index))
+        for step, of_cpu in enumerate(batches):
+            rows = (to_device(part, device) for part in of_cpu)
             losses.append(algorithm.step(*rows, config.lr, 2 * index + step))
         algorithm.end_round()
         if index == 2:

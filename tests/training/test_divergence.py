@@ -23,10 +23,10 @@ build = algorithms.build
 def spoilt(*args):
     algorithm = build(*args)
     begin, whole, bad = algorithm.begin_round, algorithm.step, False
-    def begin_round(index):
+    def begin_round(index, *ahead):
         nonlocal bad
         bad = algorithm.rank == 1 and index in ROUNDS
-        return begin(index)
+        return begin(index, *ahead)
     def step(*args):
         return whole(*args) * (float("nan") if bad else 1)
     algorithm.begin_round, algorithm.step = begin_round, step

@@ -6,7 +6,7 @@ sum is divided by it, so that the sum is on average that of all labels. (docs/de
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ class Sampling:
     labels: int
     negatives: int
     frequencies: Tensor | None = None
+    _on: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def drawn(self, seed: int, step: int) -> npt.NDArray[np.int64]:
         """The labels that a step draws: a function of seed and step alone; int64 [negatives]."""
@@ -50,12 +51,18 @@ class Sampling:
         rows    of a batch: B
         Returns float64 [n].
         """
-        assert self.frequencies is not None, "made to be trained"
-        frequency = self.frequencies.to(labels.device)[labels].double()
+        frequency = self._frequencies_on(labels.device)[labels].double()
         others = torch.full_like(frequency, rows - 1)
         not_drawn = self.negatives * torch.log1p(torch.full_like(frequency, -1 / self.labels))
         absent = not_drawn + torch.special.xlog1py(others, -frequency)
         return torch.log(-torch.expm1(absent))
+
+    def _frequencies_on(self, device: torch.device) -> Tensor:
+        """The frequencies on a device, where they are copied once."""
+        assert self.frequencies is not None, "made to be trained"
+        if device not in self._on:
+            self._on[device] = self.frequencies.to(device)
+        return self._on[device]
 
     def expected_labels(self, rows: int, steps: int) -> float:
         """How many labels so many steps train together, on average, each with a batch of `rows`.
