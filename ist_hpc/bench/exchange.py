@@ -15,7 +15,7 @@ from ist_hpc.bench.report import slowest, spread, table
 from ist_hpc.common.commandline import add_configuration, count
 from ist_hpc.common.errors import InputError
 from ist_hpc.config import loading
-from ist_hpc.config.keys import Config
+from ist_hpc.config.keys import Config, draws_labels
 from ist_hpc.cost import prediction
 from ist_hpc.exchange.exchanger import Exchanger, allocate_home
 from ist_hpc.exchange.placement import at_round, home
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns the figures, the same on all ranks. Collective."""
     comm = runtime.comm
-    config = check_on_all(comm, lambda: load(arguments.config, arguments.set))
+    config = check_on_all(comm, lambda: load_dealt(arguments.config, arguments.set))
     assert config.model.inputs is not None
     assert config.model.outputs is not None
     sparse = prediction.is_sparse(config, None)
@@ -100,6 +100,17 @@ def load(path: Any, settings: list[str]) -> Config:
     if config.model.inputs is None or config.model.outputs is None:
         raise InputError(
             f"a benchmark uses no data, so `model.inputs` and `model.outputs` must be in {path}"
+        )
+    return config
+
+
+def load_dealt(path: Any, settings: list[str]) -> Config:
+    """As `load`, of a network whose exchange follows from deals alone. Raises `InputError`."""
+    config = load(path, settings)
+    if draws_labels(config.model):
+        raise InputError(
+            "this benchmark is of exchanges that follow from the seed; with `model.loss: "
+            "sampled_softmax` ranks ask for the rows that they use: see bench/amazon_sampled.sh"
         )
     return config
 

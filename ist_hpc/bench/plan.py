@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ist_hpc.bench.exchange import load
+from ist_hpc.bench.exchange import load_dealt
 from ist_hpc.bench.report import spread, table
 from ist_hpc.common.commandline import add_configuration, count
 from ist_hpc.cost import prediction
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns seconds and pieces by number of ranks. Local."""
-    config = load(arguments.config, arguments.set)
+    config = load_dealt(arguments.config, arguments.set)
     sparse = prediction.is_sparse(config, None)
     model = networks.build(
         config.model, config.model.inputs or 0, config.model.outputs or 0, sparse

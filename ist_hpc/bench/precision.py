@@ -42,9 +42,10 @@ def run(runtime: Runtime, arguments: argparse.Namespace) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with ExitStack() as stack:
         trainers = {}
+        steps_in_all = arguments.steps * (arguments.rounds + 2)
         for name in names:
             own = replace(config, train=replace(config.train, precision=name))
-            trainers[name] = stack.enter_context(trainer_in_a_round(runtime, own))
+            trainers[name] = stack.enter_context(trainer_in_a_round(runtime, own, steps_in_all))
 
         def steps(trainer: Trainer) -> None:
             trainer.local_steps(arguments.steps)

@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 
 _MOST_HOSTS = 8  # named in a message
 # Widths are compared separately, and channels after their defaults are filled in. A block concerns
-# memory and speed. The source of convolutions, whether they are trained, and how many blocks a rank
-# trains may change.
+# memory and speed. These may change: the source of convolutions, whether they are trained, how many
+# blocks a rank trains, how many labels a step draws and units it leaves out; and what only
+# the start of a run depends on.
 _NOT_OF_THE_MODEL = frozenset(
-    ("inputs", "outputs", "channels", "label_block", "body_from", "freeze_body", "min_blocks")
+    (
+        *("inputs", "outputs", "channels", "label_block", "body_from", "freeze_body"),
+        *("min_blocks", "negatives", "dropout", "output_start"),
+    )
 )
 
 

@@ -235,7 +235,8 @@ class EvaluateConfig:
     rows: Size = key(
         None,
         "test rows of an evaluation in the course of the run, drawn by the seed; at the end, and "
-        "by python -m ist_hpc.evaluate, all are evaluated. null: always all",
+        "by python -m ist_hpc.evaluate, all are evaluated, of which alone the best is kept. null: "
+        "always all",
     )
     top: Annotated[list[Annotated[Whole, Ge(1), Le(MOST_TOP)]], MinLen(1)] = key(
         [1, 3, 5], "k of P@k, nDCG@k and PSP@k, for sets of labels"

@@ -1,7 +1,8 @@
 """The cost of a run, computed before it starts: bytes of a round, operations of a step.
 
-Everything is counted from shapes and deals: no MPI, no torch, no data. Bytes are what the exchange
-passes to Alltoallv, exactly; operations are those of the matrix products. The same is counted for
+Everything is counted from shapes and deals: no MPI, no data but how often labels occur. Bytes are
+what the exchange passes to Alltoallv, exactly but for rows that ranks ask for, which are counted as
+many as they are on average; operations are those of the matrix products. The same is counted for
 data parallel training and for local SGD, where every rank holds the whole model and averages by a
 ring allreduce. memory.py counts what a rank holds.
 """
@@ -127,7 +128,7 @@ class Job:
         }
 
     @property
-    def asked(self) -> dict[str, float]:
+    def rows_asked_for(self) -> dict[str, float]:
         """Rows that a rank asks for in a round, on average, by name of the demand."""
         return {name: float(len(demand.rows)) for name, demand in self.demands.items()}
 
@@ -248,7 +249,7 @@ def data_parallel_bytes(job: Job) -> float:
 
     One allreduce of the gradient per step, and one of running statistics at the end.
     """
-    weights = _updated_elements(job, steps=1, with_slots=False)
+    weights = sum(averaged_elements(job, steps=1, with_slots=False))
     gradient = allreduce_bytes(weights - job.untrained_elements, job.ranks)
     statistics = allreduce_bytes(job.untrained_elements - job.frozen_elements, job.ranks)
     return job.local_steps * gradient + statistics
@@ -257,24 +258,32 @@ def data_parallel_bytes(job: Job) -> float:
 def local_sgd_bytes(job: Job) -> float:
     """Bytes that a rank receives in a round of local SGD: an allreduce of weights and slots.
 
-    Slots only if they are carried. Where labels are sampled, the rows that some rank trained.
+    Slots only if they are carried. Where labels are sampled, at most the rows that ranks train.
     """
-    averaged = _updated_elements(job, job.local_steps, with_slots=job.carry)
+    averaged = sum(averaged_elements(job, job.local_steps, with_slots=job.carry))
     slots = job.shared_slot_elements if job.carry else 0
     return allreduce_bytes(averaged - job.frozen_elements + slots, job.ranks)
 
 
-def _updated_elements(job: Job, steps: int, with_slots: bool) -> float:
-    """Weights that steps of all ranks update, on average; with slots of the partitioned ones."""
-    rows, total = job.ranks * job.batch_size, float(job.shared_elements)
+def averaged_elements(job: Job, steps: int, with_slots: bool) -> tuple[float, float]:
+    """Elements that ranks with whole models average after so many steps: (whole tensors, rows).
+
+    Where labels are sampled, of weights that are updated row by row, and their slots, at most the
+    rows that steps of all ranks use; else all are whole tensors. Slots of shared weights are left
+    out.
+    """
+    rows, whole, of_rows = job.ranks * job.batch_size, float(job.shared_elements), 0.0
+    by_row = job.model.row_gradient_keys if job.model.expected_demands(1, 1) else ()
     names = job.rule.slot_names(has_two_axes=False) if with_slots else ()
     for spec in job.weights:
         part = job.model.updated_part(spec, rows, steps, job.row_entries)
-        total += part * elements(spec)
-        for slot in (job.rule.slot_spec(name, spec) for name in names):
-            by_row = slot.shape == spec.shape or slot.is_number_a_row
-            total += (part if by_row else 1) * elements(slot)
-    return total
+        for tensor in (spec, *(job.rule.slot_spec(name, spec) for name in names)):
+            is_alike = tensor.shape == spec.shape or tensor.is_number_a_row
+            if spec.key in by_row and is_alike:
+                of_rows += part * elements(tensor)
+            else:
+                whole += elements(tensor)
+    return whole, of_rows
 
 
 def subnets_through_server_bytes(job: Job) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ist_hpc.common.decimals import whole_from
 from ist_hpc.common.sizes import ELEMENT_BYTES
-from ist_hpc.cost.counts import Job
+from ist_hpc.cost.counts import Job, averaged_elements
 from ist_hpc.exchange.held_bytes import (
     exchange_buffers,
     held_bytes,
@@ -53,11 +53,12 @@ class Memory:
         Rows stay on the host; buffers are on both, pinned on the host. A checkpoint's home blocks
         are copied to the host tensor by tensor, but counted here all at once.
         """
-        on_host = ("window", "calibration", "buffers")
+        on_host = ("window", "calibration", "batches", "buffers")
         host = max(sum(items.get(name, 0) for name in on_host) for items in self.phases.values())
         host += self.phases.get("checkpoint", {}).get("home_copies", 0)
+        of_host_alone = ("window", "calibration", "batches")
         gpu = max(
-            sum(size for name, size in items.items() if name not in ("window", "calibration"))
+            sum(size for name, size in items.items() if name not in of_host_alone)
             for items in self.phases.values()
         )
         return host, gpu
@@ -127,12 +128,14 @@ def replica_memory(job: Job, averages_gradient: bool) -> Memory:
     """Memory of a rank that holds the whole model, in a step: data parallel and local SGD.
 
     Data parallel training averages the gradient, which is therefore a whole tensor even with sparse
-    rows. Without Horovod's fusion buffer, and without an evaluation, which adds activations.
+    rows; where labels are sampled, the rows that some rank uses, of which each rank has its own,
+    too. Without Horovod's fusion buffer, and without an evaluation, which adds activations.
     """
     weights = job.weight_elements * ELEMENT_BYTES
     slots = (job.replica_slot_elements + job.shared_slot_elements) * ELEMENT_BYTES
     if averages_gradient:
-        gradient = weights - job.frozen_elements * ELEMENT_BYTES
+        whole, of_rows = averaged_elements(job, steps=1, with_slots=False)
+        gradient = round(whole - job.frozen_elements + 2 * of_rows) * ELEMENT_BYTES
     else:
         gradient = job.model.gradient_bytes(job.batch_size, 1, job.row_entries)
     step = {

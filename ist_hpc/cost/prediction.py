@@ -101,10 +101,13 @@ def memory_of(config: Config, job: counts.Job) -> cost_memory.Memory:
     if job.ranks > 1 and train.algorithm == "ddp":  # a gradient before it is in its bucket
         step["buffers"] = max(elements(spec) for spec in job.weights) * ELEMENT_BYTES
     elif job.ranks > 1 and averages:
-        half = job.weight_elements * ELEMENT_BYTES // 2 if train.compression == "fp16" else 0
+        averaged = sum(counts.averaged_elements(job, steps=1, with_slots=False))
+        half = round(averaged) * ELEMENT_BYTES // 2 if train.compression == "fp16" else 0
         step["buffers"] = cost_memory.fusion_bytes() + half
     elif job.ranks > 1:
-        phases["average"] = {**held, "buffers": cost_memory.fusion_bytes()}
+        _, of_rows = counts.averaged_elements(job, job.local_steps, with_slots=job.carry)
+        gathered = round(of_rows) * ELEMENT_BYTES
+        phases["average"] = {**held, "buffers": cost_memory.fusion_bytes() + gathered}
     return cost_memory.Memory(phases)
 
 

@@ -130,7 +130,9 @@ def _ist_bytes(job: counts.Job, exchanges: Sequence[counts.ExchangeBytes]) -> di
     received = [int(value) for exchange in between for value in exchange.received]
     totals = [exchange.total for exchange in between]
     return {
-        "expected_a_rank": counts.expected_bytes(job.exchanged, job.ranks, asked=job.asked),
+        "expected_a_rank": counts.expected_bytes(
+            job.exchanged, job.ranks, asked=job.rows_asked_for
+        ),
         "exact_a_rank": _spread(received),
         "exact_all_ranks": _spread(totals),
         "averaging_a_rank": counts.averaging_bytes(job),

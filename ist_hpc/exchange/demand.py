@@ -7,7 +7,6 @@ units in the round, and gives them back at its end. A row that several ranks ask
 units on each of them, so an element has one writer, as ever.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,16 +46,6 @@ class Demand:
 def split_by_home(rows: Units, size: int, ranks: int) -> list[Units]:
     """Ascending global rows by the rank that has them at home."""
     return np.split(rows, np.searchsorted(rows, block_bounds(size, ranks)[1:-1]))
-
-
-def demand_of(rank: int, size: int, rows: Sequence[Units]) -> Demand:
-    """The demand of a rank, from what each rank asks for. Local.
-
-    rows  of each rank: global, ascending, each once; int64
-    """
-    by_home = [split_by_home(asked, size, len(rows)) for asked in rows]
-    counts = np.array([[len(part) for part in parts] for parts in by_home], dtype=np.int64)
-    return Demand(rank, size, rows[rank], tuple(parts[rank] for parts in by_home), counts)
 
 
 def evenly(rank: int, size: int, ranks: int, rows: int) -> Demand:

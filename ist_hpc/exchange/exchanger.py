@@ -3,7 +3,7 @@
 `exchange` moves every element from its holder in one placement to its holder in another: the next
 round, evaluation, checkpoint and resume all use this operation. It needs one packed buffer per
 peer, one Alltoallv per chunk, no metadata and no handshake (paper, section 3.2, without its
-coordinator).
+coordinator). Only rows that a rank needs by its batches are asked for (`ask`), and given back.
 """
 
 import time
@@ -109,7 +109,8 @@ class Exchanger:
 
         Of a number a row, of which several ranks have one, the home takes s + the sum over these
         ranks, ascending, of (units / all units) x (s_rank - s): what each changed, by the part of
-        the units that it has. Does nothing for one rank, which has demanded tensors at home.
+        the units that it has. These numbers go in one call, whatever the buffer limit. Does nothing
+        for one rank, which has demanded tensors at home.
         """
         begin = time.perf_counter()
         plan = plan_giving_back(specs, placement, self.rank, self.buffer_bytes)

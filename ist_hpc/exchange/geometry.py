@@ -2,7 +2,8 @@
 
 For a pair of ranks (s, q) the elements that s holds before and q holds after are, for one tensor, a
 few rectangles (rows x columns): one where one dimension is dealt, up to 1 + 2N where both are.
-Both sides derive the same rectangles in the same order from the two placements alone.
+Both sides derive the same rectangles in the same order from the two placements alone, and of
+demanded rows from what the ranks asked for.
 """
 
 from collections.abc import Iterator

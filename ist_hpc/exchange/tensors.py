@@ -54,7 +54,7 @@ def zeros_at(
         if placement.keeps_home_block(spec):
             held.home = torch.zeros(spec.home_shape(rank, placement.ranks), device=device)
         if not placement.is_home:
-            held.subnet = torch.zeros(spec.subnet_shape(rank, placement.ranks), device=device)
+            held.subnet = torch.zeros(placement.subnet_shape(spec, rank), device=device)
         state[spec.key] = held
     return state
 

@@ -196,7 +196,8 @@ class Trainer:
         losses = []
         for _ in range(steps):
             with meter.timing("data"):
-                batch = self._drawn.popleft() if self._drawn else self._stream.next_batch()
+                ahead = self.algorithm.looks_ahead
+                batch = self._drawn.popleft() if ahead else self._stream.next_batch()
                 features, labels = (to_device(part, device) for part in batch)
             with meter.timing("train"):
                 self._lr = learning_rate(self.config.optimizer, self._schedule.epoch(progress))
@@ -249,8 +250,10 @@ class Trainer:
             if evaluate:
                 evaluated_s = -time.monotonic()
                 self._result = self._home.evaluate(network, self._asked_to_stop, self._at_end())
-                best = self._result.get(self._home.metric, -1.0)
-                self.progress.best = max(self.progress.best, best)
+                # Of a part of the rows it would not be comparable with the end's.
+                if self._home.rows_of(self._at_end()) == self._home.rows_of(at_end=True):
+                    best = self._result.get(self._home.metric, -1.0)
+                    self.progress.best = max(self.progress.best, best)
                 self.progress.owes_evaluation = not self._result
                 evaluated_s += time.monotonic()
         if save:

@@ -1,5 +1,6 @@
 """Rows that ranks ask for come from their homes and go back, at many sizes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ist_hpc.exchange.demand import demand_of, evenly
+from ist_hpc.exchange.demand import Demand, evenly, split_by_home
 from ist_hpc.exchange.exchanger import Exchanger, allocate_home, drop_home_copies
 from ist_hpc.exchange.giving_back import giving_back_counts
 from ist_hpc.exchange.placement import Axis, Placement, TensorSpec, at_round, home
@@ -27,6 +28,13 @@ def layer(units: int, labels: int) -> tuple[dict[str, Axis], tuple[TensorSpec, .
         TensorSpec("momentum/out", (labels, units), (None, "hidden"), **rows),
         TensorSpec("squares/out", (labels,), (None,), mean_over="hidden", **rows),
     )
+
+
+def demand_of(rank: int, size: int, rows: Sequence[np.ndarray]) -> Demand:
+    """The demand of a rank, from what each rank asks for."""
+    by_home = [split_by_home(asked, size, len(rows)) for asked in rows]
+    counts = np.array([[len(part) for part in parts] for parts in by_home], dtype=np.int64)
+    return Demand(rank, size, rows[rank], tuple(parts[rank] for parts in by_home), counts)
 
 
 def with_demand(placement: Placement, rank: int, labels: int, rows) -> Placement:

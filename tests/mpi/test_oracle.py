@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ist_hpc.exchange.held_bytes import trained_bytes
 from ist_hpc.models.perceptrons.mlp import MultiLayerPerceptron
 from ist_hpc.models.perceptrons.sampled_labels import Sampling
 from tests.helpers.oracle import Oracle
@@ -74,6 +75,38 @@ def test_with_sampled_labels_too(world, config):
         if index in (2, 3, ROUNDS - 1):
             whole = full(world, algorithm, (*model.specs, *algorithm.slot_specs))
     assert_equal(whole, oracle, algorithm)
+
+
+def test_a_round_that_is_given_up_leaves_no_row_that_was_asked_for(world):
+    """The run is as one without the round; what was kept to undo it is what was trained."""
+    outputs, density = 60, 0.02
+    sampling = Sampling(outputs, 3, torch.full((outputs,), density))
+    options = {"output_norm": False, "loss": "sampled_softmax", "sampling": sampling}
+    model = MultiLayerPerceptron(INPUTS, [11], outputs, sparse=True, **options)
+    config, wholes = SAMPLED_RULES["rowwise adagrad, carried"], []
+    for given_up in ([1], []):
+        algorithm = build(world, model, config, SEED)
+        specs = (*model.specs, *algorithm.slot_specs)
+        for index in (0, *given_up, 2, 3):
+            steps = range(STEPS * index, STEPS * (index + 1))
+            drawn = [
+                sparse_batch(world.Get_rank(), step, 8 if index else 3, outputs, density)
+                for step in steps
+            ]
+            algorithm.begin_round(index, drawn, steps[0])
+            algorithm.keep_round()
+            kept = sum(tensor.nbytes for tensor in algorithm._kept)
+            assert kept == trained_bytes(specs, algorithm.placement, world.Get_rank())
+            for step, batch_of_step in zip(steps, drawn, strict=True):
+                algorithm.step(*batch_of_step, config.lr, step)
+            if index in given_up:
+                algorithm.undo_round()
+            else:
+                algorithm.forget_kept()
+                algorithm.end_round()
+        wholes.append(full(world, algorithm, specs))
+    for key, tensor in wholes[0].items():
+        assert torch.equal(tensor, wholes[1][key]), key
 
 
 def test_middle_layers_are_idle_in_part(world):

@@ -83,8 +83,26 @@ def test_bytes_of_a_run_are_about_those_of_the_plan(place):
     assert np.mean(received[1:]) == pytest.approx(planned["exact_all_ranks"]["mean"], rel=0.05)
 
 
+def test_a_resume_on_more_ranks_or_by_local_sgd_has_what_was_saved(place):
+    """Weights and numbers of labels go to other homes, and to whole copies."""
+    settings = ["train.rounds=2", "checkpoint.every_rounds=1", "checkpoint.keep=9"]
+    train(place, "moved", *settings)
+    before = tensors_of(place, "moved", 2)
+    for number, (ranks, algorithm) in enumerate([(3, "ist"), (2, "local_sgd"), (1, "ist")], 3):
+        more = [f"train.algorithm={algorithm}", f"train.rounds={number}", "optimizer.lr=0"]
+        train(place, "moved", *settings[1:], *more, ranks=ranks)
+        after = tensors_of(place, "moved", number)
+        for key in ("parameters/out.weight", "parameters/fc1.weight"):
+            np.testing.assert_allclose(after[key], before[key], atol=1e-6, err_msg=key)
+        numbers = "optimizer/squares/out.weight"
+        assert after[numbers].shape == (400,)
+        assert (after[numbers] >= before[numbers] * (1 - 1e-6)).all()
+        assert not np.array_equal(after[numbers], before[numbers])  # of the labels of the round
+        before = after
+
+
 def test_a_round_that_is_given_up_gives_nothing_back(place):
-    """A step that blows up leaves home blocks and slots as the round before had them."""
+    """A step that blows up leaves home blocks as the round before had them."""
     settings = ["train.on_nan=skip_round", "checkpoint.every_rounds=1", "train.rounds=2"]
     settings += ["optimizer.kind=sgd", "optimizer.lr=1e30", "evaluate.every_epochs=0"]
     train(place, "given-up", *settings, check=False)

@@ -45,7 +45,8 @@ class Sampling:
     def log_chances(self, labels: Tensor, rows: int) -> Tensor:
         """The log of each label's chance to be trained in a step, by a row that does not have it.
 
-        1 - (1 - 1/L)^K (1 - f)^(B - 1): it is drawn, or one of the other rows of the batch has it.
+        1 - (1 - 1/L)^K (1 - f)^(B - 1): it is drawn, or one of the other rows of the batch has it,
+        whose labels are as frequent as those of all training rows.
 
         labels  int64 [n]
         rows    of a batch: B
@@ -69,10 +70,12 @@ class Sampling:
 
         Without frequencies as if rows had 5 labels, and all were equally frequent: then it is more.
         """
+        if self.labels == 1:
+            return 1.0
         frequency = self.frequencies
         if frequency is None:
             frequency = torch.tensor([min(1.0, _ROW_LABELS / self.labels)])
-        not_drawn = self.negatives * steps * math.log1p(-1 / self.labels) if self.labels > 1 else 0
+        not_drawn = self.negatives * steps * math.log1p(-1 / self.labels)
         absent = not_drawn + torch.special.xlog1py(float(rows * steps), -frequency.double())
         return float(-torch.expm1(absent).mean()) * self.labels
 

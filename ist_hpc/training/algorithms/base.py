@@ -97,7 +97,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def end_round(self) -> None:
-        """Bring the shared weights together. Collective."""
+        """Bring together what the ranks share, and bring home what lies there. Collective."""
 
     def _step_alone(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
         """A step on this rank's own gradients. Local."""

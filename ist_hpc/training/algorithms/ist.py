@@ -100,6 +100,7 @@ class IndependentSubnets(Algorithm):
         """
         target = at_round(self.model.axes, self.ranks, self.seed, round_index)
         asking = ExchangeReport()
+        self._let_go_of_demanded()  # of a round that was given up
         if self.looks_ahead:
             target, asking = self._with_demands(target, batches, trained)
         self._weights, self._slots = {}, {}  # so that the exchange can free the old subnets
@@ -108,6 +109,14 @@ class IndependentSubnets(Algorithm):
         self.placement = target
         self._bind_tensors()
         return asking + report
+
+    def _let_go_of_demanded(self) -> None:
+        """Free the rows that a round held by demand. Local."""
+        for spec in (*self.model.specs, *self.slot_specs) if self.looks_ahead else ():
+            if spec.demanded is not None:
+                self.state[spec.key].subnet = None
+                self._weights.pop(spec.key, None)
+                self._slots.pop(spec.key, None)
 
     def _with_demands(
         self, placement: Placement, batches: Sequence[Batch], trained: int
@@ -180,6 +189,7 @@ class IndependentSubnets(Algorithm):
             with self.meter.timing("exchange"):
                 report = self.exchanger.give_back(specs, self.placement, self.state)
             self.meter.count_exchange(report)
+            self._let_go_of_demanded()
 
     def visit_home(self, with_slots: bool) -> ExchangeReport:
         """Exchange home, keeping the subnets. Collective."""
