@@ -273,13 +273,12 @@ def averaged_elements(job: Job, steps: int, with_slots: bool) -> tuple[float, fl
     out.
     """
     rows, whole, of_rows = job.ranks * job.batch_size, float(job.shared_elements), 0.0
-    by_row = job.model.row_gradient_keys if job.model.expected_demands(1, 1) else ()
     names = job.rule.slot_names(has_two_axes=False) if with_slots else ()
     for spec in job.weights:
         part = job.model.updated_part(spec, rows, steps, job.row_entries)
         for tensor in (spec, *(job.rule.slot_spec(name, spec) for name in names)):
             is_alike = tensor.shape == spec.shape or tensor.is_number_a_row
-            if spec.key in by_row and is_alike:
+            if spec.key in job.model.averaged_by_row and is_alike:
                 of_rows += part * elements(tensor)
             else:
                 whole += elements(tensor)

@@ -73,6 +73,9 @@ def exchange_buffers(
     if not target.is_home:
         matrices = [spec for spec in specs if not spec.is_number_a_row]
         elements = max(elements, _elements(giving_back_counts(matrices, target), buffer_bytes))
+        numbers = giving_back_counts([spec for spec in specs if spec.is_number_a_row], target)
+        at_once = [with_slack(int(numbers.sum(axis=axis).max())) for axis in (0, 1)]
+        elements = max(elements, sum(at_once))
         settling = settling_buffers(specs, target, buffer_bytes)
         elements = max(elements, sum(map(with_slack, settling)))
     return elements * ELEMENT_BYTES

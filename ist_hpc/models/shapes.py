@@ -87,6 +87,14 @@ class Shapes:
         """The weights of which a step updates few rows, those of a `RowGradient`."""
         return ()
 
+    @property
+    def averaged_by_row(self) -> tuple[str, ...]:
+        """The weights of which ranks with whole models average only the rows that some rank used.
+
+        Where rows are demanded, all that have a `RowGradient`: other rows are equal on the ranks.
+        """
+        return self.row_gradient_keys if any(spec.demanded for spec in self.specs) else ()
+
     def row_gradients(
         self, rows: int, ranks: int, entries: float | None
     ) -> list[tuple[TensorSpec, int]]:

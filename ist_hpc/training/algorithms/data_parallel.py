@@ -57,7 +57,7 @@ class DataParallel(Replicas):
         """Give rank 0's shared weights to all ranks, and the weights to Horovod. Collective."""
         self._averages.broadcast(self.shared | self.shared_slots)
         if self._wraps and self._hvd is not None and self.device.type == "cpu":
-            whole = [key for key in self._slots if key not in self._by_rows]
+            whole = [key for key in self._slots if key not in self.model.averaged_by_row]
             parameters = [(key, self._weights[key].requires_grad_()) for key in whole]
             plain = _Update([{"params": [weight for _, weight in parameters]}])
             self._distributed = self._hvd.DistributedOptimizer(
@@ -66,7 +66,9 @@ class DataParallel(Replicas):
 
     def _step(self, features: Rows, labels: Rows, lr: float, trained: int) -> Tensor:
         """A step on the mean of the ranks' gradients. Collective."""
-        weights = {key: self._weights[key] for key in self._slots if key not in self._by_rows}
+        weights = {
+            key: self._weights[key] for key in self._slots if key not in self.model.averaged_by_row
+        }
         gradients: Gradients = {}
         if self._distributed is not None and self.model.differentiable:
             assert isinstance(features, Tensor)

@@ -48,7 +48,7 @@ class LocalSgd(DataParallel):
         self, round_index: int, batches: Sequence[Batch] = (), trained: int = 0
     ) -> ExchangeReport:
         """See the base class. Local."""
-        self._updated = {key: [] for key in self._by_rows}
+        self._updated = {key: [] for key in self.model.averaged_by_row}
         return super().begin_round(round_index, batches, trained)
 
     def _own_gradients(
@@ -75,15 +75,17 @@ class LocalSgd(DataParallel):
             super()._average()
             return
         self._differ = False
-        whole = [spec.key for spec in self.model.specs if spec.key not in self._by_rows]
+        whole = [
+            spec.key for spec in self.model.specs if spec.key not in self.model.averaged_by_row
+        ]
         tensors = [self._weights[key] for key in whole]
         tensors += [self.shared[spec.key] for spec in self.model.shared if spec.changes]
-        of_rows = [(self._weights[key], key) for key in sorted(self._by_rows)]
+        of_rows = [(self._weights[key], key) for key in sorted(self.model.averaged_by_row)]
         # counts of updates are the same on all ranks
         names = self.optimizer.slot_names(has_two_axes=False) if self.carry else ()
         for key, slots in self._slots.items():
             for slot in (slots[name] for name in names):
-                if key in self._by_rows and len(slot) == len(self._weights[key]):
+                if key in self.model.averaged_by_row and len(slot) == len(self._weights[key]):
                     of_rows.append((slot, key))
                 else:
                     tensors.append(slot)

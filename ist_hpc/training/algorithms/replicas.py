@@ -14,15 +14,14 @@ from torch import Tensor
 from ist_hpc.data.sparse_rows import Batch, Rows
 from ist_hpc.exchange.placement import TensorSpec
 from ist_hpc.exchange.tensors import Held, State
-from ist_hpc.models.base import Model
 from ist_hpc.models.gradients import Gradients
-from ist_hpc.models.optimizer import Optimizer, as_broadcast, slot_key
+from ist_hpc.models.optimizer import as_broadcast, slot_key
 from ist_hpc.models.shapes import SharedSpec
 from ist_hpc.runtime.meters import ExchangeReport
 from ist_hpc.training.algorithms.base import Algorithm, initial_shared
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
+    pass
 
 _PIECE_ELEMENTS = 1 << 22
 
@@ -37,21 +36,6 @@ class Replicas(Algorithm):
     """
 
     _whole_slots: dict[str, Tensor]  # those of `_slots` by slot key, as stored
-
-    def __init__(
-        self,
-        comm: "MPI.Comm",
-        model: Model,
-        optimizer: Optimizer,
-        device: torch.device,
-        seed: int,
-        carry: bool,
-    ) -> None:
-        super().__init__(comm, model, optimizer, device, seed, carry)
-        demands = any(spec.demanded for spec in model.specs)
-        # Of weights with demanded rows, and of others beside them, only the rows that a step uses
-        # are averaged: all others are equal on the ranks.
-        self._by_rows = frozenset(model.row_gradient_keys if demands else ())
 
     # The start.
 
